@@ -1,0 +1,68 @@
+"""The queue's settings, checked as a whole before any of them is used."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+MAX_TIMEOUT_S = 366 * 86400.0
+DEFAULT_MAX_RETRY_DELAY_S = 3600.0
+DEFAULT_RETENTION_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueConfig:
+    """Settings of one queue; times in seconds.
+
+    Raises:
+        ValueError: a value is of the wrong type or out of range; the text names it in words.
+    """
+
+    max_retries: int = 3
+    retry_delay: float = 5.0
+    task_timeout: float = 300.0
+    enable_priority: bool = True
+    queue_size_limit: int | None = None
+    max_retry_delay: float = DEFAULT_MAX_RETRY_DELAY_S
+    retry_jitter: float = 0.0
+    retention_s: float = DEFAULT_RETENTION_S
+
+    def __post_init__(self) -> None:
+        check_max_retries(self.max_retries)
+        check_seconds(self.retry_delay, "retry delay (retry_delay)", minimum=0.0)
+        check_timeout(self.task_timeout)
+        check_seconds(self.max_retry_delay, "retry delay limit (max_retry_delay)", minimum=0.0)
+        check_seconds(self.retry_jitter, "retry jitter (retry_jitter), a share of the delay,", minimum=0.0, maximum=1.0)
+        check_seconds(self.retention_s, "retention period (retention_s)", minimum=0.0)
+        if not isinstance(self.enable_priority, bool):
+            raise ValueError(f"enable_priority must be True or False, got {self.enable_priority!r}")
+        if self.queue_size_limit is not None:
+            check_whole(self.queue_size_limit, "queue size limit (queue_size_limit)", minimum=1)
+
+
+def check_timeout(value: Any) -> None:
+    """A task timeout in seconds: positive and finite."""
+    check_seconds(value, "task timeout (task_timeout)", minimum=0.0, exclusive=True)
+
+
+def check_max_retries(value: Any) -> None:
+    """The number of retries after the first attempt: 0 or more."""
+    check_whole(value, "retry count (max_retries)", minimum=0)
+
+
+def check_whole(value: Any, name: str, *, minimum: int, maximum: int | None = None) -> None:
+    """Refuse what is not a whole number in range; True and False are no numbers."""
+    if type(value) is bool or not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < minimum or (maximum is not None and value > maximum):
+        span = f"{minimum} or more" if maximum is None else f"{minimum} to {maximum}"
+        raise ValueError(f"{name} must be {span}, got {value!r}")
+
+
+def check_seconds(
+    value: Any, name: str, *, minimum: float, maximum: float = MAX_TIMEOUT_S, exclusive: bool = False
+) -> None:
+    """Refuse what is not a finite number in range; True and False are no numbers."""
+    if type(value) is bool or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if value < minimum or value > maximum or (exclusive and value == minimum):
+        raise ValueError(f"{name} must be {'above' if exclusive else 'from'} {minimum:g}, up to {maximum:g}, got {value!r}")

@@ -1,0 +1,80 @@
+"""What went wrong, by type and by hour, in bounded memory."""
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+MAX_TYPES = 1000
+MAX_HOURS = 7 * 24
+MAX_TYPE_CHARS = 200
+OTHER = "(other)"
+
+
+class ErrorLog:
+    """Counts each failed attempt once. `max_hours` is how far back the hourly trend goes."""
+
+    def __init__(self, max_hours: int = MAX_HOURS) -> None:
+        self.total = 0
+        self._max_hours = max_hours
+        self._by_type: Counter[str] = Counter()
+        self._latest: dict[str, dict[str, Any]] = {}
+        self._by_hour: dict[str, int] = {}
+
+    def add(self, error_type: str, message: str, po_number: str, wall_time: float) -> None:
+        """One failed attempt, at a UTC time in seconds."""
+        if error_type not in self._by_type and len(self._by_type) >= MAX_TYPES:
+            error_type = OTHER
+        self.total += 1
+        self._by_type[error_type] += 1
+        moment = datetime.fromtimestamp(wall_time, UTC)
+        self._latest[error_type] = {
+            "last_message": message,
+            "last_po_number": po_number,
+            "last_at": moment.isoformat(timespec="seconds"),
+        }
+        hour = moment.strftime("%Y-%m-%dT%H:00Z")
+        self._by_hour[hour] = self._by_hour.get(hour, 0) + 1
+        if len(self._by_hour) > self._max_hours:
+            self.trim()
+
+    def trim(self) -> None:
+        """Forget the hours beyond the limit."""
+        for hour in sorted(self._by_hour)[: -self._max_hours]:
+            del self._by_hour[hour]
+
+    def summary(self, most: int = 10) -> dict[str, Any]:
+        """Totals, the most common types with their latest message, and errors by UTC hour."""
+        return {
+            "total_errors": self.total,
+            "unique_error_types": len(self._by_type),
+            "most_common_errors": [
+                {"error_type": kind, "count": count, **self._latest[kind]} for kind, count in self._by_type.most_common(most)
+            ],
+            "error_trends": dict(sorted(self._by_hour.items())),
+        }
+
+
+def error_type_of(details: dict[str, Any]) -> str:
+    """The type of an error: `error_type`, else the exception's name, else the first line of its text."""
+    for key in ("error_type", "exception", "exception_type"):
+        named = details.get(key)
+        if isinstance(named, BaseException):
+            return type(named).__name__
+        if isinstance(named, type):
+            return named.__name__
+        if isinstance(named, str) and named.strip():
+            return named.strip()[:MAX_TYPE_CHARS]
+    lines = error_message_of(details).strip().splitlines()
+    return lines[0][:MAX_TYPE_CHARS] if lines else "unknown"
+
+
+def error_message_of(details: dict[str, Any]) -> str:
+    """The text of an error: `error`, `error_message` or `message`, the first that says something."""
+    for key in ("error", "error_message", "message"):
+        text = details.get(key)
+        if isinstance(text, BaseException):
+            return str(text) or type(text).__name__
+        if text is not None and str(text).strip():
+            return str(text)
+    exception = details.get("exception")
+    return str(exception) if isinstance(exception, BaseException) else ""

@@ -1,0 +1,129 @@
+"""Telling others what happened: handlers in this process, and a numbered feed for other processes.
+
+Events are noted under the queue's lock and delivered after it is let go, in the order of the changes. A handler may call
+the queue; what it raises is logged and swallowed, since the change it hears of has already been made.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from poqueue.ledger import Entry
+from poqueue.payload import thaw_task
+from poqueue.task import Event, ProcessingTask
+
+logger = logging.getLogger(__name__)
+
+HANDLER_NAMES = {
+    "completed": "on_task_complete",
+    "failed": "on_task_failed",
+    "empty": "on_queue_empty",
+    "full": "on_queue_full",
+}
+MAX_UNDELIVERED = 10_000
+MAX_FEED = 200_000
+
+
+class HandlerSet:
+    """Up to one handler for each kind of event."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Callable[..., None]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._handlers)
+
+    def set(self, kind: str, handler: Callable[..., None] | None) -> None:
+        """Set a handler; None unsets it.
+
+        Raises:
+            ValueError: it cannot be called.
+        """
+        if handler is None:
+            self._handlers.pop(kind, None)
+        elif callable(handler):
+            self._handlers[kind] = handler
+        else:
+            raise ValueError(f"{HANDLER_NAMES[kind]} must be callable or None, got {handler!r}")
+
+    def listens(self, kind: str) -> bool:
+        """Whether a handler for this kind is set."""
+        return kind in self._handlers
+
+    def call(self, kind: str, task: ProcessingTask | None, error: str) -> None:
+        """Call the handler, if one is still set; never raises."""
+        handler = self._handlers.get(kind)
+        if handler is None:
+            return
+        arguments: tuple[Any, ...] = {"completed": (task,), "failed": (task, error)}.get(kind, ())
+        try:
+            handler(*arguments)
+        except Exception:  # a handler's fault must not undo or hide a change already made
+            logger.exception("%s raised; ignored", HANDLER_NAMES[kind])
+
+
+class EventDelivery:
+    """A bounded buffer of events for this process's handlers, emptied in order by one thread at a time."""
+
+    def __init__(self) -> None:
+        self.handlers = HandlerSet()
+        self.dropped = 0
+        self._waiting: deque[tuple[str, ProcessingTask | None, str]] = deque()
+        self._delivering = threading.Lock()
+
+    def note(self, kind: str, entry: Entry | None, error: str) -> None:
+        """Remember an event; called under the queue's lock."""
+        if not self.handlers.listens(kind):
+            return
+        if len(self._waiting) >= MAX_UNDELIVERED:
+            self.dropped += 1
+            return
+        self._waiting.append((kind, thaw_task(entry.record()) if entry is not None else None, error))
+
+    def deliver(self) -> None:
+        """Call the handlers; called without the queue's lock. A thread that finds another at it leaves at once."""
+        while self._waiting and self._delivering.acquire(blocking=False):
+            try:
+                while self._waiting:
+                    self.handlers.call(*self._waiting.popleft())
+            finally:
+                self._delivering.release()
+
+
+class _Noted(NamedTuple):
+    sequence: int
+    kind: str
+    entry: Entry | None
+    error: str
+
+
+class EventFeed:
+    """The latest events by number, for readers in other processes; kept only once somebody has asked."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.is_open = False
+        self._events: deque[_Noted] = deque(maxlen=MAX_FEED)
+
+    def note(self, kind: str, entry: Entry | None, error: str) -> None:
+        """Number an event and keep it."""
+        self.last += 1
+        if self.is_open:
+            self._events.append(_Noted(self.last, kind, entry, error))
+
+    def read(self, after: int, limit: int) -> list[Event]:
+        """Up to `limit` events with numbers above `after`, oldest first; a gap means that some were dropped."""
+        if self.last <= after or not self._events:
+            return []
+        first = self._events[0].sequence
+        start = max(0, after + 1 - first)
+        stop = min(len(self._events), start + limit)
+        found = [self._events[i] for i in range(start, stop)]
+        return [Event(e.sequence, e.kind, e.entry.record() if e.entry else None, e.error) for e in found]
+
+    def release(self, up_to: int) -> None:
+        """Let go of events that the reader has seen."""
+        while self._events and self._events[0].sequence <= up_to:
+            self._events.popleft()

@@ -1,0 +1,203 @@
+"""Every task of the queue, in exactly one status, with the counters and indexes that follow each move.
+
+Plain and single-threaded: the queue holds the lock. The table below is the only thing that moves a status.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from poqueue.task import TaskRecord
+from poqueue.task import TaskStatus as S
+
+TRANSITIONS: dict[S, frozenset[S]] = {  # every arrow a task may take; nothing else in the project writes a status
+    S.PENDING: frozenset({S.PROCESSING}),  # leased
+    S.PROCESSING: frozenset({S.COMPLETED, S.RETRY_PENDING, S.FAILED, S.PENDING}),  # reported | given back | used up | undone
+    S.RETRY_PENDING: frozenset({S.PROCESSING}),  # due and leased
+    S.FAILED: frozenset({S.RETRY_PENDING}),  # somebody asks again
+    S.COMPLETED: frozenset(),
+}
+TERMINAL = (S.COMPLETED, S.FAILED)
+
+
+class Entry:
+    """The queue's own record of one task. Times without `_at` are monotonic seconds; `_at` is UTC for people."""
+
+    __slots__ = (
+        "assigned_at",
+        "attempt",
+        "completed_at",
+        "created_at",
+        "error_history",
+        "finished",
+        "interruptions",
+        "leased",
+        "max_retries",
+        "payload",
+        "po_number",
+        "priority",
+        "rank",
+        "ready",
+        "result",
+        "retry_count",
+        "retry_delay",
+        "status",
+        "task_id",
+        "task_timeout",
+        "token",
+        "worker_id",
+    )
+
+    def __init__(
+        self, task_id: str, po_number: str, payload: bytes, priority: int, rank: int,
+        max_retries: int, retry_delay: float, task_timeout: float, ready: float, created_at: float,
+    ) -> None:  # fmt: skip
+        self.task_id = task_id
+        self.po_number = po_number
+        self.payload = payload
+        self.priority = priority
+        self.rank = rank
+        self.max_retries = max_retries
+        self.retry_delay = retry_delay
+        self.task_timeout = task_timeout
+        self.ready = ready
+        self.created_at = created_at
+        self.status = S.PENDING
+        self.attempt = 0
+        self.retry_count = 0
+        self.interruptions = 0
+        self.token = 0
+        self.leased = 0.0
+        self.finished = 0.0
+        self.worker_id: str | None = None
+        self.assigned_at: float | None = None
+        self.completed_at: float | None = None
+        self.result: bytes | None = None
+        self.error_history: list[dict[str, Any]] | None = None
+
+    def record(self) -> TaskRecord:
+        """What the queue knows of the task, its payload and result unopened."""
+        return TaskRecord(
+            self.task_id, self.payload, self.priority, self.status, self.attempt, self.retry_count,
+            self.max_retries, self.retry_delay, self.task_timeout, self.worker_id,
+            self.created_at, self.assigned_at, self.completed_at, self.result, self.error_history or [],
+        )  # fmt: skip
+
+
+class Ledger:
+    """All tasks by id, by status, by PO number and by worker; each query costs what it returns."""
+
+    def __init__(self) -> None:
+        self.added = 0
+        self.cleared = 0
+        self.counts: dict[S, int] = dict.fromkeys(S, 0)  # kept apart from history: retention lowers none of them
+        self._by_id: dict[str, Entry] = {}
+        self._by_status: dict[S, dict[str, Entry]] = {status: {} for status in S}
+        self._by_po: dict[str, Entry | list[Entry]] = {}
+        self._by_worker: dict[str, dict[str, Entry]] = {}
+        self._finished: deque[tuple[float, Entry]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, task_id: str) -> bool:
+        return task_id in self._by_id
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._by_id.values())
+
+    def get(self, task_id: str) -> Entry | None:
+        """The task with this id."""
+        return self._by_id.get(task_id)
+
+    def add(self, entry: Entry) -> None:
+        """Take a new task in, as PENDING."""
+        self._by_id[entry.task_id] = entry
+        self._by_status[S.PENDING][entry.task_id] = entry
+        self.counts[S.PENDING] += 1
+        self.added += 1
+        known = self._by_po.setdefault(entry.po_number, entry)
+        if known is not entry:  # rare: most PO numbers are held by one task, which then needs no list
+            if isinstance(known, list):
+                known.append(entry)
+            else:
+                self._by_po[entry.po_number] = [known, entry]
+
+    def move(self, entry: Entry, status: S) -> None:
+        """Follow one arrow of the table."""
+        before = entry.status
+        if status not in TRANSITIONS[before]:
+            raise AssertionError(f"task {entry.task_id}: {before.name} may not become {status.name}")
+        task_id = entry.task_id
+        del self._by_status[before][task_id]
+        self._by_status[status][task_id] = entry
+        self.counts[before] -= 1
+        self.counts[status] += 1
+        entry.status = status
+
+    def finish(self, entry: Entry, status: S, now: float) -> None:
+        """Move to COMPLETED or FAILED and remember when, for retention."""
+        self.move(entry, status)
+        entry.finished = now
+        self._finished.append((now, entry))
+
+    def note_worker(self, entry: Entry, worker_id: str) -> None:
+        """Remember that this worker had the task."""
+        tasks = self._by_worker.get(worker_id)
+        if tasks is None:
+            tasks = self._by_worker[worker_id] = {}
+        tasks[entry.task_id] = entry
+
+    def forget_worker(self, entry: Entry, worker_id: str) -> None:
+        """The worker never began the task."""
+        tasks = self._by_worker.get(worker_id, {})
+        tasks.pop(entry.task_id, None)
+        if not tasks:
+            self._by_worker.pop(worker_id, None)
+
+    def of_status(self, status: S) -> list[Entry]:
+        """Tasks of one status, oldest move first."""
+        return list(self._by_status[status].values())
+
+    def of_worker(self, worker_id: str) -> list[Entry]:
+        """Tasks that this worker runs, ran, or failed an attempt of."""
+        return list(self._by_worker.get(worker_id, {}).values())
+
+    def of_po(self, po_number: str) -> Entry | None:
+        """The task of a PO number: a live one first, then the newest."""
+        found = self._by_po.get(po_number)
+        if not isinstance(found, list):
+            return found
+        return next((e for e in found if e.status not in TERMINAL), found[-1])
+
+    def clear(self, statuses: tuple[S, ...]) -> list[Entry]:
+        """Drop every task of these statuses and count it as cleared."""
+        dropped = [entry for status in statuses for entry in self._by_status[status].values()]
+        for entry in dropped:
+            self.counts[entry.status] -= 1
+            self._drop(entry)
+        self.cleared += len(dropped)
+        return dropped
+
+    def expire(self, before: float) -> int:
+        """Drop the history of tasks that finished earlier than `before`; counters keep them."""
+        dropped = 0
+        while self._finished and self._finished[0][0] < before:
+            finished, entry = self._finished.popleft()
+            if entry.status in TERMINAL and entry.finished == finished and entry.task_id in self._by_id:
+                self._drop(entry)
+                dropped += 1
+        return dropped
+
+    def _drop(self, entry: Entry) -> None:
+        del self._by_id[entry.task_id]
+        del self._by_status[entry.status][entry.task_id]
+        known = self._by_po[entry.po_number]
+        if isinstance(known, list) and len(known) > 1:
+            known.remove(entry)
+        else:
+            del self._by_po[entry.po_number]
+        workers = {error.get("worker_id") for error in entry.error_history or ()}
+        for worker_id in workers | {entry.worker_id}:
+            if worker_id is not None:
+                self.forget_worker(entry, worker_id)

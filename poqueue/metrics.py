@@ -1,0 +1,136 @@
+"""Durations, rates and utilisation, each kept in a few numbers however long the queue lives."""
+
+from collections import deque
+
+MINUTE_S = 60.0
+HOUR_S = 3600.0
+
+
+class RateWindow:
+    """Counts events of the last `span_s` seconds, in 600 buckets."""
+
+    BUCKETS = 600
+
+    def __init__(self, span_s: float) -> None:
+        self._bucket_s = span_s / self.BUCKETS
+        self._buckets: deque[list[int]] = deque()
+        self._total = 0
+
+    def add(self, now: float) -> None:
+        """One event, now."""
+        bucket = int(now / self._bucket_s)
+        if self._buckets and self._buckets[-1][0] == bucket:
+            self._buckets[-1][1] += 1
+        else:
+            self._buckets.append([bucket, 1])
+            self._expire(bucket)
+        self._total += 1
+
+    def count(self, now: float) -> int:
+        """Events of the last `span_s` seconds."""
+        self._expire(int(now / self._bucket_s))
+        return self._total
+
+    def _expire(self, bucket: int) -> None:
+        while self._buckets and self._buckets[0][0] <= bucket - self.BUCKETS:
+            self._total -= self._buckets.popleft()[1]
+
+
+class _WorkerTime:
+    __slots__ = ("busy_s", "first", "running")
+
+    def __init__(self, first: float) -> None:
+        self.first = first
+        self.busy_s = 0.0
+        self.running: dict[int, float] = {}  # lease token -> since when
+
+
+class Metrics:
+    """What the queue measures about itself. Times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self.first_dispatch: float | None = None
+        self.dispatches = 0
+        self.tasks_started = 0
+        self.tasks_retried = 0
+        self.retries_ended = 0
+        self.retries_succeeded = 0
+        self.waited_s = 0.0
+        self.durations = 0
+        self.duration_sum_s = 0.0
+        self.duration_max_s = 0.0
+        self._minute = RateWindow(MINUTE_S)
+        self._hour = RateWindow(HOUR_S)
+        self._workers: dict[str, _WorkerTime] = {}
+
+    def dispatched(self, worker_id: str, token: int, attempt: int, ready: float, now: float) -> None:
+        """A lease was handed out for a task that was ready since `ready`."""
+        if self.first_dispatch is None:
+            self.first_dispatch = now
+        self.dispatches += 1
+        self.tasks_started += attempt == 1
+        self.waited_s += max(0.0, now - ready)
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            worker = self._workers[worker_id] = _WorkerTime(now)
+        worker.running[token] = now
+
+    def undone(self, worker_id: str, token: int, attempt: int, now: float) -> None:
+        """A lease was given back before its task began."""
+        self.dispatches -= 1
+        self.tasks_started -= attempt == 1
+        self.attempt_over(worker_id, token, 0.0, now)
+
+    def attempt_over(self, worker_id: str, token: int, busy_s: float | None, now: float) -> None:
+        """An attempt ended; `busy_s` None takes the time since its lease."""
+        worker = self._workers.get(worker_id)
+        since = worker.running.pop(token, None) if worker else None
+        if worker is not None and since is not None:
+            worker.busy_s += now - since if busy_s is None else min(busy_s, now - since)
+
+    def attempt_ended(self, retry_count: int, succeeded: bool) -> None:
+        """A task's attempt succeeded or failed."""
+        if retry_count:
+            self.retries_ended += 1
+            self.retries_succeeded += succeeded
+
+    def completed(self, duration_s: float, now: float) -> None:
+        """A task ended well after `duration_s` seconds of work."""
+        self.durations += 1
+        self.duration_sum_s += duration_s
+        self.duration_max_s = max(self.duration_max_s, duration_s)
+        self._minute.add(now)
+        self._hour.add(now)
+
+    def throughput(self, now: float, window_s: float = MINUTE_S) -> float:
+        """Completions per second over the last minute or hour, or since the first dispatch if that is shorter."""
+        if self.first_dispatch is None:
+            return 0.0
+        window = self._minute if window_s == MINUTE_S else self._hour
+        elapsed_s = min(window_s, now - self.first_dispatch)
+        return window.count(now) / max(elapsed_s, 1e-3)
+
+    def average_duration_s(self) -> float:
+        """Seconds of work a completed task took, on average."""
+        return self.duration_sum_s / self.durations if self.durations else 0.0
+
+    def average_wait_s(self) -> float:
+        """Seconds between ready and leased, on average over all leases."""
+        return self.waited_s / self.dispatches if self.dispatches else 0.0
+
+    def utilization(self, now: float) -> dict[str, float]:
+        """For each worker the share 0..1 of its time, since its first lease, that it had work."""
+        return {worker_id: _share(worker, now) for worker_id, worker in self._workers.items()}
+
+
+def _share(worker: _WorkerTime, now: float) -> float:
+    elapsed_s = now - worker.first
+    running_s = now - min(worker.running.values()) if worker.running else 0.0  # leases held ahead overlap
+    if elapsed_s <= 0.0:
+        return 1.0 if worker.running else 0.0
+    return min(1.0, (worker.busy_s + running_s) / elapsed_s)
+
+
+def percentage(part: int, whole: int) -> float:
+    """`part` of `whole` in percent, 0 where there is nothing."""
+    return 100.0 * part / whole if whole else 0.0

@@ -1,0 +1,117 @@
+"""Reducing any value to plain JSON types: strictly (results) or at any price (error details)."""
+
+import dataclasses
+import datetime as dt
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from typing import Any, NoReturn
+from uuid import UUID
+
+MAX_DEPTH = 50
+MAX_DETAIL_CHARS = 64_000
+_SCALARS = frozenset({str, int, bool, type(None)})
+
+
+class NotPlainError(ValueError):
+    """A value has no plain form; the text says where and of which type it is."""
+
+
+def plain(value: Any) -> Any:
+    """Reduce a value to dict, list, str, int, finite float, bool and None.
+
+    Converted: tuple, set and frozenset (to lists), Decimal and UUID (text), date and time (ISO text), Path (text), Enum
+    (its value), dataclass (dict), whatever offers numpy's `item()`. Text must be valid Unicode.
+
+    Raises:
+        NotPlainError: anything else, NaN and infinity, two keys with the same text, depth over 50 or a cycle.
+    """
+    return _reduce(value, "result", 0, _refuse)
+
+
+def plain_details(details: dict[Any, Any]) -> dict[str, Any]:
+    """Reduce details of an error; what has no plain form becomes its repr, cut to 64,000 characters."""
+    reduced: dict[str, Any] = _reduce(details, "details", 0, _describe)
+    return reduced
+
+
+def _reduce(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, str], Any]) -> Any:
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() else _checked_text(value, where, otherwise)
+    if kind in _SCALARS:
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else otherwise(value, where, "not a finite number")
+    if depth >= MAX_DEPTH:
+        return otherwise(value, where, f"nested deeper than {MAX_DEPTH}, or in a cycle")
+    if kind is dict:
+        return _reduce_dict(value, where, depth, otherwise)
+    if isinstance(value, list | tuple):
+        return [_reduce(item, f"{where}[{i}]", depth + 1, otherwise) for i, item in enumerate(value)]
+    return _convert(value, where, depth, otherwise)
+
+
+def _reduce_dict(value: dict[Any, Any], where: str, depth: int, otherwise: Callable[[Any, str, str], Any]) -> Any:
+    reduced: dict[str, Any] = {}
+    for key, item in value.items():
+        if not isinstance(key, str | int | float | Decimal | None):
+            return otherwise(value, where, f"with a key of type {type(key).__name__}")
+        text = str(key)
+        if text in reduced:
+            return otherwise(value, where, f"with two keys that read {text!r}")
+        reduced[_checked_text(text, where, otherwise)] = _reduce(item, f"{where}[{text!r}]", depth + 1, otherwise)
+    return reduced
+
+
+def _convert(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, str], Any]) -> Any:
+    try:
+        if isinstance(value, Enum):
+            return _reduce(value.value, where, depth + 1, otherwise)
+        if isinstance(value, Decimal):
+            return str(value) if value.is_finite() else otherwise(value, where, "not a finite number")
+        if isinstance(value, dt.date | dt.time):
+            return value.isoformat()
+        if isinstance(value, UUID | PurePath):
+            return _checked_text(str(value), where, otherwise)
+        if isinstance(value, str | int | float):  # subclasses: keep the value, drop the class
+            base = next(b for b in (str, int, float) if isinstance(value, b))
+            return _reduce(base(value), where, depth + 1, otherwise)
+        if isinstance(value, dict):
+            return _reduce_dict(dict(value), where, depth, otherwise)
+        if isinstance(value, set | frozenset):
+            return _reduce(sorted(value, key=repr), where, depth, otherwise)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            return _reduce(fields, where, depth + 1, otherwise)
+        if callable(getattr(value, "item", None)) and hasattr(value, "dtype"):
+            return _reduce(value.item(), where, depth + 1, otherwise)
+    except NotPlainError:
+        raise
+    except Exception as error:  # a foreign class may raise anything from anywhere
+        return otherwise(value, where, f"which failed to convert ({type(error).__name__})")
+    return otherwise(value, where, "which has no plain form")
+
+
+def _checked_text(text: str, where: str, otherwise: Callable[[Any, str, str], Any]) -> Any:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return otherwise(text, where, "not valid Unicode")
+    return text
+
+
+def _refuse(value: Any, where: str, why: str) -> NoReturn:
+    raise NotPlainError(f"{where} is a {type(value).__name__} {why}; return str, int, float, bool, None, list or dict")
+
+
+def _describe(value: Any, where: str, why: str) -> str:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    try:
+        text = repr(value)
+    except Exception:  # its __repr__ may raise anything
+        text = f"<{type(value).__name__}>"
+    return text[:MAX_DETAIL_CHARS].encode(errors="backslashreplace").decode()

@@ -1,0 +1,125 @@
+"""The queue's report as a dict of plain JSON types, as CSV text, and as YAML text."""
+
+import csv
+import io
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from poqueue.plain import plain_details
+from poqueue.task import ProcessingTask
+
+FORMATS = ("json", "csv", "yaml")
+TASK_COLUMNS = (
+    "task_id", "po_number", "status", "priority", "attempt", "retry_count", "max_retries", "retry_delay", "task_timeout",
+    "worker_id", "created_at", "assigned_at", "completed_at", "processing_time", "success", "error_message",
+    "downloads", "data", "error_history", "po_data",
+)  # fmt: skip
+_FORMULA_START = re.compile(r"[\s\u00a0]*[=+\-@]|[\t\r\n]")  # OWASP's list, also after blanks
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d+)*|\.\d+)([eE][+-]?\d+)?\Z")
+
+
+def build_report(
+    tasks: list[ProcessingTask],
+    *,
+    status: dict[str, Any],
+    metrics: dict[str, Any],
+    errors: dict[str, Any],
+    configuration: dict[str, Any],
+    wall_time: float,
+) -> dict[str, Any]:
+    """Put a report together: every task with its history, and the figures of the queue."""
+    return {
+        "generated_at": iso_time(wall_time),
+        "queue": status,
+        "configuration": configuration,
+        "performance": metrics,
+        "errors": errors,
+        "workers": _by_worker(tasks, metrics["worker_utilization"]),
+        "tasks": [task_as_dict(task) for task in tasks],
+    }
+
+
+def task_as_dict(task: ProcessingTask) -> dict[str, Any]:
+    """One task in plain JSON types; times are ISO text in UTC, durations seconds."""
+    result = task.result
+    return {
+        "task_id": task.task_id,
+        "po_number": task.po_number,
+        "status": task.status.value,
+        "priority": task.priority,
+        "attempt": task.attempt,
+        "retry_count": task.retry_count,
+        "max_retries": task.max_retries,
+        "retry_delay": task.retry_delay,
+        "task_timeout": task.task_timeout,
+        "worker_id": task.worker_id,
+        "created_at": iso_time(task.created_at),
+        "assigned_at": iso_time(task.assigned_at),
+        "completed_at": iso_time(task.completed_at),
+        "processing_time": plain_details({"s": result.processing_time})["s"] if result else None,
+        "success": result.success if result else None,
+        "error_message": result.error_message if result else None,
+        "downloads": plain_details({"list": list(result.downloads)})["list"] if result else [],
+        "data": plain_details(result.data) if result else {},
+        "error_history": [plain_details(error) for error in task.error_history],
+        "po_data": plain_details(task.po_data),
+    }
+
+
+def as_csv(report: dict[str, Any]) -> str:
+    """One row per task; nested values as JSON text; text that a spreadsheet would run as a formula gets a leading '."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(TASK_COLUMNS)
+    for task in report["tasks"]:
+        writer.writerow([_csv_cell(task[column]) for column in TASK_COLUMNS])
+    return out.getvalue()
+
+
+def as_yaml(report: dict[str, Any]) -> str:
+    """YAML text that safe_load reads back as the same dict."""
+    import yaml  # only here: every worker process imports this package
+
+    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # libyaml where it is built in
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    text: str = yaml.dump(report, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def guard_formula(text: str) -> str:
+    """Text that a spreadsheet shows and does not run; numbers stay as they are."""
+    if _FORMULA_START.match(text) and not _NUMBER.match(text.strip()):
+        return "'" + text
+    return text
+
+
+def iso_time(wall_time: float | None) -> str | None:
+    """UTC seconds since the epoch as ISO text."""
+    return None if wall_time is None else datetime.fromtimestamp(wall_time, UTC).isoformat(timespec="milliseconds")
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return guard_formula(value)
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def _by_worker(tasks: list[ProcessingTask], utilization: dict[str, float]) -> dict[str, dict[str, Any]]:
+    workers: dict[str, dict[str, Any]] = {
+        worker_id: {"completed": 0, "failed": 0, "failed_attempts": 0, "utilization": share}
+        for worker_id, share in utilization.items()
+    }
+    empty = {"completed": 0, "failed": 0, "failed_attempts": 0, "utilization": 0.0}
+    for task in tasks:
+        if task.worker_id is not None and task.status.value in ("completed", "failed"):
+            workers.setdefault(task.worker_id, dict(empty))[task.status.value] += 1
+        for error in task.error_history:
+            if isinstance(error.get("worker_id"), str):
+                workers.setdefault(error["worker_id"], dict(empty))["failed_attempts"] += 1
+    return workers

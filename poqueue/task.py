@@ -1,0 +1,133 @@
+"""The records that travel: tasks, results, and what a worker and the queue say to each other."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+
+class TaskStatus(Enum):
+    """Where a task is; exactly the five states of the contract."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    RETRY_PENDING = "retry_pending"
+
+
+@dataclass(slots=True)
+class TaskResult:
+    """What processing a PO brought.
+
+    Attributes:
+        success: False ends the task as FAILED, without a retry.
+        downloads: what was fetched or written, as plain data (paths, names, dicts).
+        processing_time: seconds.
+        error_message: why it failed, if it did.
+        data: further fields of the processor's own, plain data.
+    """
+
+    success: bool
+    downloads: list[Any] = field(default_factory=list)
+    processing_time: float = 0.0
+    error_message: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ProcessingTask:
+    """A PO to process, and what has become of it.
+
+    A caller gives `po_data` (with a non-blank `po_number`) and, if it likes, `task_id` and its own `max_retries`,
+    `retry_delay` (seconds) and `task_timeout` (seconds); None takes the queue's. The rest is the queue's to fill in.
+    Every instance that the queue hands out is a copy. Times are UTC seconds since the epoch.
+    """
+
+    task_id: str = ""
+    po_data: dict[str, Any] = field(default_factory=dict)
+    priority: int = 5
+    status: TaskStatus = TaskStatus.PENDING
+    attempt: int = 0
+    retry_count: int = 0
+    max_retries: int | None = None
+    retry_delay: float | None = None
+    task_timeout: float | None = None
+    worker_id: str | None = None
+    created_at: float | None = None
+    assigned_at: float | None = None
+    completed_at: float | None = None
+    result: TaskResult | None = None
+    error_history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def po_number(self) -> str:
+        """The PO number as the queue compares it: stripped text."""
+        return str(self.po_data.get("po_number", "")).strip()
+
+
+class Lease(NamedTuple):
+    """The right to run one attempt of a task. `token` only grows; a report counts if it matches the live lease."""
+
+    task_id: str
+    token: int
+    attempt: int
+    max_attempts: int
+    task_timeout: float
+    po_number: str
+    payload: bytes
+
+
+class Report(NamedTuple):
+    """How one attempt ended, as a worker tells it.
+
+    With a `result` (frozen) it is final: COMPLETED, or FAILED by its `success`. With an `error` (plain data) the attempt
+    failed: the task is retried, after `retry_after_s` seconds if the worker names them, unless `give_up` says never.
+    """
+
+    task_id: str
+    token: int
+    processing_time: float
+    result: Any = None
+    error: dict[str, Any] | None = None
+    retry_after_s: float | None = None
+    give_up: bool = False
+
+
+class Grant(NamedTuple):
+    """The queue's answer to a worker: what to run next; `stop` says that there will never be more."""
+
+    leases: list[Lease]
+    stop: bool
+
+
+class TaskRecord(NamedTuple):
+    """A ProcessingTask with its payload and result still frozen: what the queue hands out without opening it."""
+
+    task_id: str
+    payload: bytes
+    priority: int
+    status: TaskStatus
+    attempt: int
+    retry_count: int
+    max_retries: int
+    retry_delay: float
+    task_timeout: float
+    worker_id: str | None
+    created_at: float
+    assigned_at: float | None
+    completed_at: float | None
+    result: bytes | None
+    error_history: list[dict[str, Any]]
+
+
+class Event(NamedTuple):
+    """Something that happened in the queue, numbered without gaps.
+
+    `kind` is "completed", "failed", "retry" (an attempt failed and the task waits), "dropped" (a running task was
+    cleared), "empty" or "full".
+    """
+
+    sequence: int
+    kind: str
+    task: TaskRecord | None
+    error: str
