@@ -1,0 +1,291 @@
+"""Starting processes and ending them, with everything they have started: the only room that does either.
+
+A worker leads a session of its own. What belongs to it is found in three ways, since a process can leave any one of them:
+it descends from the worker, it is in the worker's session, or its environment carries the worker's mark (set before the
+worker was started, so that even a daemon inherits it). Killing goes stop, list, repeat until nobody new appears, kill:
+a list taken of running processes is old before it is used.
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RUN_MARK = "POQUEUE_RUN_ID"
+PROCESS_MARK = "POQUEUE_PROCESS_ID"
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_MAX_ROUNDS = 50
+_HELD_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
+_OOM_SCORE = "500"
+
+
+# ---------------------------------------------------------------------- starting
+
+
+@contextlib.contextmanager
+def quiet_start(marks: dict[str, str]) -> Iterator[None]:
+    """Start processes inside: a Ctrl-C waits until they have their handlers, and their environment carries the marks."""
+    resource_tracker.ensure_running()  # it unblocks signals, so it has to be there first (bpo: see its source)
+    before = {name: os.environ.get(name) for name in marks}
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_SIGNALS)
+    os.environ.update(marks)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def become_worker(parent_pid: int, marks: dict[str, str]) -> None:
+    """In a new worker: a session of its own, and an end when its parent ends, even in the middle of a C loop."""
+    os.environ.update(marks)  # for methods that do not start a new program
+    with contextlib.suppress(OSError):
+        os.setsid()
+    die_with_parent(parent_pid)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)  # only the supervisor decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_SIGNALS)
+    with contextlib.suppress(OSError):  # if memory runs out, rather a worker than the queue
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel for SIGKILL when the parent ends; if it has already, leave now."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def adopt_orphans() -> None:
+    """Orphans among this process's descendants become its children, so that none escapes by losing its parent."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:  # pragma: no cover - Linux since 3.4 has both
+        raise OSError(ctypes.get_errno(), "prctl failed")
+
+
+# ---------------------------------------------------------------------- finding
+
+
+def belongings(pid: int, process_id: str) -> list[psutil.Process]:
+    """Every living process that belongs to a worker, itself left out; the worker may be dead already."""
+    return [process for process in _others() if process.pid != pid and _belongs(process, pid, process_id)] + [
+        child for child in _descendants(pid) if child.pid != pid
+    ]
+
+
+def marked_processes(run_id: str) -> list[psutil.Process]:
+    """Every living process of a run: its environment carries the run's mark."""
+    return [process for process in _others() if _environ_has(process.pid, RUN_MARK, run_id)]
+
+
+def _others() -> Iterator[psutil.Process]:
+    mine = os.getpid()
+    for pid in psutil.pids():
+        if pid != mine:
+            with contextlib.suppress(psutil.Error):
+                yield psutil.Process(pid)
+
+
+def _belongs(process: psutil.Process, leader: int, process_id: str) -> bool:
+    try:
+        if os.getsid(process.pid) == leader:
+            return _is_living(process)
+    except OSError:
+        return False
+    return _environ_has(process.pid, PROCESS_MARK, process_id) and _is_living(process)
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return [child for child in psutil.Process(pid).children(recursive=True) if _is_living(child)]
+    except psutil.Error:
+        return []
+
+
+def _environ_has(pid: int, name: str, value: str) -> bool:
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return f"\0{name}={value}\0".encode() in b"\0" + environ
+
+
+def _is_living(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+# ---------------------------------------------------------------------- ending
+
+
+def is_same_after_stop(pid: int, check: Callable[[], bool]) -> bool:
+    """Stop a process, and say whether `check` holds while it cannot move; if not, it goes on unharmed."""
+    _signal(pid, signal.SIGSTOP)
+    if check():
+        return True
+    _signal(pid, signal.SIGCONT)
+    return False
+
+
+def terminate_tree(pid: int, process_id: str) -> None:
+    """Ask a worker and all that belongs to it to end (SIGTERM); stopped ones are woken to hear it."""
+    for target in [pid, *(p.pid for p in belongings(pid, process_id))]:
+        _signal(target, signal.SIGTERM)
+        _signal(target, signal.SIGCONT)
+
+
+def kill_tree(pid: int | None, process_id: str) -> None:
+    """Kill a worker and all that belongs to it. `pid` None: the worker is dead and reaped, its belongings may live."""
+    leader = pid if pid is not None else -1
+    kill_all(lambda: belongings(leader, process_id), [leader] if pid is not None else [])
+
+
+def kill_belongings(dead_pid: int, process_id: str) -> int:
+    """Kill what a dead worker has left; returns how many there were."""
+    return kill_all(lambda: belongings(dead_pid, process_id), [])
+
+
+def kill_run(run_id: str, keep: Iterable[int] = ()) -> int:
+    """Kill every process that carries a run's mark, this one and `keep` excepted; returns how many there were."""
+    spared = set(keep)
+    return kill_all(lambda: [p for p in marked_processes(run_id) if p.pid not in spared and _is_living(p)], [])
+
+
+def kill_all(find: Callable[[], list[psutil.Process]], known: list[int]) -> int:
+    """Stop what `find` finds until it finds nobody new, then kill all of them."""
+    doomed: dict[int, psutil.Process] = {}
+    for pid in known:
+        _signal(pid, signal.SIGSTOP)
+    for _ in range(_MAX_ROUNDS):
+        fresh = [process for process in find() if process.pid not in doomed]
+        if not fresh:
+            break
+        for process in fresh:
+            doomed[process.pid] = process
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+    for process in doomed.values():
+        with contextlib.suppress(psutil.Error):  # psutil compares start times: a reused pid is nobody of ours
+            process.kill()
+    for pid in known:
+        _signal(pid, signal.SIGKILL)
+    _reap_adopted(doomed)
+    return len(doomed)
+
+
+def _reap_adopted(doomed: dict[int, psutil.Process]) -> None:
+    """Bury those that became our children; each by its own pid, for a general wait would steal others' exit codes."""
+    deadline = time.monotonic() + 1.0
+    waiting = set(doomed)
+    while waiting and time.monotonic() < deadline:
+        for pid in list(waiting):
+            try:
+                buried, _ = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else's child, or not ours yet: init or its parent buries it
+                buried = 0 if _is_living(doomed[pid]) or _is_ours(doomed[pid]) else pid
+            if buried:
+                waiting.discard(pid)
+        if waiting:
+            time.sleep(0.002)
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    try:
+        return bool(process.ppid() == os.getpid())
+    except psutil.Error:
+        return False
+
+
+def remove_owned(owned: Iterable[dict[str, Any]], started_at: float) -> None:
+    """Remove what a killed worker had named: processes younger than the worker, files and folders.
+
+    Args:
+        started_at: UTC seconds when the worker was started; an older process cannot be its own, but its pid may be reused.
+    """
+    for item in owned:
+        if item.get("pid"):
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(int(item["pid"]))
+                if process.create_time() >= started_at - 1.0 and process.pid != os.getpid():
+                    process.kill()
+        path = item.get("path")
+        if path and os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+# ---------------------------------------------------------------------- looking
+
+
+def tree_rss_bytes(pid: int) -> int:
+    """Resident memory of a process and its descendants, in bytes."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+    return total
+
+
+def rss_bytes(pid: int | None = None) -> int:
+    """Resident memory of one process (this one by default), in bytes; 0 if it is gone."""
+    try:
+        resident = Path(f"/proc/{pid or 'self'}/statm").read_bytes().split()[1]
+    except (OSError, IndexError):
+        return 0
+    return int(resident) * _PAGE_BYTES
+
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory: in this control group, or else on the machine."""
+    for path, key in _OOM_COUNTERS:
+        try:
+            lines = Path(path).read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            name, _, count = line.partition(" ")
+            if name == key:
+                return int(count)
+    return 0
+
+
+def _own_cgroup() -> str:
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return "/"
+    return next((line.split("::", 1)[1] for line in lines if "::" in line), "/")
+
+
+_OOM_COUNTERS = ((f"/sys/fs/cgroup{_own_cgroup()}/memory.events", "oom_kill"), ("/proc/vmstat", "oom_kill"))

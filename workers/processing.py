@@ -1,0 +1,337 @@
+"""What a worker runs: finding a processing function, checking that it fits, and running one attempt of a PO.
+
+A processor is a function `process(po)` or `process(po, context)`, or a class with `process` and, if it likes,
+`setup(context)` and `teardown()`: one instance a worker process. It returns a dict, a TaskResult or None, and raises to
+fail the attempt. Whatever it returns or raises is reduced to plain data here, in the worker, so that nothing of it can
+harm the manager.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from poqueue.errors import ProcessorError
+from poqueue.payload import FrozenResult, freeze_plain_result, thaw
+from poqueue.plain import NotPlainError, plain, plain_details
+from poqueue.task import Lease, Report, TaskResult
+
+MAX_RESULT_BYTES = 10_000_000
+MAX_MESSAGE_CHARS = 8_000
+MAX_TRACEBACK_CHARS = 64_000
+
+
+class GiveUp(Exception):
+    """Raised by a processor: this PO cannot succeed; fail it at once, without a retry."""
+
+
+class RetryLater(Exception):
+    """Raised by a processor: try this PO again after a given delay, a server's Retry-After for instance.
+
+    Args:
+        message: why.
+        after: seconds; the queue's longest retry delay is the limit.
+    """
+
+    def __init__(self, message: str = "", *, after: float) -> None:
+        super().__init__(message or f"asked to be tried again after {after:g} s")
+        self.after = max(0.0, float(after))
+
+
+class Terminated(BaseException):
+    """Raised in a worker by SIGTERM: the supervisor ends this process; `finally` and `teardown` still run."""
+
+
+class TaskDataError(Exception):
+    """The PO's data cannot be opened in the worker."""
+
+
+@dataclass(slots=True)
+class WorkerContext:
+    """What a processor may know of its worker and its PO.
+
+    Attributes:
+        worker_id: this worker's id; never used twice in a run.
+        po_number, task_id: the PO in hand.
+        attempt: which attempt this is, from 1; above 1 an earlier one may have had effects.
+        max_attempts: the attempt after which the PO ends as failed.
+        output_dir: the run's folder for what processors write.
+        options: the options given for the processor, as text.
+    """
+
+    worker_id: str
+    output_dir: Path
+    options: dict[str, str] = field(default_factory=dict)
+    po_number: str = ""
+    task_id: str = ""
+    attempt: int = 0
+    max_attempts: int = 0
+    owner: Callable[[int | None, str | None], None] | None = None
+
+    def own(self, *, pid: int | None = None, path: str | os.PathLike[str] | None = None) -> None:
+        """Name a process or a path (file or folder) that the supervisor must remove if this worker is killed.
+
+        Children of the worker need no naming: they die with it. A worker that ends by itself cleans up in `teardown`.
+        """
+        if self.owner is not None:
+            self.owner(pid, os.fspath(path) if path is not None else None)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorSpec:
+    """What is to process the POs: `target` is "module:attribute", or a function or class that can be pickled.
+
+    Attributes:
+        options: handed to the processor in `context.options`.
+        app_dir: folder put first on sys.path to import from.
+    """
+
+    target: Any
+    options: dict[str, str] = field(default_factory=dict)
+    app_dir: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The target as a person would write it."""
+        if isinstance(self.target, str):
+            return self.target
+        return f"{getattr(self.target, '__module__', '?')}:{getattr(self.target, '__qualname__', repr(self.target))}"
+
+
+class Processor:
+    """A processing function or an instance of a processing class, behind one face."""
+
+    def __init__(self, target: Any) -> None:
+        instance = target() if inspect.isclass(target) else target
+        process = getattr(instance, "process", instance) if not inspect.isfunction(instance) else instance
+        self._process: Callable[..., Any] = process
+        self._setup = getattr(instance, "setup", None) if process is not instance else None
+        self._teardown = getattr(instance, "teardown", None) if process is not instance else None
+        self._takes_context = _positional_count(process) >= 2
+
+    def setup(self, context: WorkerContext) -> None:
+        """Open the session; once a worker."""
+        if self._setup is not None:
+            self._setup(context)
+
+    def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
+        """Process one PO."""
+        return self._process(po, context) if self._takes_context else self._process(po)
+
+    def teardown(self) -> None:
+        """Close the session."""
+        if self._teardown is not None:
+            self._teardown()
+
+
+# ---------------------------------------------------------------------- finding and checking
+
+
+def load_target(spec: ProcessorSpec) -> Any:
+    """Import the target and check that it fits; called in every worker, and once before any worker starts.
+
+    Raises:
+        ProcessorError: with one message that says what is wrong and what to do.
+    """
+    target = _import_target(spec) if isinstance(spec.target, str) else spec.target
+    _check_fit(target, spec.name)
+    return target
+
+
+def check_importable(target: Any) -> None:
+    """A function or class given as an object must be importable by name in a worker.
+
+    Raises:
+        ProcessorError: a lambda, a local function, or an attribute of __main__ without a file.
+    """
+    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", "")
+    if module is None or "<" in name:
+        raise ProcessorError(
+            f"processor {name or target!r}: workers are processes of their own and import it by name; "
+            "define it at the top level of a module (no lambda, no local function)"
+        )
+
+
+def _import_target(spec: ProcessorSpec) -> Any:
+    path = spec.target
+    module_name, colon, attribute = path.partition(":")
+    if not colon or not module_name.strip() or not attribute.strip() or ":" in attribute:
+        raise ProcessorError(f"processor {path!r} must be written module:attribute, for instance my_site.orders:process")
+    if spec.app_dir is not None and spec.app_dir not in sys.path:
+        sys.path.insert(0, spec.app_dir)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise ProcessorError(
+                f"processor {path!r}: there is no module {error.name!r} on the import path; "
+                "install it, or name the folder it is in with --app-dir DIR"
+            ) from None
+        raise ProcessorError(f"processor {path!r}: importing {module_name} failed: {_last_line(error)}") from error
+    except SystemExit as error:
+        raise ProcessorError(f"processor {path!r}: importing {module_name} ended the process (exit {error.code})") from None
+    except Exception as error:  # a module may raise anything while it is imported
+        raise ProcessorError(
+            f"processor {path!r}: importing {module_name} failed: {_last_line(error)}{_place_of(error)}"
+        ) from error
+    target: Any = module
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            close = get_close_matches(part, [n for n in dir(target) if not n.startswith("_")], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ProcessorError(f"processor {path!r}: {module_name} has no attribute {attribute!r}{hint}")
+        target = getattr(target, part)
+    return target
+
+
+def _check_fit(target: Any, name: str) -> None:
+    what = f"processor {name!r}"
+    if inspect.isclass(target):
+        if not callable(getattr(target, "process", None)):
+            raise ProcessorError(f"{what}: the class needs a method process(self, po) or process(self, po, context)")
+        _check_takes(target, 0, 0, f"{what}: the class must be constructed without arguments; open sessions in setup(context)")
+        _refuse_async(target.process, what)
+        _check_takes(target.process, 2, 3, f"{what}: process must take (self, po) or (self, po, context)")
+        if callable(getattr(target, "setup", None)):
+            _check_takes(target.setup, 2, 2, f"{what}: setup must take (self, context)")
+        if callable(getattr(target, "teardown", None)):
+            _check_takes(target.teardown, 1, 1, f"{what}: teardown must take (self)")
+        return
+    if not callable(target):
+        raise ProcessorError(f"{what} is a {type(target).__name__}; a function or a class is needed")
+    _refuse_async(target, what)
+    _check_takes(target, 1, 2, f"{what}: the function must take (po) or (po, context)")
+
+
+def _refuse_async(function: Any, what: str) -> None:
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise ProcessorError(f"{what} is an async function or a generator; a plain function is needed (asyncio.run inside it)")
+
+
+def _check_takes(function: Any, least: int, most: int, message: str) -> None:
+    """The function can be called with `least` or with `most` positional arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return  # built-ins may hide theirs; they are given the benefit of the doubt
+    for count in range(most, least - 1, -1):
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return
+    raise ProcessorError(f"{message}; it takes {signature}")
+
+
+def _positional_count(function: Any) -> int:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):
+        return 1
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    has_rest = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    required = sum(p.default is p.empty for p in positional)
+    named_context = len(positional) >= 2 and positional[1].name == "context"
+    return 2 if required >= 2 or named_context or has_rest else 1
+
+
+def _last_line(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+
+
+def _place_of(error: BaseException) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename != __file__]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
+# ---------------------------------------------------------------------- one attempt
+
+
+def run_attempt(processor: Processor, lease: Lease, context: WorkerContext) -> Report:
+    """Run one attempt and say how it ended. Only Terminated passes through.
+
+    A processor may raise anything, SystemExit and KeyboardInterrupt included: that is a failed attempt, not the end of
+    the worker.
+    """
+    context.po_number, context.task_id = lease.po_number, lease.task_id
+    context.attempt, context.max_attempts = lease.attempt, lease.max_attempts
+    begin = time.perf_counter()
+    try:
+        value = processor.process(_open_task_data(lease), context)
+        seconds = time.perf_counter() - begin
+        return Report(lease.task_id, lease.token, seconds, _as_result(value, seconds))
+    except Terminated:
+        raise
+    except BaseException as error:  # the border: nothing a processor raises goes further
+        return _report_of(error, lease, time.perf_counter() - begin)
+
+
+def describe_exception(error: BaseException) -> dict[str, Any]:
+    """An exception as plain data: type, message (8,000 characters) and traceback (64,000)."""
+    try:
+        message = str(error)
+    except Exception as fault:  # a __str__ of its own may raise
+        message = f"(its message cannot be shown: {type(fault).__name__})"
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except Exception:
+        trace = "(its traceback cannot be shown)"
+    described = {
+        "error_type": type(error).__name__,
+        "message": message[:MAX_MESSAGE_CHARS],
+        "traceback": trace[-MAX_TRACEBACK_CHARS:],
+    }
+    return plain_details(described)
+
+
+def _report_of(error: BaseException, lease: Lease, seconds: float) -> Report:
+    details = describe_exception(error)
+    if isinstance(error, NotPlainError):
+        details["error_type"] = "ResultNotSerializable"
+    after_s = error.after if isinstance(error, RetryLater) else None
+    return Report(lease.task_id, lease.token, seconds, None, details, after_s, isinstance(error, GiveUp))
+
+
+def _open_task_data(lease: Lease) -> dict[str, Any]:
+    try:
+        po: dict[str, Any] = thaw(lease.payload)
+    except Exception as error:
+        raise TaskDataError(f"the PO's data cannot be opened here: {type(error).__name__}: {error}") from error
+    return po
+
+
+class ResultTooLarge(Exception):
+    """The processor returned more than a result may hold."""
+
+
+def _seconds_of(result: TaskResult, measured: float) -> float:
+    """The time that the processor states, if it is one, or else what was measured."""
+    stated = plain(result.processing_time)
+    return float(stated) if isinstance(stated, int | float) and stated > 0 else measured
+
+
+def _as_result(value: Any, seconds: float) -> FrozenResult:
+    """Whatever a processor returned, as a frozen result of plain data."""
+    if value is None:
+        result = TaskResult(True, [], seconds)
+    elif isinstance(value, TaskResult):
+        message = None if value.error_message is None else str(value.error_message)[:MAX_MESSAGE_CHARS]
+        downloads, data = plain(value.downloads), plain(value.data)
+        result = TaskResult(bool(value.success), downloads, _seconds_of(value, seconds), message, data)
+    elif isinstance(value, dict):
+        fields = plain(value)
+        downloads = fields.pop("downloads", None) or []
+        result = TaskResult(True, downloads if isinstance(downloads, list) else [downloads], seconds, None, fields)
+    else:
+        raise NotPlainError(f"the processor returned a {type(value).__name__}; return a dict, a TaskResult or None")
+    frozen = freeze_plain_result(result)
+    if len(frozen.payload) > MAX_RESULT_BYTES:
+        raise ResultTooLarge(f"the result takes {len(frozen.payload):,} bytes; at most {MAX_RESULT_BYTES:,} are kept")
+    return frozen

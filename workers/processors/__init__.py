@@ -1,0 +1,1 @@
+"""The processors that come with poqueue: `dossier` (the default), `download` and `command`."""

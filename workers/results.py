@@ -1,0 +1,381 @@
+"""Results out: what became of every row of the order file, in the run directory.
+
+    results.csv   every row: its number, its cells, status, attempts, seconds, worker, error, the processor's fields.
+                  During the run in the order of completion, with the fields as one JSON text; `finish` rewrites it
+                  in the order of the file with a column for each field.
+    failed.csv    the rows that failed, cells as they came: an order file of its own
+    not_run.csv   likewise the rows that never ended; only if there are any
+
+Nothing of a finished row is kept in memory but where its line stands. Cells of results.csv that a spreadsheet would
+run as a formula get a leading apostrophe; the other two files are read by programs again and are left as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import mmap
+import os
+import re
+import tempfile
+from array import array
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from poqueue.errors import ConfigError
+from workers.orders import OrderBook, cells_as_given
+from workers.safe_text import quoted, safe_text
+
+Status = Literal["succeeded", "failed"]
+
+MAX_FIELD_COLUMNS = 200  # a processor that names its fields after its data must not make a column of each
+_PREFIX = "result_"
+_OUTCOME_COLUMNS = ("status", "attempts", "seconds", "worker", "error")
+_STATUSES = ("", "succeeded", "failed", "duplicate", "invalid", "not run")
+
+_NUMBER = re.compile(r"\s*[-+]?[0-9]+(?:[.,][0-9]+)*(?:[eE][-+]?[0-9]+)?\s*")
+_FORMULA = re.compile(r"\A\s*[=+\-@＝＋－＠]|\A[ \u00a0]*[\t\r\n]")  # noqa: RUF001  # Excel runs the wide forms as well
+_FORMULA_IN_NEW_LINE = re.compile(r"([\r\n]\s*)(?=[=+\-@＝＋－＠])")  # noqa: RUF001
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """How many rows of the order file ended in which way."""
+
+    rows: int
+    succeeded: int
+    failed: int
+    duplicate: int
+    invalid: int
+    not_run: int
+
+    @property
+    def balances(self) -> bool:
+        """Whether every input row is accounted for exactly once."""
+        return self.rows == self.succeeded + self.failed + self.duplicate + self.invalid + self.not_run
+
+    def lines(self) -> list[str]:
+        """For people: one line, and a second one if rows are unaccounted for."""
+        parts = f"{self.succeeded} succeeded + {self.failed} failed + {self.duplicate} duplicate"
+        lines = [f"{self.rows} input rows = {parts} + {self.invalid} invalid + {self.not_run} not run"]
+        if not self.balances:
+            ended = self.succeeded + self.failed + self.duplicate + self.invalid + self.not_run
+            lines.append(f"the accounts do not balance: {ended} outcomes for {self.rows} input rows")
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def guard_formula(text: str) -> str:
+    """Text that no spreadsheet runs as a formula: a leading apostrophe where it would; numbers as they are."""
+    has_lines = "\n" in text or "\r" in text
+    if (text[:1].isalnum() and not has_lines) or _NUMBER.fullmatch(text):
+        return text
+    guarded = f"'{text}" if _FORMULA.match(text) else text
+    return _FORMULA_IN_NEW_LINE.sub(r"\1'", guarded) if has_lines else guarded
+
+
+class ResultsWriter:
+    """Writes the result files of one run; not thread-safe.
+
+    Args:
+        run_dir: an existing directory without these files in it.
+        book: the orders of the run.
+        results_path: where `finish` writes another copy of results.csv, over what is there.
+
+    Raises:
+        ConfigError: results_path cannot be that file.
+        OSError: also from every method; with the path of the file that could not be written.
+    """
+
+    def __init__(self, run_dir: Path, book: OrderBook, results_path: Path | None = None) -> None:
+        if results_path is not None:
+            _check_results_path(results_path, book)
+        self._book = book
+        self._run_dir = run_dir
+        self._results_path = results_path
+        self._status = bytearray(book.last_row + 1)  # by row number: an index into _STATUSES
+        self._fields: dict[str, None] = {}
+        self._has_more_fields = False
+        columns = ["row", *book.headers, *_OUTCOME_COLUMNS, "result"]
+        self._results = _RowFile(run_dir / "results.csv", _guarded(columns), book.last_row)
+        self._failed = _RowFile(run_dir / "failed.csv", book.headers, book.last_row)
+        self._write_known()
+
+    def outcome(
+        self,
+        po_data: dict[str, Any],
+        *,
+        status: Status,
+        attempts: int,
+        seconds: float,
+        worker: str,
+        error: str = "",
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        """Note how an order ended, for each of its rows. Told again for the same order, the last word counts.
+
+        Args:
+            po_data: the order, as the book had it.
+            attempts: how many it took.
+            seconds: of the last attempt.
+            data: the processor's fields, of plain JSON types.
+        """
+        fields = data or {}
+        self._note_fields(fields)
+        result = json.dumps(fields, ensure_ascii=False, default=str) if fields else ""
+        told = [status, str(attempts), f"{seconds:.3f}", guard_formula(worker), guard_formula(error), result]
+        for number, row in zip(po_data["row_numbers"], po_data["rows"], strict=True):
+            cells = cells_as_given(self._book.names, row)
+            self._write(number, cells, told)
+            if status == "failed":
+                self._failed.write(number, cells)
+
+    def flush(self) -> None:
+        """Hand what is written so far to the system, so that the end of this process cannot lose it."""
+        self._results.flush()
+        self._failed.flush()
+
+    def finish(self, not_run: Iterable[dict[str, Any]] = ()) -> Accounts:
+        """Write what never ran, put the files in their final shape, and balance the accounts.
+
+        Args:
+            not_run: the orders (po_data) that did not end; those beyond the book's limit are known already.
+        """
+        self._write_not_run(not_run)
+        failed = _STATUSES.index("failed")
+        self._failed.replace(self._failed.path, (n for n in self._numbers() if self._status[n] == failed))
+        header, reshape = self._final_columns()
+        targets = [self._results.path] if self._results_path is None else [self._results_path, self._results.path]
+        for target in targets:  # the run's own file last: until then it is the source
+            self._results.replace(target, self._numbers(), header, reshape)
+        return self._accounts()
+
+    def close(self) -> None:
+        """Close the files; harmless when repeated."""
+        for file in (self._results, self._failed):
+            file.close()
+
+    def _write_known(self) -> None:
+        """Rows whose fate the loader has decided."""
+        for invalid in self._book.invalid:
+            reason = f"{invalid.column}: {invalid.reason}" if invalid.column else invalid.reason
+            self._write(invalid.row, self._fitted(invalid.cells), ["invalid", "0", "", "", guard_formula(reason), ""])
+        for duplicate in self._book.duplicate_rows:
+            reason = f"same PO number as row {duplicate.first_row}"
+            self._write(duplicate.row, self._fitted(duplicate.cells), ["duplicate", "0", "", "", reason, ""])
+        self.flush()
+
+    def _fitted(self, cells: Sequence[str]) -> list[str]:
+        """As many cells as there are columns; surplus ones join the last, so that nothing is lost or shifted."""
+        width = len(self._book.headers)
+        padded = [*cells, *[""] * (width - len(cells))]
+        return padded if len(padded) == width else [*padded[: width - 1], " | ".join(padded[width - 1 :])]
+
+    def _write(self, number: int, cells: Sequence[str], told: list[str]) -> None:
+        self._results.write(number, [str(number), *_guarded(cells), *told])
+        self._status[number] = _STATUSES.index(told[0])
+
+    def _write_not_run(self, not_run: Iterable[dict[str, Any]]) -> None:
+        file: _RowFile | None = None
+        for order in (*self._book.left_out, *not_run):
+            for number, row in zip(order["row_numbers"], order["rows"], strict=True):
+                if self._status[number]:
+                    continue
+                cells = cells_as_given(self._book.names, row)
+                file = file or _RowFile(self._run_dir / "not_run.csv", self._book.headers, self._book.last_row)
+                file.write(number, cells)
+                self._write(number, cells, ["not run", "0", "", "", "", ""])
+        if file is not None:
+            code = _STATUSES.index("not run")
+            file.replace(file.path, (number for number in self._numbers() if self._status[number] == code))
+            file.close()
+
+    def _numbers(self) -> Iterator[int]:
+        """The rows with an outcome, in the order of the file."""
+        return (number for number, status in enumerate(self._status) if status)
+
+    def _note_fields(self, fields: dict[str, Any]) -> None:
+        for name in fields:
+            if name in self._fields:
+                continue
+            if len(self._fields) < MAX_FIELD_COLUMNS:
+                self._fields[name] = None
+            else:
+                self._has_more_fields = True
+
+    def _final_columns(self) -> tuple[list[str], Callable[[list[str]], list[str]]]:
+        """The header of the final results.csv, and what makes a line of it from a line of the run."""
+        names = list(self._fields)
+        more = ["result"] if self._has_more_fields else []
+        header = _own_names(["row", *self._book.headers], [*_OUTCOME_COLUMNS, *names, *more])
+
+        def reshape(cells: list[str]) -> list[str]:
+            *kept, result = cells
+            fields: dict[str, Any] = json.loads(result) if result else {}
+            values = [_field_text(fields.pop(name, None)) for name in names]
+            if more:
+                values.append(json.dumps(fields, ensure_ascii=False) if fields else "")
+            return kept + values
+
+        return _guarded(header), reshape
+
+    def _accounts(self) -> Accounts:
+        counts = {status: self._status.count(code) for code, status in enumerate(_STATUSES)}
+        return Accounts(
+            rows=self._book.row_count,
+            succeeded=counts["succeeded"],
+            failed=counts["failed"],
+            duplicate=counts["duplicate"],
+            invalid=counts["invalid"],
+            not_run=counts["not run"],
+        )
+
+
+class _RowFile:
+    """A CSV file that grows by one line a row and knows where the line of each row stands."""
+
+    def __init__(self, path: Path, header: Sequence[str], last_row: int) -> None:
+        self.path = path
+        self._header = header
+        self._starts = array("Q", bytes(8 * (last_row + 1)))
+        self._ends = array("Q", bytes(8 * (last_row + 1)))
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "w+b")
+        line = _csv_line(header)
+        self._size_bytes = len(line)
+        with _naming(path):
+            self._file.write(line)
+
+    def write(self, number: int, cells: Sequence[str]) -> None:
+        """Add the line of a row; it takes the place of an earlier one of the same row."""
+        line = _csv_line(cells)
+        with _naming(self.path):
+            self._file.write(line)
+        self._starts[number] = self._size_bytes
+        self._size_bytes += len(line)
+        self._ends[number] = self._size_bytes
+
+    def flush(self) -> None:
+        with _naming(self.path):
+            self._file.flush()
+
+    def replace(
+        self,
+        target: Path,
+        numbers: Iterable[int],
+        header: Sequence[str] | None = None,
+        reshape: Callable[[list[str]], list[str]] | None = None,
+    ) -> None:
+        """Write the lines of these rows in this order to `target`, whole or not at all."""
+        self.flush()
+        with _naming(target), _replacement(target) as out, self._mapped() as lines:
+            out.write(_csv_line(header or self._header))
+            if reshape is None:
+                out.writelines(lines[self._starts[n] : self._ends[n]] for n in numbers)
+                return
+            texts = (lines[self._starts[n] : self._ends[n]].decode() for n in numbers)
+            with _any_cell_size():
+                out.writelines(_csv_line(reshape(cells)) for cells in csv.reader(texts))
+
+    def close(self) -> None:
+        with _naming(self.path):
+            self._file.close()
+
+    def _mapped(self) -> mmap.mmap:
+        return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)  # never empty: there is a header
+
+
+class _Line:
+    """Lets a csv.writer return its line: writerow hands back what `write` does."""
+
+    def write(self, text: str) -> bytes:
+        # Error texts may hold lone surrogates, which have no UTF-8 form.
+        return text.encode("utf-8", "backslashreplace")
+
+
+_write_row = csv.writer(_Line(), lineterminator="\n").writerow
+
+
+def _csv_line(cells: Sequence[str]) -> bytes:
+    line: bytes = _write_row(cells)
+    return line
+
+
+def _guarded(cells: Iterable[str]) -> list[str]:
+    return [guard_formula(cell) for cell in cells]
+
+
+def _field_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return guard_formula(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _own_names(headers: list[str], names: Iterable[str]) -> list[str]:
+    """The headers and then `names`, prefixed where a column of that name is there already."""
+    columns = list(headers)
+    for name in names:
+        free = name
+        while free in columns:
+            free = _PREFIX + free
+        columns.append(free)
+    return columns
+
+
+def _check_results_path(path: Path, book: OrderBook) -> None:
+    shown = safe_text(str(path))
+    if path.is_dir():
+        raise ConfigError(f"results: {shown} is a directory; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"results: {quoted(str(path.parent))} is not a directory; make it first")
+    if path.exists() and book.path.exists() and path.samefile(book.path):
+        raise ConfigError(f"results: {shown} is the order file itself; name another file")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of the system: a full disk alone does not say which."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _replacement(target: Path) -> Generator[BinaryIO, None, None]:
+    """A new file that takes the place of `target` once it is safely written."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)  # 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def _any_cell_size() -> Iterator[None]:
+    """A processor's result may be larger than the csv module reads by default."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

@@ -1,0 +1,248 @@
+"""A worker process: lease, process, report; report and next lease travel in one message.
+
+It shares no lock with anybody, waits in the manager while there is nothing to do, and says what it does in its status
+(worker_files), where the supervisor reads it without asking.
+"""
+
+import faulthandler
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from poqueue.errors import PoqueueError
+from poqueue.service import QueueClient
+from poqueue.task import Lease, Report
+from workers.process_control import become_worker, rss_bytes
+from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, load_target, run_attempt
+from workers.worker_files import Phase, WorkerWriter
+
+logger = logging.getLogger(__name__)
+
+WAIT_S = 5.0
+LEASE_AHEAD_S = 0.010
+MAX_LEASES = 64
+STRAY_CHILD_EXIT = 70
+BOOT_EXIT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker process is started with; crosses by the start method's own pipe, never by argv or environment."""
+
+    address: str
+    key: bytes
+    folder: Path
+    output_dir: Path
+    spec: ProcessorSpec
+    marks: dict[str, str]
+    parent_pid: int
+    max_tasks: int | None = None
+    max_memory_bytes: int | None = None
+    lease_ahead: bool = True
+
+
+def main(settings: WorkerSettings, orders: "Connection[Any, Any]") -> None:
+    """The body of a worker process. `orders` gives its worker id when it may begin, or ends it."""
+    become_worker(settings.parent_pid, settings.marks)
+    files = WorkerWriter(settings.folder)
+    _capture_output(files)
+    _watch_parent()
+    try:
+        signal.signal(signal.SIGTERM, _on_term)
+        worker = Worker(settings, files)
+        files.phase(Phase.STANDBY)
+        try:
+            worker_id = orders.recv()
+        except EOFError:
+            return
+        if worker_id is not None:
+            worker.run(worker_id)
+    except Terminated:
+        os._exit(128 + signal.SIGTERM)
+    finally:
+        _flush()
+
+
+class Worker:
+    """One worker's loop and what it keeps between tasks."""
+
+    def __init__(self, settings: WorkerSettings, files: WorkerWriter) -> None:
+        self._settings = settings
+        self._files = files
+        self._pid = os.getpid()
+        self._reports: list[Report] = []
+        self._tasks_done = 0
+        self._pace_s = 1.0  # how long a task takes; the first ones come singly
+        with _boot_failure_to(files):
+            self._processor = Processor(load_target(settings.spec))
+        self._home = os.getcwd()
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
+
+    def run(self, worker_id: str) -> None:
+        """Work until the queue says stop or it is time to be replaced."""
+        settings, files = self._settings, self._files
+        context = WorkerContext(worker_id, settings.output_dir, dict(settings.spec.options), owner=files.own)
+        client = QueueClient(settings.address, settings.key)
+        files.phase(Phase.SETTING_UP)
+        with _boot_failure_to(files):
+            self._processor.setup(context)
+        files.phase(Phase.WORKING)
+        try:
+            self._serve(worker_id, client, context)
+            self._teardown()
+        except Terminated:
+            self._teardown()
+            raise
+        finally:
+            client.close()
+
+    def _serve(self, worker_id: str, client: QueueClient, context: WorkerContext) -> None:
+        while True:
+            is_last = self._is_worn_out()
+            reports, self._reports = self._reports, []
+            grant = client.exchange(worker_id, reports, 0 if is_last else self._appetite(), WAIT_S)
+            if reports:
+                self._files.reports_told()
+            if is_last or grant.stop:
+                self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)
+                return
+            for lease in grant.leases:
+                self._process(lease, context)
+            self._files.idle()
+
+    def _process(self, lease: Lease, context: WorkerContext) -> None:
+        files = self._files
+        begin = time.monotonic()
+        files.begin(lease.token, lease.attempt, begin, lease.task_timeout, lease.po_number, lease.task_id)
+        report = run_attempt(self._processor, lease, context)
+        if os.getpid() != self._pid:
+            os._exit(STRAY_CHILD_EXIT)  # the processor forked, and this is the child coming back into our loop
+        files.keep_report(report)
+        self._reports.append(report)
+        self._tidy_up()
+        files.end(lease.token, lease.attempt, lease.po_number, lease.task_id)
+        self._tasks_done += 1
+        self._pace_s = 0.7 * self._pace_s + 0.3 * (time.monotonic() - begin)
+
+    def _appetite(self) -> int:
+        """How many leases to hold: about 10 ms of work, one of anything longer."""
+        if not self._settings.lease_ahead:
+            return 1
+        limit = self._settings.max_tasks
+        rest = MAX_LEASES if limit is None else limit - self._tasks_done
+        return max(1, min(MAX_LEASES, rest, int(LEASE_AHEAD_S / max(self._pace_s, 1e-6))))
+
+    def _is_worn_out(self) -> bool:
+        """Time to be replaced; only ever true between tasks."""
+        limit, memory = self._settings.max_tasks, self._settings.max_memory_bytes
+        if limit is not None and self._tasks_done >= limit:
+            return True
+        return memory is not None and self._tasks_done > 0 and rss_bytes() > memory
+
+    def _tidy_up(self) -> None:
+        """Undo what a processor may leave behind for the next PO: folder, umask, our signal handler, unwritten text."""
+        _flush()
+        try:
+            is_away = os.getcwd() != self._home
+        except OSError:  # it removed the folder it stood in
+            is_away = True
+        if is_away:
+            os.chdir(self._home)
+        os.umask(self._umask)
+        if signal.getsignal(signal.SIGTERM) is not _on_term:
+            signal.signal(signal.SIGTERM, _on_term)
+
+    def _teardown(self) -> None:
+        try:
+            self._processor.teardown()
+        except Terminated:
+            raise
+        except BaseException:  # the results are reported; a session that does not close well changes none of them
+            logger.exception("teardown failed")
+
+
+class _boot_failure_to:  # noqa: N801  (a context manager, read as a verb)
+    """What goes wrong inside is written down for the supervisor, and ends the process."""
+
+    def __init__(self, files: WorkerWriter) -> None:
+        self._files = files
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, Terminated):
+            return
+        reason = str(error) if isinstance(error, PoqueueError) else "".join(traceback.format_exception(error))
+        self._files.boot_failed(reason)
+        _flush()
+        os._exit(BOOT_EXIT)
+
+
+def _on_term(number: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
+def _watch_parent() -> None:
+    """A second watch beside the kernel's: with a forkserver our parent is not the supervisor."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    waiting = parent
+
+    def leave() -> None:
+        waiting.join()
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True, name="poqueue-parent-watch").start()
+
+
+def _capture_output(files: WorkerWriter) -> None:
+    """stdout, stderr and logging go into the worker's files; stdin is empty."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(files.output_fd, 1)
+    os.dup2(files.output_fd, 2)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115  (for the life of the process)
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    stack = open(files.folder / "stack", "w")  # noqa: SIM115
+    faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True, chain=False)
+    faulthandler.enable(file=sys.stderr)
+    logging.basicConfig(handlers=[_FilesHandler(files)], level=logging.INFO, force=True)
+    logging.captureWarnings(True)
+
+
+class _FilesHandler(logging.Handler):
+    """Log records into the worker's output, one line each."""
+
+    def __init__(self, files: WorkerWriter) -> None:
+        super().__init__()
+        self._files = files
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._files.log(record, self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # the processor closed or replaced it
+            continue

@@ -1,0 +1,250 @@
+"""What a worker writes where the supervisor can read it without asking, and after the worker is dead.
+
+One private folder a worker process:
+    status   a few fields in shared memory: phase, lease token, PO, since when, time limit. Written by the worker alone.
+    output   stdout, stderr and log records of the processor, with an invisible line at the end of each PO that wrote.
+    stack    where the Python code is, written by faulthandler when the supervisor asks (SIGUSR1).
+    reports  attempts that are over and not yet told to the queue, a JSON list a line: what is done is never done again.
+    owned    processes and paths that are to be removed if the worker is killed, a JSON object a line.
+    boot     why the worker could not start.
+"""
+
+import contextlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from poqueue.payload import FrozenResult
+from poqueue.task import Report
+
+_STATUS = struct.Struct("<QQQddQ160s64sQ")
+_MARK = "\x1e"  # begins the lines that are ours among a processor's output
+MAX_LINE_CHARS = 10_000
+MAX_READ_BYTES = 4_000_000
+_MAX_BOOT_CHARS = 8_000
+
+
+class Phase(IntEnum):
+    """How far a worker process has come."""
+
+    BOOTING = 0
+    STANDBY = 1  # imported, and waits to be told its id
+    SETTING_UP = 2
+    WORKING = 3
+    RECYCLING = 4  # ends by itself, to be replaced
+    ENDING = 5
+
+
+class Status(NamedTuple):
+    """What a worker does now. `token` 0 means that it has nothing in hand; times are monotonic seconds."""
+
+    phase: Phase
+    token: int
+    attempt: int
+    started: float
+    task_timeout: float
+    output_start: int
+    po_number: str
+    task_id: str
+
+
+class WorkerWriter:
+    """The worker's side."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with open(folder / "status", "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), _STATUS.size)
+        self._phase = Phase.BOOTING
+        self.output_fd = os.open(folder / "output", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)
+        self._reports_fd = os.open(folder / "reports", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def phase(self, phase: Phase) -> None:
+        """Say how far the worker has come, with nothing in hand."""
+        self._phase = phase
+        self.idle()
+
+    def begin(self, token: int, attempt: int, started: float, task_timeout: float, po_number: str, task_id: str) -> None:
+        """A PO is in hand from now on; before anything of it is opened, so that whatever happens is charged to it."""
+        self._write(
+            token, attempt, started, task_timeout, po_number.encode(errors="replace"), task_id.encode(errors="replace")
+        )
+
+    def end(self, token: int, attempt: int, po_number: str, task_id: str) -> None:
+        """The PO is done; if it wrote output, mark where that ends."""
+        if os.lseek(self.output_fd, 0, os.SEEK_END) != self._output_end:
+            mark = {"token": token, "attempt": attempt, "po_number": po_number, "task_id": task_id}
+            os.write(self.output_fd, f"\n{_MARK}{json.dumps(mark)}\n".encode())
+            self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)
+
+    def idle(self) -> None:
+        """Nothing is in hand."""
+        self._write(0, 0, 0.0, 0.0, b"", b"")
+
+    def keep_report(self, report: Report) -> None:
+        """An attempt is over: should this process die before it can tell the queue, the supervisor will."""
+        result = report.result
+        if result is not None:
+            result = (result.success, result.processing_time, result.error_message, result.payload.decode())
+        line = json.dumps([report.task_id, report.token, report.processing_time, result, *report[4:]], ensure_ascii=False)
+        os.write(self._reports_fd, line.encode() + b"\n")
+
+    def reports_told(self) -> None:
+        """The queue has taken all reports so far."""
+        os.ftruncate(self._reports_fd, 0)
+
+    def log(self, record: logging.LogRecord, text: str) -> None:
+        """A log record, kept apart from plain output by its level and logger."""
+        line = {"level": record.levelname, "logger": record.name, "message": text}
+        os.write(self.output_fd, f"{_MARK}{json.dumps(line)}\n".encode())
+
+    def own(self, pid: int | None, path: str | None) -> None:
+        """Name what must be removed if this worker is killed."""
+        with open(self.folder / "owned", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"pid": pid, "path": os.path.abspath(path) if path else None}) + "\n")
+
+    def boot_failed(self, reason: str) -> None:
+        """Say why the worker could not start."""
+        (self.folder / "boot").write_text(reason[:_MAX_BOOT_CHARS], encoding="utf-8", errors="backslashreplace")
+
+    def _write(self, token: int, attempt: int, started: float, limit: float, po_number: bytes, task_id: bytes) -> None:
+        _STATUS.pack_into(
+            self._map, 0, token, self._phase, attempt, started, limit, self._output_end, po_number, task_id, token
+        )
+
+
+class OutputLine(NamedTuple):
+    """A line that a processor wrote, and whose it is; `level` is that of a log record."""
+
+    text: str
+    level: str
+    logger: str
+    po_number: str
+    task_id: str
+    attempt: int
+
+
+class WorkerReader:
+    """The supervisor's side; makes the folder and removes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(mode=0o700)
+        with open(folder / "status", "w+b") as file:
+            file.truncate(_STATUS.size)
+            self._map = mmap.mmap(file.fileno(), _STATUS.size)
+        self._output_fd = -1
+        self._read_to = 0
+        self._rest = b""
+        self._pending: list[tuple[str, str, str]] = []  # lines whose PO is not known yet: text, level, logger
+
+    def status(self) -> Status:
+        """What the worker does now. A worker that died while it wrote counts as having the PO it was about to name."""
+        for _ in range(100):
+            first, phase, attempt, started, limit, output, po_number, task_id, last = _STATUS.unpack_from(self._map, 0)
+            if first == last and _STATUS.unpack_from(self._map, 0)[3] == started:
+                break
+        return Status(
+            Phase(phase), first, attempt, started, limit, output,
+            po_number.rstrip(b"\0").decode(errors="replace"), task_id.rstrip(b"\0").decode(errors="replace"),
+        )  # fmt: skip
+
+    def stack(self) -> str:
+        """What faulthandler wrote so far."""
+        return self._text("stack")
+
+    def boot_failure(self) -> str:
+        """Why the worker could not start, or nothing."""
+        return self._text("boot")
+
+    def owned(self) -> Iterator[dict[str, Any]]:
+        """What the worker named to be removed."""
+        for line in self._text("owned").splitlines():
+            with contextlib.suppress(ValueError):  # it was killed while it wrote
+                yield json.loads(line)
+
+    def untold_reports(self) -> list[Report]:
+        """What a dead worker had finished and perhaps not told; a line that it died over is left out."""
+        reports = []
+        for line in self._text("reports").splitlines():
+            with contextlib.suppress(ValueError):
+                task_id, token, seconds, result, *rest = json.loads(line)
+                if result is not None:
+                    result = FrozenResult(*result[:3], result[3].encode())
+                reports.append(Report(task_id, token, seconds, result, *rest))
+        return reports
+
+    def output(self, is_dead: bool = False) -> list[OutputLine]:
+        """The lines written since the last call whose PO is known; of a dead worker, all."""
+        status = self.status()
+        data = self._read_new()
+        if not data and not (is_dead and (self._rest or self._pending)):
+            return []
+        lines = (self._rest + data).split(b"\n")
+        self._rest = b"" if is_dead else lines.pop()
+        found: list[OutputLine] = []
+        for raw in lines:
+            text = raw[:MAX_LINE_CHARS].decode(errors="replace").rstrip("\r")
+            mark = _as_mark(raw)
+            if mark is None:
+                if text:
+                    self._pending.append((text, "", ""))
+            elif "token" in mark:
+                found += self._attributed(str(mark["po_number"]), str(mark["task_id"]), int(mark["attempt"]))
+            else:
+                self._pending.append((str(mark["message"]), str(mark["level"]), str(mark["logger"])))
+        if self._pending and (is_dead or (status.token and self._pending_is_of(status))):
+            found += self._attributed(status.po_number, status.task_id, status.attempt)
+        return found
+
+    def remove(self) -> None:
+        """Let go of the folder."""
+        if self._output_fd >= 0:
+            os.close(self._output_fd)
+            self._output_fd = -1
+        self._map.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _pending_is_of(self, status: Status) -> bool:
+        """No end of an earlier PO is still to come: everything up to the current one's start has been read."""
+        return self.status().token == status.token and self._read_to >= status.output_start
+
+    def _attributed(self, po_number: str, task_id: str, attempt: int) -> list[OutputLine]:
+        lines = [OutputLine(text, level, name, po_number, task_id, attempt) for text, level, name in self._pending]
+        self._pending = []
+        return lines
+
+    def _read_new(self) -> bytes:
+        if self._output_fd < 0:
+            try:
+                self._output_fd = os.open(self.folder / "output", os.O_RDONLY)
+            except FileNotFoundError:
+                return b""
+        data = os.pread(self._output_fd, MAX_READ_BYTES, self._read_to)
+        self._read_to += len(data)
+        return data
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+
+def _as_mark(raw: bytes) -> dict[str, Any] | None:
+    if not raw.startswith(_MARK.encode()):
+        return None
+    try:
+        mark = json.loads(raw[1:])
+    except ValueError:
+        return None
+    is_ours = isinstance(mark, dict) and ("token" in mark or {"level", "logger", "message"} <= mark.keys())
+    return mark if is_ours else None
