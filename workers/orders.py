@@ -471,7 +471,6 @@ def _child_records(label: str, data: bytes, sheet: str | None) -> Records:
         while (message := _receive(receiver, label)) is not None:
             if "error" in message:
                 raise OrdersError(message["error"])
-            number = message.get("first_row", number)
             for cells in message["rows"]:
                 number += 1
                 yield number, cells
@@ -516,6 +515,11 @@ def _send_sheet(sender: Connection, data: bytes, label: str, sheet: str | None) 
             sender.send_bytes(json.dumps(message).encode())
     except OrdersError as error:
         sender.send_bytes(json.dumps({"error": str(error)}).encode())
+    except MemoryError:
+        os._exit(1)  # as the parser itself ends when it hits the limit
+    except BaseException as error:  # the border to foreign code, whose panics are BaseExceptions
+        text = f"{label}: is not a workbook that can be read: {safe_text(f'{type(error).__name__}: {error}', 200)}"
+        sender.send_bytes(json.dumps({"error": text}).encode())
 
 
 def _sheet_messages(data: bytes, label: str, sheet: str | None) -> Iterator[dict[str, Any]]:
@@ -523,11 +527,11 @@ def _sheet_messages(data: bytes, label: str, sheet: str | None) -> Iterator[dict
 
     try:
         workbook = calamine.CalamineWorkbook.from_filelike(io.BytesIO(data))
-        found = workbook.get_sheet_by_name(_choose_sheet(workbook, label, sheet))
-        start = found.start or (0, 0)
-        margin: list[Cell] = [""] * start[1]
+        visible = [item.name for item in workbook.sheets_metadata if item.visible == calamine.SheetVisibleEnum.Visible]
+        found = workbook.get_sheet_by_name(_choose_sheet(workbook, visible or workbook.sheet_names, label, sheet))
+        # iter_rows begins at row 1 in any case, but at the first column that is used.
+        margin: list[Cell] = [""] * (found.start or (0, 0))[1]
         rows = found.iter_rows()
-        yield {"first_row": start[0], "rows": []}
         while batch := [margin + [_as_cell(value) for value in row] for row in islice(rows, _SENT_ROWS)]:
             yield {"rows": batch}
     except calamine.PasswordError:
@@ -536,11 +540,9 @@ def _sheet_messages(data: bytes, label: str, sheet: str | None) -> Iterator[dict
         raise OrdersError(f"{label}: is not a workbook that can be read: {safe_text(str(error), 200)}") from None
 
 
-def _choose_sheet(workbook: Any, label: str, sheet: str | None) -> str:
-    names: list[str] = workbook.sheet_names
+def _choose_sheet(workbook: Any, visible: list[str], label: str, sheet: str | None) -> str:
     if sheet is not None:
-        return _named_sheet(names, label, sheet)
-    visible = [item.name for item in workbook.sheets_metadata if item.visible.name == "Visible"] or names
+        return _named_sheet(workbook.sheet_names, label, sheet)
     if len(visible) > 1:
         visible = [name for name in visible if workbook.get_sheet_by_name(name).height > 0] or visible[:1]
     if len(visible) != 1:
@@ -564,6 +566,8 @@ def _named_sheet(names: list[str], label: str, sheet: str) -> str:
 def _as_cell(value: Any) -> Cell:
     if isinstance(value, str | float | bool):
         return value
+    if isinstance(value, int):  # as .xls files keep them
+        return float(value)
     return [value.isoformat() if hasattr(value, "isoformat") else str(value)]
 
 
@@ -817,7 +821,8 @@ class _Collector:
     def _row(self, number: int, cells: Sequence[Cell], texts: list[str]) -> Row:
         names = self._columns.names
         same = self._values.setdefault  # columns repeat their values: keep one of each
-        row: Row = dict(zip(names, [same(text, text) or None for text in texts], strict=False))  # blank cells may follow the last
+        # Not strict: blank cells may follow the last.
+        row: Row = dict(zip(names, [same(text, text) or None for text in texts], strict=False))
         for place in self._stripped:
             text = texts[place]
             if (stripped := text.strip()) != text:

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 RUN_MARK = "POQUEUE_RUN_ID"
-PROCESS_MARK = "POQUEUE_PROCESS_ID"
+PROCESS_MARK = "POQUEUE_RUN_ID_OF_PROCESS"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _MAX_ROUNDS = 50
@@ -49,12 +49,12 @@ def quiet_start(marks: dict[str, str]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
-def become_worker(parent_pid: int, marks: dict[str, str]) -> None:
+def become_worker(marks: dict[str, str]) -> None:
     """In a new worker: a session of its own, and an end when its parent ends, even in the middle of a C loop."""
     os.environ.update(marks)  # for methods that do not start a new program
     with contextlib.suppress(OSError):
         os.setsid()
-    die_with_parent(parent_pid)
+    die_with_parent()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # only the supervisor decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_SIGNALS)
@@ -62,8 +62,9 @@ def become_worker(parent_pid: int, marks: dict[str, str]) -> None:
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel for SIGKILL when the parent ends; if it has already, leave now."""
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the thread that started this process ends; if it has already, leave now."""
+    parent_pid = os.getppid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(0)
@@ -137,6 +138,19 @@ def _is_living(process: psutil.Process) -> bool:
 # ---------------------------------------------------------------------- ending
 
 
+def ask_for_stack(pid: int) -> None:
+    """Have faulthandler in the worker write where its Python code is; works while C code holds the interpreter."""
+    _signal(pid, signal.SIGUSR1)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped the process (SIGSTOP)."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
+
+
 def is_same_after_stop(pid: int, check: Callable[[], bool]) -> bool:
     """Stop a process, and say whether `check` holds while it cannot move; if not, it goes on unharmed."""
     _signal(pid, signal.SIGSTOP)
@@ -148,20 +162,38 @@ def is_same_after_stop(pid: int, check: Callable[[], bool]) -> bool:
 
 def terminate_tree(pid: int, process_id: str) -> None:
     """Ask a worker and all that belongs to it to end (SIGTERM); stopped ones are woken to hear it."""
-    for target in [pid, *(p.pid for p in belongings(pid, process_id))]:
+    others = [process.pid for process in belongings(pid, process_id)]
+    _signal_main_thread(pid, signal.SIGTERM)
+    for target in others:
         _signal(target, signal.SIGTERM)
+    for target in [pid, *others]:
         _signal(target, signal.SIGCONT)
 
 
-def kill_tree(pid: int | None, process_id: str) -> None:
-    """Kill a worker and all that belongs to it. `pid` None: the worker is dead and reaped, its belongings may live."""
-    leader = pid if pid is not None else -1
-    kill_all(lambda: belongings(leader, process_id), [leader] if pid is not None else [])
+def _signal_main_thread(pid: int, number: int) -> None:
+    """To the thread that runs Python's handlers: a stopped process may give it to another, and sleep on in the first."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "tgkill") or libc.tgkill(pid, pid, number) != 0:
+        _signal(pid, number)
+
+
+def kill_tree(pid: int, process_id: str) -> None:
+    """Kill a living worker and all that belongs to it."""
+    kill_all(lambda: belongings(pid, process_id), [pid])
 
 
 def kill_belongings(dead_pid: int, process_id: str) -> int:
     """Kill what a dead worker has left; returns how many there were."""
     return kill_all(lambda: belongings(dead_pid, process_id), [])
+
+
+def helper_pids() -> list[int]:
+    """multiprocessing's own helpers (resource tracker, fork server): they serve this process beyond one run."""
+    from multiprocessing import forkserver
+
+    trackers = (resource_tracker._resource_tracker, forkserver._forkserver)
+    pids = [getattr(tracker, name, None) for tracker in trackers for name in ("_pid", "_forkserver_pid")]
+    return [pid for pid in pids if pid]
 
 
 def kill_run(run_id: str, keep: Iterable[int] = ()) -> int:
@@ -249,8 +281,7 @@ def tree_rss_bytes(pid: int) -> int:
     with contextlib.suppress(psutil.Error):
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
+            total += rss_bytes(process.pid)
     return total
 
 

@@ -295,10 +295,11 @@ class _Line:
 
     def write(self, text: str) -> bytes:
         # Error texts may hold lone surrogates, which have no UTF-8 form.
-        return text.encode("utf-8", "backslashreplace")
+        return text.removesuffix("\r\n").encode("utf-8", "backslashreplace") + b"\n"
 
 
-_write_row = csv.writer(_Line(), lineterminator="\n").writerow
+# Told "\n", the writers before Python 3.13 leave a cell with a lone CR unquoted.
+_write_row = csv.writer(_Line(), lineterminator="\r\n").writerow
 
 
 def _csv_line(cells: Sequence[str]) -> bytes:

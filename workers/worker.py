@@ -44,7 +44,6 @@ class WorkerSettings:
     output_dir: Path
     spec: ProcessorSpec
     marks: dict[str, str]
-    parent_pid: int
     max_tasks: int | None = None
     max_memory_bytes: int | None = None
     lease_ahead: bool = True
@@ -52,7 +51,7 @@ class WorkerSettings:
 
 def main(settings: WorkerSettings, orders: "Connection[Any, Any]") -> None:
     """The body of a worker process. `orders` gives its worker id when it may begin, or ends it."""
-    become_worker(settings.parent_pid, settings.marks)
+    become_worker(settings.marks)
     files = WorkerWriter(settings.folder)
     _capture_output(files)
     _watch_parent()

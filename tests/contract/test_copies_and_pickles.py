@@ -1,0 +1,245 @@
+"""Nobody outside can change a task inside; and records and errors travel whole."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
+from poqueue import errors as poqueue_errors
+from tests.contract.conftest import MakeQueue
+from tests.contract.scene import (
+    Clock,
+    counts,
+    find,
+    finish,
+    lease,
+    leased_id,
+    nothing_changes,
+    one_of_each,
+    success,
+    task,
+)
+from workers.task_queue import QueueFullError, TaskNotFoundError, WorkerMismatchError
+
+pytestmark = pytest.mark.contract("R26")
+
+ERRORS = [
+    each
+    for each in vars(poqueue_errors).values()
+    if isinstance(each, type) and issubclass(each, Exception) and each.__module__ == poqueue_errors.__name__
+]
+
+LOOKUPS: dict[str, Callable[[TaskQueue], list[ProcessingTask]]] = {
+    "find by id": lambda queue: [find(queue, name.name) for name in TaskStatus],
+    "find by number": lambda queue: [queue.find_task(f"PO-{name.name}") for name in TaskStatus],  # type: ignore[misc]
+    "by status": lambda queue: [each for status in TaskStatus for each in queue.get_tasks_by_status(status)],
+    "by worker": lambda queue: queue.get_tasks_by_worker("w1"),
+}
+
+
+def spoil(given: ProcessingTask) -> None:
+    given.task_id = "spoiled"
+    given.status = TaskStatus.COMPLETED
+    given.priority = 1
+    given.attempt = given.retry_count = 77
+    given.max_retries = 0
+    given.worker_id = "spoiled"
+    given.po_data["po_number"] = "spoiled"
+    given.po_data.setdefault("rows", []).append("spoiled")
+    given.error_history.append({"error": "spoiled"})
+    for each in given.error_history:
+        each["error"] = "spoiled"
+        each.setdefault("lines", []).append("spoiled")
+    if given.result:
+        given.result.success = not given.result.success
+        given.result.downloads.append("spoiled")
+
+
+@pytest.mark.parametrize("lookup", LOOKUPS)
+def test_what_is_done_to_a_task_that_was_looked_up_never_changes_the_queue(queue: TaskQueue, lookup: str) -> None:
+    one_of_each(queue)
+
+    with nothing_changes(queue):
+        for each in LOOKUPS[lookup](queue):
+            spoil(each)
+
+
+def test_what_is_done_to_a_leased_task_never_changes_the_queue(queue: TaskQueue) -> None:
+    queue.add_task(ProcessingTask("a", {"po_number": "PO-1", "rows": [{"amount": "1.00"}]}))
+    leased = lease(queue)
+
+    with nothing_changes(queue):
+        leased.po_data["rows"][0]["amount"] = "9.99"
+        spoil(leased)
+    queue.complete_task("a", "w1", success())
+    assert find(queue, "a").po_data == {"po_number": "PO-1", "rows": [{"amount": "1.00"}]}
+
+
+def test_what_is_done_to_the_details_of_a_past_error_never_changes_the_queue(queue: TaskQueue) -> None:
+    queue.add_task(task("PO-1", "a"))
+    lease(queue)
+    queue.retry_task("a", {"error": "boom", "pages": [{"number": 1}], "context": {"url": "x"}})
+
+    with nothing_changes(queue):
+        (error,) = find(queue, "a").error_history
+        error["pages"][0]["number"] = 9
+        error["pages"].append("spoiled")
+        error["context"]["url"] = "spoiled"
+
+
+def test_what_is_done_to_an_added_task_never_changes_the_queue(queue: TaskQueue) -> None:
+    added = ProcessingTask("a", {"po_number": "PO-1", "rows": [{"amount": "1.00"}]})
+    queue.add_task(added)
+
+    with nothing_changes(queue):
+        added.po_data["rows"][0]["amount"] = "9.99"
+        spoil(added)
+    assert lease(queue).po_data == {"po_number": "PO-1", "rows": [{"amount": "1.00"}]}
+
+
+def test_what_is_done_to_a_reported_result_never_changes_the_queue(queue: TaskQueue) -> None:
+    queue.add_task(task("PO-1", "a"))
+    lease(queue)
+    result = TaskResult(True, [{"path": "a.pdf"}], 1.0, None)
+    queue.complete_task("a", "w1", result)
+
+    with nothing_changes(queue):
+        result.downloads[0]["path"] = "spoiled"
+        result.success = False
+    assert find(queue, "a").result == TaskResult(True, [{"path": "a.pdf"}], 1.0, None)
+
+
+def test_what_is_done_to_the_error_details_never_changes_the_queue(queue: TaskQueue) -> None:
+    queue.add_task(task("PO-1", "a"))
+    lease(queue)
+    details: dict[str, Any] = {"error": "boom", "lines": ["one"]}
+    queue.retry_task("a", details)
+
+    with nothing_changes(queue):
+        details["lines"].append("spoiled")
+        details["error"] = "spoiled"
+    assert find(queue, "a").error_history[0]["lines"] == ["one"]
+
+
+def test_two_looks_at_one_task_are_equal_and_share_nothing(queue: TaskQueue) -> None:
+    one_of_each(queue)
+
+    for status in TaskStatus:
+        first, second = find(queue, status.name), find(queue, status.name)
+        assert first == second
+        assert first is not second
+        assert first.po_data is not second.po_data
+        assert first.error_history is not second.error_history
+
+
+def test_what_is_done_to_the_figures_never_changes_the_queue(queue: TaskQueue, clock: Clock) -> None:
+    one_of_each(queue)
+    clock.advance(10)
+
+    with nothing_changes(queue):
+        queue.get_queue_status().clear()
+        metrics = queue.get_performance_metrics()
+        metrics["worker_utilization"].clear()
+        summary = queue.get_error_summary()
+        summary["error_trends"].clear()
+        for each in summary["most_common_errors"]:
+            each.clear()
+        summary["most_common_errors"].clear()
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_tasks_of_every_status_pickle(queue: TaskQueue, protocol: int) -> None:
+    one_of_each(queue)
+
+    for status in TaskStatus:
+        (kept,) = queue.get_tasks_by_status(status)
+        again = pickle.loads(pickle.dumps(kept, protocol))
+        assert again == kept
+        assert again.status is status
+
+
+@pytest.mark.parametrize("record", [ProcessingTask(), TaskResult(success=True), task("PO-1"), *TaskStatus])
+def test_records_pickle_and_copy(record: object) -> None:
+    assert pickle.loads(pickle.dumps(record)) == record
+    assert copy.deepcopy(record) == record
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_errors_pickle_with_their_arguments(kind: type[Exception]) -> None:
+    error = kind("task T-1: no such task")
+
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(error, protocol))
+        assert type(again) is kind
+        assert (again.args, str(again)) == (error.args, str(error))
+    assert str(error) == "task T-1: no such task"
+
+
+REFUSALS: dict[str, tuple[type[Exception], Callable[[TaskQueue], object]]] = {
+    "unknown id": (TaskNotFoundError, lambda queue: queue.complete_task("nobody", "w1", success())),
+    "unknown retry": (TaskNotFoundError, lambda queue: queue.retry_task("nobody", {"error": "boom"})),
+    "other worker": (WorkerMismatchError, lambda queue: queue.complete_task("PROCESSING", "w2", success())),
+    "full": (QueueFullError, lambda queue: queue.add_task(task("PO-1"))),
+    "invalid task": (ValueError, lambda queue: queue.add_task(task(""))),
+    "bad priority": (ValueError, lambda queue: queue.add_task(task("PO-1"), 11)),
+    "bad timeout": (ValueError, lambda queue: queue.update_configuration(task_timeout=-1)),
+    "find nothing": (ValueError, lambda queue: queue.find_task()),
+    "bad format": (ValueError, lambda queue: queue.export_queue_report("xml")),
+    "bad workload": (ValueError, lambda queue: queue.optimize_for_workload(10, 1.0, 0)),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_an_error_comes_back_whole(make_queue: MakeQueue, refusal: str) -> None:
+    here, queue = TaskQueue(queue_size_limit=3), make_queue(queue_size_limit=3)
+    for each in (here, queue):
+        one_of_each_within(each)
+    kind, call = REFUSALS[refusal]
+
+    with pytest.raises(kind) as expected:
+        call(here)
+    with nothing_changes(queue), pytest.raises(kind) as raised:
+        call(queue)
+
+    assert type(raised.value) is kind
+    assert raised.value.args == expected.value.args
+    assert str(raised.value) == str(expected.value) != ""
+
+
+def one_of_each_within(queue: TaskQueue) -> None:
+    queue.add_task(task("PO-0", "PROCESSING"))
+    lease(queue)
+    for number in range(1, 4):
+        queue.add_task(task(f"PO-{number}", f"PENDING-{number}"))
+
+
+def test_a_task_that_cannot_travel_is_refused_and_the_queue_goes_on(queue: TaskQueue) -> None:
+    with nothing_changes(queue), pytest.raises(Exception, match=r"(?i)pickle|local object|lambda"):
+        queue.add_task(ProcessingTask("a", {"po_number": "PO-1", "callback": lambda: None}))
+
+    assert queue.add_task(task("PO-1", "a")) == "a"
+    assert finish(queue) == "a"
+
+
+def test_a_result_that_cannot_travel_is_refused_and_the_task_runs_on(queue: TaskQueue) -> None:
+    queue.add_task(task("PO-1", "a"))
+    lease(queue)
+
+    with nothing_changes(queue), pytest.raises(Exception, match=r"(?i)pickle|local object|lambda"):
+        queue.complete_task("a", "w1", TaskResult(success=True, downloads=[lambda: None]))
+
+    queue.complete_task("a", "w1", success())
+    assert counts(queue, "completed_tasks", "processing_tasks") == (1, 0)
+
+
+def test_a_large_task_travels_whole(queue: TaskQueue) -> None:
+    rows = [{"amount": "1,234.50", "supplier": "Ä" * 100, "row": number} for number in range(10_000)]
+    queue.add_task(ProcessingTask("a", {"po_number": "PO-1", "rows": rows}))
+
+    assert lease(queue).po_data["rows"] == rows
+    assert leased_id(queue) is None

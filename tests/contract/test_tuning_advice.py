@@ -1,0 +1,86 @@
+"""optimize_for_workload advises, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from poqueue import TaskQueue
+from tests.contract.scene import find, nothing_changes, task
+
+pytestmark = pytest.mark.contract("R23")
+
+SETTINGS = ("max_retries", "retry_delay", "task_timeout", "queue_size_limit")
+WORKLOADS = [(1, 0.001, 1), (200, 30.0, 4), (10_000, 2.5, 8), (1_000_000, 3600.0, 64)]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_the_advice_is_plain_json_under_the_names_of_the_settings(
+    queue: TaskQueue, workload: tuple[int, float, int]
+) -> None:
+    advice = queue.optimize_for_workload(*workload)
+
+    assert json.loads(json.dumps(advice, allow_nan=False)) == advice
+    assert set(advice) >= set(SETTINGS)
+    for topic in ("worker", "memory", "priority"):
+        assert [name for name in advice if topic in name] != [], topic
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_the_advice_can_be_taken_as_it_stands(queue: TaskQueue, workload: tuple[int, float, int]) -> None:
+    advice = queue.optimize_for_workload(*workload)
+
+    queue.update_configuration(**{name: advice[name] for name in SETTINGS})
+
+    queue.add_task(task("PO-1", "a"))
+    added = find(queue, "a")
+    assert (added.max_retries, added.retry_delay, added.task_timeout) == tuple(advice[name] for name in SETTINGS[:3])
+
+
+@pytest.mark.parametrize("workload", WORKLOADS[:3])
+def test_the_advice_fits_the_workload(queue: TaskQueue, workload: tuple[int, float, int]) -> None:
+    count, duration, _ = workload
+
+    advice = queue.optimize_for_workload(*workload)
+
+    assert advice["task_timeout"] > duration
+    assert advice["queue_size_limit"] >= count
+
+
+def test_each_advice_has_its_reason_in_words(queue: TaskQueue) -> None:
+    advice = queue.optimize_for_workload(200, 30.0, 4)
+
+    reasons = advice["reasons"]
+    topics = ("worker", "memory", "priority")
+    assert set(reasons) >= {*SETTINGS, *(name for name in advice for topic in topics if topic in name)}
+    assert set(reasons) <= set(advice)
+    assert all(isinstance(reason, str) and len(reason.split()) > 2 for reason in reasons.values())
+
+
+def test_it_is_advice_only(queue: TaskQueue) -> None:
+    queue.add_task(task("PO-1", "before"))
+
+    with nothing_changes(queue):
+        queue.optimize_for_workload(10_000, 100.0, 8)
+
+    queue.add_task(task("PO-2", "after"))
+    after = find(queue, "after")
+    assert (after.max_retries, after.retry_delay, after.task_timeout) == (3, 5.0, 300.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("expected_task_count", value) for value in (-1, 1.5, True, "10", None, math.nan)),
+        *(("average_task_duration", value) for value in (-1, math.nan, math.inf, True, "10", None)),
+        *(("worker_count", value) for value in (0, -1, 2.5, True, "4", None)),
+    ],
+)
+def test_bad_arguments_are_errors_that_name_them(queue: TaskQueue, name: str, value: Any) -> None:
+    workload: dict[str, Any] = {"expected_task_count": 10, "average_task_duration": 1.0, "worker_count": 2}
+
+    with nothing_changes(queue), pytest.raises(ValueError, match=name):
+        queue.optimize_for_workload(**{**workload, name: value})

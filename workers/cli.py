@@ -1,0 +1,324 @@
+"""The command line. Heavy imports are inside the commands: every worker process imports this module as its __main__."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workers.batch import BatchReport
+    from workers.orders import OrderBook
+    from workers.settings import Resolved
+
+EXIT_USAGE, EXIT_ORDERS, EXIT_INTERNAL = 2, 3, 70
+SHOWN_ROWS = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    from poqueue.errors import InputError, OrdersError, PoqueueError
+
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        code: int = arguments.command_function(arguments)
+        sys.stdout.flush()
+        return code
+    except OrdersError as error:
+        return _complain(error, EXIT_ORDERS)
+    except InputError as error:
+        return _complain(error, EXIT_USAGE)
+    except (PoqueueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 0
+        return _complain(error, EXIT_INTERNAL)
+    except KeyboardInterrupt:
+        return _complain("interrupted before anything ran", 128 + signal.SIGINT)
+
+
+def _complain(error: object, code: int) -> int:
+    from workers.safe_text import safe_text
+
+    for number, line in enumerate(str(error).splitlines() or [""]):
+        _say(("poqueue: " if number == 0 else "") + safe_text(line))
+    return code
+
+
+def _say(text: str = "") -> None:
+    """To people; nobody has to listen."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        return
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    from poqueue import __version__
+    from workers.settings import add_arguments
+
+    parser = _Parser(prog="poqueue", description="Run a batch of purchase orders on worker processes; lose none of them.")
+    parser.add_argument("--version", action="version", version=f"poqueue {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    run = commands.add_parser("run", help="run every PO of an order file", description=_run.__doc__)
+    run.add_argument("orders", metavar="ORDERS", help="CSV, XLSX, XLS or ODS file; it is only read")
+    run.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings")
+    run.add_argument("--json", action="store_true", help="print the outcome as JSON to stdout")
+    add_arguments(run)
+    run.set_defaults(command_function=_run)
+
+    tune = commands.add_parser("tune", help="advice on settings for a workload", description=_tune.__doc__)
+    tune.add_argument("--tasks", type=int, required=True, metavar="N", help="how many POs are expected")
+    tune.add_argument("--duration", required=True, metavar="DURATION", help="how long one takes on average, such as 2.5s")
+    tune.add_argument("-j", "--jobs", default="auto", metavar="N", help="number of workers (default: auto)")
+    tune.add_argument("--json", action="store_true", help="print the advice as JSON")
+    tune.set_defaults(command_function=_tune)
+
+    config = commands.add_parser("config", help="where settings come from")
+    shows = config.add_subparsers(required=True, metavar="show", parser_class=_Parser)
+    show = shows.add_parser("show", help="print each setting, its value and its origin", description=_config_show.__doc__)
+    show.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings")
+    show.add_argument("--json", action="store_true", help="print as JSON")
+    add_arguments(show)
+    show.set_defaults(command_function=_config_show)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names of options are not to be shortened, and an unknown one gets a hint."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> Any:
+        from workers.quantities import did_you_mean, nearest
+
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            known = [flag for action in self._all_actions() for flag in action.option_strings]
+            unknown = message.removeprefix(prefix).split()[0].split("=")[0]
+            message += did_you_mean(nearest(unknown, known))
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+
+    def _all_actions(self) -> list[argparse.Action]:
+        actions = list(self._actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    actions += parser._all_actions()
+        return actions
+
+
+def _resolve(arguments: argparse.Namespace) -> Resolved:
+    from workers.settings import given_settings, load_settings
+
+    resolved = load_settings(given_settings(arguments), arguments.config, os.environ)
+    for note in resolved.notes:
+        _say(note)
+    return resolved
+
+
+# ---------------------------------------------------------------------- commands
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run every PO of an order file on worker processes and account for every row."""
+    from workers.batch import Batch
+    from workers.progress import make_progress
+
+    if not arguments.orders:
+        raise _usage("ORDERS is empty; name a CSV or Excel file")
+    resolved = _resolve(arguments)
+    settings = resolved.settings
+    progress = make_progress(sys.stderr, enabled=settings.progress, quiet=settings.quiet)
+    batch = Batch(Path(arguments.orders), resolved, progress=progress)
+    if settings.check:
+        return _report_check(batch.check(), as_json=arguments.json)
+    progress.start()
+    try:
+        report = batch.run()
+    finally:
+        progress.close()
+    if arguments.json:
+        print(json.dumps(_as_json(report), ensure_ascii=False))
+    if not settings.quiet or report.exit_code:
+        _tell(report, arguments)
+    return report.exit_code
+
+
+def _usage(message: str) -> Exception:
+    from poqueue.errors import ConfigError
+
+    return ConfigError(message)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    """Advice for a workload, as optimize_for_workload gives it; nothing is changed."""
+    from poqueue import TaskQueue
+    from workers.quantities import parse_duration, parse_jobs
+
+    try:
+        duration_s = parse_duration(arguments.duration, "--duration")
+        advice = TaskQueue().optimize_for_workload(arguments.tasks, duration_s, parse_jobs(arguments.jobs, "--jobs"))
+    except ValueError as error:
+        raise _usage(str(error)) from None
+    if arguments.json:
+        print(json.dumps(advice))
+        return 0
+    from tabulate import tabulate
+
+    reasons = advice.pop("reasons")
+    rows = [(key, _value_text(value), reasons.get(key, "")) for key, value in advice.items()]
+    print(tabulate(rows, headers=("setting", "advice", "why"), tablefmt="simple", maxcolwidths=[None, 28, 70], disable_numparse=True))
+    return 0
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_value_text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return " to ".join(map(_value_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _config_show(arguments: argparse.Namespace) -> int:
+    """Each setting, its value, and where that came from: command line over environment over file over default."""
+    from workers.settings import render_config
+
+    rows = render_config(_resolve(arguments))
+    if arguments.json:
+        print(json.dumps({key: {"value": value, "from": origin} for key, value, origin in rows}))
+        return 0
+    from tabulate import tabulate
+
+    shown = [(key, json.dumps(value), origin) for key, value, origin in rows]
+    print(tabulate(shown, headers=("setting", "value", "from"), tablefmt="simple", disable_numparse=True))
+    return 0
+
+
+# ---------------------------------------------------------------------- what people see at the end
+
+
+def _report_check(book: OrderBook, *, as_json: bool) -> int:
+    """--check: what would run and what would not."""
+    rows = len(book.invalid)
+    if as_json:
+        invalid = [{"row": r.row, "column": r.column, "value": r.value, "reason": r.reason} for r in book.invalid]
+        found = {"rows": book.row_count, "pos": len(book.orders), "duplicate": len(book.duplicate_rows), "invalid": invalid}
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        for note in book.notes:
+            _say(f"note: {note}")
+        _list_invalid(book)
+        _say(
+            f"{book.row_count} rows: {len(book.orders)} POs to run, {len(book.duplicate_rows)} duplicate rows, "
+            f"{rows} invalid rows, {book.blank_rows} blank lines skipped"
+        )
+    if rows:
+        return EXIT_ORDERS
+    return 0 if book.orders else 5
+
+
+def _list_invalid(book: OrderBook) -> None:
+    from workers.safe_text import safe_text
+
+    for row in book.invalid[:SHOWN_ROWS]:
+        _say(safe_text(str(row)))
+    if len(book.invalid) > SHOWN_ROWS:
+        _say(f"… and {len(book.invalid) - SHOWN_ROWS} more invalid rows")
+
+
+def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
+    from tabulate import tabulate
+
+    if report.run_dir is None:
+        _say(report.message)
+        return
+    accounts = report.accounts
+    rate = sum(report.tasks[key] for key in ("succeeded", "failed")) / report.seconds if report.seconds else 0.0
+    rows = [
+        ("succeeded", report.tasks["succeeded"], accounts.succeeded),
+        ("failed", report.tasks["failed"], accounts.failed),
+        ("not run", report.tasks["not_run"], accounts.not_run),
+        ("duplicate", "", accounts.duplicate),
+        ("invalid", "", accounts.invalid),
+        ("total", sum(report.tasks.values()), accounts.rows),
+    ]
+    _say()
+    _say(tabulate(rows, headers=("outcome", "POs", "rows"), tablefmt="simple"))
+    _say()
+    for line in accounts.lines():
+        _say(line)
+    _say(f"{report.seconds:.1f} s, {rate:.1f} POs/s")
+    _say_errors(report)
+    _say(f"files in {_shown(report.run_dir)}: {', '.join(path.name for path in report.files.values())}")
+    if report.message:
+        _say(report.message)
+    for words, name in (("run the failures again", "failed.csv"), ("run the rest", "not_run.csv")):
+        if name in report.files and (name != "failed.csv" or accounts.failed):
+            _say(f"{words}: {_again(report.files[name], arguments)}")
+
+
+def _say_errors(report: BatchReport) -> None:
+    from workers.safe_text import safe_text
+
+    for error in report.report.get("errors", {}).get("most_common_errors", [])[:5]:
+        _say(safe_text(f"  {error['count']} x {error['error_type']}: {error['last_message']}", 200))
+
+
+def _again(path: Path, arguments: argparse.Namespace) -> str:
+    """The command that runs a file of left-over rows as this run did; that file is plain CSV, whatever the first was."""
+    import shlex
+
+    from workers.settings import SETTINGS, given_settings
+
+    words = ["poqueue", "run", _shown(path)]
+    if arguments.config is not None:
+        words += ["--config", str(arguments.config)]
+    leave_out = ("delimiter", "encoding", "sheet", "limit", "run_dir", "report", "results", "check")
+    for key, value in given_settings(arguments).items():
+        if key not in leave_out:
+            words += _as_words(next(flag for flag in SETTINGS[key].flags if flag.startswith("--")), value)
+    return shlex.join(words)
+
+
+def _as_words(flag: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [flag] if value else [flag.replace("--", "--no-", 1)]
+    if isinstance(value, list):
+        return [word for item in value for word in (flag, str(item))]
+    if flag == "--verbose":
+        return ["-" + "v" * value]
+    return [flag, str(value)]
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be typed here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _as_json(report: BatchReport) -> dict[str, Any]:
+    from workers.batch import _as_dict
+
+    return {
+        "exit_code": report.exit_code,
+        "reason": report.reason,
+        "message": report.message,
+        "accounts": _as_dict(report.accounts),
+        "pos": report.tasks,
+        "seconds": round(report.seconds, 3),
+        "run_dir": str(report.run_dir) if report.run_dir else None,
+        "files": {name: str(path) for name, path in report.files.items()},
+    }

@@ -1,0 +1,98 @@
+"""Log lines: JSON in the run's log file, one object a line; text or JSON on the screen. Set up only by the batch."""
+
+import json
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from workers.safe_text import safe_text
+
+ID_FIELDS = ("run", "worker_id", "po_number", "task_id", "attempt")
+OUTPUT_LOGGER = "workers.output"
+LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, always with the same keys first."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__()
+        self._run = run
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "run": self._run,
+        }
+        line |= {name: getattr(record, name) for name in ID_FIELDS[1:] if getattr(record, name, None) not in (None, "", 0)}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        for name in ("stack", "traceback"):
+            if getattr(record, name, None):
+                line[name] = getattr(record, name)
+        return json.dumps(line, ensure_ascii=False, default=str).encode(errors="backslashreplace").decode()
+
+
+class TextFormatter(logging.Formatter):
+    """One line for people; nothing a PO contains can break out of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        ids = [str(getattr(record, "worker_id", "")), str(getattr(record, "po_number", ""))]
+        where = " ".join(f"[{part}]" for part in ids if part)
+        text = f"{time} {record.levelname.lower():7} {where + ' ' if where else ''}{record.getMessage()}"
+        return safe_text(text)
+
+
+class _ShowHandler(logging.Handler):
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__()
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._show(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+class RunLogging:
+    """The loggers of poqueue and workers, written to a file and shown, for the time of one run.
+
+    Args:
+        path: the log file; appended to.
+        run: the run's name, on every line of the file.
+        show: takes a line for the screen.
+        verbosity: 0 warnings, 1 the life of processes, 2 every PO and its output.
+        as_json: the lines shown are JSON too.
+    """
+
+    def __init__(self, path: Path, run: str, show: Callable[[str], None], *, verbosity: int, as_json: bool) -> None:
+        self._file = logging.FileHandler(path, encoding="utf-8", delay=False)
+        path.chmod(0o600)
+        self._file.setFormatter(JsonFormatter(run))
+        self._screen = _ShowHandler(show)
+        self._screen.setFormatter(JsonFormatter(run) if as_json else TextFormatter())
+        self._screen.setLevel(LEVELS[min(verbosity, len(LEVELS) - 1)])
+        self._loggers = [logging.getLogger("poqueue"), logging.getLogger("workers")]
+        self._before = [(one.level, one.propagate) for one in self._loggers]
+
+    def __enter__(self) -> "RunLogging":
+        for one in self._loggers:
+            one.setLevel(logging.DEBUG)
+            one.propagate = False
+            one.addHandler(self._file)
+            one.addHandler(self._screen)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for one, (level, propagate) in zip(self._loggers, self._before, strict=True):
+            one.removeHandler(self._file)
+            one.removeHandler(self._screen)
+            one.setLevel(level)
+            one.propagate = propagate
+        self._file.close()

@@ -1,0 +1,47 @@
+"""Why a worker ended: by its exit code, by what was done to it, and by what the kernel says about memory."""
+
+import signal
+from typing import Any
+
+STACK_CHARS = 64_000
+
+
+def describe_timeout(limit_s: float, ran_s: float, ended_by: str, stack: str) -> dict[str, Any]:
+    """An attempt that was killed because it took too long; `stack` is where the Python code was before."""
+    return {
+        "error_type": "TaskTimeout",
+        "message": f"took longer than {limit_s:g} s (killed after {ran_s:.1f} s; the worker ended by {ended_by})",
+        "stack": stack[-STACK_CHARS:],
+    }
+
+
+def describe_death(exit_code: int | None, is_out_of_memory: bool) -> dict[str, Any]:
+    """An attempt whose worker ended in the middle of it, unasked."""
+    if exit_code is not None and exit_code < 0:
+        number = -exit_code
+        name = signal_name(number)
+        if number == signal.SIGKILL and is_out_of_memory:
+            message = "the kernel killed the worker because memory ran out"
+            return {"error_type": "OutOfMemory", "message": message, "signal": name}
+        hint = " (from outside, or by the kernel for want of memory)" if number == signal.SIGKILL else ""
+        return {"error_type": "WorkerKilled", "message": f"the worker was killed by {name}{hint}", "signal": name}
+    return {
+        "error_type": "WorkerExited",
+        "message": f"the worker ended with exit code {exit_code} in the middle of the PO",
+        "exit_code": exit_code,
+    }
+
+
+def ended_by(exit_code: int | None) -> str:
+    """How a process ended, for people."""
+    if exit_code is not None and exit_code < 0:
+        return signal_name(-exit_code)
+    return "SIGTERM" if exit_code == 128 + signal.SIGTERM else f"exit code {exit_code}"
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL and the like."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,651 @@
+"""The supervisor: owns the queue's service and N worker processes, and sees to it that every PO ends.
+
+    while work is left:
+        signals   what the operator asked for; a handler only notes it
+        events    outcomes from the queue, handed on
+        reap      bury the dead, charge what they had in hand, give back what they had not begun
+        enforce   kill what is overdue: evidence, TERM, grace, KILL, proof of death, and only then retry_task
+        top up    start what is missing, unless the brake is on
+        show      where the run stands
+        wait      for a death, an answer, a signal or the next deadline; idle is free
+
+It is single-threaded (so that fork is safe), shares no lock with a worker, and never waits for one.
+"""
+
+import contextlib
+import faulthandler
+import functools
+import logging
+import os
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing import connection, get_context
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from poqueue.errors import PoqueueError, ServiceError
+from poqueue.service import PendingCall, QueueClient, QueueService
+from poqueue.task import Event, ProcessingTask
+from workers import process_control as control
+from workers.log import OUTPUT_LOGGER
+from workers.post_mortem import describe_death, describe_timeout, signal_name
+from workers.processing import ProcessorSpec, check_importable, load_target
+from workers.progress import Snapshot, WorkerView
+from workers.worker import WorkerSettings
+from workers.worker_files import Phase, Status
+from workers.worker_process import WorkerProcess
+
+logger = logging.getLogger(__name__)
+output_logger = logging.getLogger(OUTPUT_LOGGER)
+
+TICK_S = 0.2
+SHOW_S = 0.25
+GAP_S = 2.0  # a loop that stood still for longer was stopped, or the machine was; no PO is to blame
+MEMORY_CHECK_S = 1.0
+BOOT_TIMEOUT_S = 120.0
+MAX_BOOT_FAILURES = 3
+MAX_BOOT_DELAY_S = 5.0
+NO_PROCESS_LIMIT_S = 30.0
+TEARDOWN_S = 10.0
+EVENTS_AT_ONCE = 500
+_LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+
+
+class WorkersCannotStartError(PoqueueError):
+    """Workers end again and again before they take a PO; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """How a run ended: `reason` is "done", "interrupted" or "halted"; `signal` the first that interrupted it."""
+
+    reason: str
+    signal: int = 0
+    message: str = ""
+
+
+class Supervisor:
+    """Runs POs on worker processes.
+
+        with Supervisor(process, jobs=4, task_timeout=60) as supervisor:
+            supervisor.queue.add_task(ProcessingTask(po_data={"po_number": "4711"}))
+            supervisor.run()
+
+    Args:
+        processor: "module:attribute", a function or class that workers can import, or a ProcessorSpec.
+        jobs: number of worker processes.
+        start_method: "spawn", "forkserver" or "fork".
+        grace: seconds between SIGTERM and SIGKILL.
+        stop_grace: seconds that running POs may go on once a stop was asked for.
+        max_tasks_per_worker: replace a worker after so many POs.
+        max_memory_per_worker: replace a worker that holds more bytes after a PO, its children counted.
+        output_dir: folder for what processors write; a temporary one of ours when left out.
+        log_path: file for the manager's own log lines.
+        on_event: called with every event of the queue, in order.
+        on_show: called with a Snapshot about four times a second.
+        lease_ahead: let a worker hold about 10 ms of work; False keeps strict priority at one lease a worker.
+        queue_settings: keyword arguments of TaskQueue.
+
+    Raises:
+        ProcessorError, ValueError: at once, before anything is started.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        jobs: int = 2,
+        start_method: str = "spawn",
+        grace: float = 2.0,
+        stop_grace: float = 30.0,
+        max_tasks_per_worker: int | None = None,
+        max_memory_per_worker: int | None = None,
+        output_dir: Path | None = None,
+        log_path: Path | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        on_show: Callable[[Snapshot], None] | None = None,
+        lease_ahead: bool = True,
+        **queue_settings: Any,
+    ) -> None:
+        self._spec = processor if isinstance(processor, ProcessorSpec) else ProcessorSpec(processor)
+        if not isinstance(self._spec.target, str):
+            check_importable(self._spec.target)
+            load_target(self._spec)
+        if type(jobs) is not int or not 1 <= jobs <= 256:
+            raise ValueError(f"jobs must be a whole number from 1 to 256, got {jobs!r}")
+        self._jobs = jobs
+        self._context = get_context(start_method)
+        self._grace_s, self._stop_grace_s = grace, stop_grace
+        self._max_tasks, self._max_memory = max_tasks_per_worker, max_memory_per_worker
+        self._on_event, self._on_show = on_event, on_show
+        self._lease_ahead = lease_ahead
+        self._output_dir = output_dir
+        self.run_id = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._service = QueueService(
+            start_method=start_method, log_path=log_path or Path(os.devnull), on_orphan=functools.partial(_end_run, self.run_id), **queue_settings
+        )
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._workers: list[WorkerProcess] = []
+        self._standby: WorkerProcess | None = None
+        self._serial = 0
+        self._incarnations: dict[int, int] = {}
+        self._boot_failures = 0
+        self._boot_reason = ""
+        self._not_before = 0.0
+        self._no_process_since: float | None = None
+        self._oom_kills = 0
+        self._last_event = 0
+        self._events: PendingCall | None = None
+        self._may_be_done = True
+        self._is_draining = False
+        self._stop_level = 0
+        self._stop_signal = 0
+        self._stop_due = 0.0
+        self._signals: list[int] = []
+        self._gaps: list[tuple[float, float]] = []
+        self._last_loop = 0.0
+        self._next_show = 0.0
+        self._next_memory_check = 0.0
+        self._begun = time.monotonic()
+        self._note = ""
+
+    # ------------------------------------------------------------------ life
+
+    def __enter__(self) -> "Supervisor":
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the manager and the workers; they wait for POs at once.
+
+        Raises:
+            ManagerLostError: the manager process died while it started.
+        """
+        self._temporary = tempfile.TemporaryDirectory(prefix="poqueue-run-")
+        self._folder = Path(self._temporary.name)
+        if self._output_dir is None:
+            self._output_dir = self._folder / "output"
+            self._output_dir.mkdir()
+        control.adopt_orphans()
+        self._oom_kills = control.oom_kills()
+        try:
+            with control.quiet_start({control.RUN_MARK: self.run_id}):
+                self._service.start()
+            self.queue: QueueClient = self._service.client()
+            self._events_client = self._service.client()
+            self._last_event = self._events_client.read_events()[0].sequence
+            self._top_up(time.monotonic())
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End every process of the run, whatever state it is in; harmless when repeated."""
+        for worker in [*self._workers, *([self._standby] if self._standby else [])]:
+            if not worker.is_dead():
+                worker.kill_now(time.monotonic())
+            worker._process.join()
+            with contextlib.suppress(Exception):
+                worker.bury()
+            worker.forget()
+        self._workers, self._standby = [], None
+        self._service.stop()
+        control.kill_run(self.run_id, keep=control.helper_pids())
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+        """Ask for a stop, as the signal would; each further call is one step harder."""
+        self._signals.append(signal_number)
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> RunEnd:
+        """Work until nothing is left, or until it is interrupted.
+
+        Raises:
+            WorkersCannotStartError: workers die before they take a PO.
+            ServiceError: the manager is lost.
+        """
+        with self._handling_signals():
+            self._last_loop = time.monotonic()
+            while not self._is_finished():
+                now = time.monotonic()
+                self._note_gap(now)
+                self._handle_signals(now)
+                self._read_events()
+                self._reap(now)
+                self._enforce(now)
+                self._top_up(now)
+                self._show(now)
+                self._wait()
+            self.take_rest()
+            self._show(time.monotonic(), is_last=True)
+        if self._stop_level:
+            return RunEnd("interrupted", self._stop_signal)
+        return RunEnd("done")
+
+    def _is_finished(self) -> bool:
+        if self._is_draining:
+            return not self._workers and self._standby is None
+        if not self._may_be_done:
+            return False
+        self._may_be_done = False
+        status = self.queue.get_queue_status()
+        if status["queue_length"] == 0 and status["processing_tasks"] == 0 and self._workers:
+            self._drain(TEARDOWN_S)
+        return False
+
+    def _drain(self, within_s: float) -> None:
+        """No PO starts any more; workers end when they have none, or within the time given."""
+        self._is_draining = True
+        self._stop_due = time.monotonic() + within_s
+        self.queue.drain_queue()
+        if self._standby is not None:
+            self._standby.dismiss()
+
+    # ------------------------------------------------------------------ signals
+
+    @contextlib.contextmanager
+    def _handling_signals(self) -> Any:
+        """Handlers only note; the loop is woken through a pipe. Only the main thread can have them."""
+        self._wake_read, wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(wake_write, False)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+        before: dict[int, Any] = {}
+        old_wakeup = None
+        try:
+            with contextlib.suppress(ValueError):
+                old_wakeup = signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+                before = {number: signal.signal(number, self._note_signal) for number in numbers}
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if old_wakeup is not None:
+                signal.set_wakeup_fd(old_wakeup)
+            os.close(self._wake_read)
+            os.close(wake_write)
+
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+
+    def _handle_signals(self, now: float) -> None:
+        while self._signals:
+            number = self._signals.pop(0)
+            if number == signal.SIGQUIT:
+                self._dump_stacks()
+            elif number == signal.SIGHUP:
+                self._escalate(number, now, up_to=1)
+            else:
+                self._escalate(number, now, up_to=3)
+        if self._is_draining and now >= self._stop_due and self._stop_level < 2:
+            self._stop_running(now)
+
+    def _escalate(self, number: int, now: float, up_to: int) -> None:
+        """One step of the ladder: let running POs end; stop them and give them back; kill everything."""
+        if self._stop_level >= up_to:
+            return
+        self._stop_level += 1
+        self._stop_signal = self._stop_signal or number
+        name = signal_name(number)
+        if self._stop_level == 1:
+            self._drain(self._stop_grace_s)
+            self._note = f"{name}: no new PO starts; running ones have {self._stop_grace_s:g} s; a second one stops them"
+            logger.warning("%s", self._note)
+        elif self._stop_level == 2:
+            self._note = f"{name}: running POs are stopped and given back; a third one kills everything at once"
+            logger.warning("%s", self._note)
+            self._stop_running(now)
+        else:
+            logger.warning("%s: killing everything", name)
+            for worker in self._workers:
+                worker.kill_now(now)
+
+    def _stop_running(self, now: float) -> None:
+        self._stop_level = max(self._stop_level, 2) if self._stop_level else 0
+        self._stop_due = float("inf")
+        for worker in self._workers:
+            if worker.kill is None:
+                worker.begin_kill("stop", 0, now, wants_evidence=False)
+        if self._standby is not None and self._standby.kill is None:
+            self._standby.begin_kill("stop", 0, now, wants_evidence=False)
+
+    def _dump_stacks(self) -> None:
+        """SIGQUIT: where everybody is, and go on."""
+        logger.warning("SIGQUIT: the stacks of the supervisor and of %d workers follow", len(self._workers))
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            logger.warning("stack of the supervisor:\n%s", file.read())
+        before = [len(worker.files.stack()) for worker in self._workers]
+        for worker in self._workers:
+            control.ask_for_stack(worker.pid)
+        time.sleep(0.05)
+        for worker, start in zip(self._workers, before, strict=True):
+            text = worker.files.stack()[start:] or "(no answer)"
+            logger.warning("stack of the worker:\n%s", text, extra=_ids(worker, worker.status()))
+
+    # ------------------------------------------------------------------ events
+
+    def _read_events(self) -> None:
+        """Hand on what the queue tells, without waiting for it."""
+        while True:
+            if self._events is None:
+                self._events = self._events_client.begin("read_events", self._last_event, EVENTS_AT_ONCE, 5.0)
+            if not connection.wait([self._events], 0):
+                return
+            self._take_events(self._events.result())
+
+    def take_rest(self) -> None:
+        """Hand on the last events; harmless when repeated."""
+        self._events = None  # a call that still waits for news is given up
+        self._events_client.close()
+        while events := self.queue.read_events(self._last_event, EVENTS_AT_ONCE):
+            self._take_events(events)
+
+    def _take_events(self, events: list[Event]) -> None:
+        self._events = None
+        for event in events:
+            if event.sequence > self._last_event + 1:
+                logger.warning("%d events were missed", event.sequence - self._last_event - 1)
+            self._last_event = event.sequence
+            if event.kind == "empty":
+                self._may_be_done = True
+            elif event.kind == "dropped" and event.task is not None:
+                self._stop_dropped(event.task.worker_id)
+            self._log_event(event)
+            if self._on_event is not None:
+                self._on_event(event)
+
+    def _log_event(self, event: Event) -> None:
+        task = event.task
+        if task is None or event.kind not in ("failed", "retry", "completed"):
+            return
+        if event.kind == "completed" and not logger.isEnabledFor(logging.DEBUG):
+            return
+        latest = task.error_history[-1] if task.error_history else {}
+        ids = {"worker_id": task.worker_id, "task_id": task.task_id, "attempt": task.attempt}
+        ids |= {"po_number": latest.get("po_number", "")}
+        if event.kind == "completed":
+            logger.debug("completed", extra=ids)
+            return
+        level = logging.ERROR if event.kind == "failed" else logging.WARNING
+        word = "failed for good" if event.kind == "failed" else "failed and will be retried"
+        logger.log(
+            level, "attempt %d %s: %s: %s", task.attempt, word, latest.get("error_type", ""), event.error,
+            extra={**ids, "traceback": latest.get("traceback"), "stack": latest.get("stack")},
+        )  # fmt: skip
+
+    def _stop_dropped(self, worker_id: str | None) -> None:
+        for worker in self._workers:
+            if worker.worker_id == worker_id and worker.kill is None:
+                worker.begin_kill("dropped", 0, time.monotonic(), wants_evidence=False)
+
+    # ------------------------------------------------------------------ the dead
+
+    def _reap(self, now: float) -> None:
+        for worker in list(self._workers):
+            self._hand_on_output(worker, is_dead=False)
+            if worker.is_dead():
+                self._workers.remove(worker)
+                self._bury(worker, now)
+        if self._standby is not None and self._standby.is_dead():
+            standby, self._standby = self._standby, None
+            self._note_boot(standby, now)
+            standby.bury()
+            standby.forget()
+
+    def _bury(self, worker: WorkerProcess, now: float) -> None:
+        """After proof of death, and only then: what it had finished counts, what it ran is charged, the rest goes back."""
+        status = worker.status()
+        is_out_of_memory = self._was_out_of_memory()
+        worker.bury()
+        self._hand_on_output(worker, is_dead=True)
+        self._note_boot(worker, now)
+        if untold := worker.files.untold_reports():
+            self._report_for(worker.worker_id, untold)
+        if status.token and (worker.kill is None or worker.kill.reason == "timeout"):
+            self._charge(worker, status, is_out_of_memory, now)
+        self.queue.release_worker(worker.worker_id)
+        level = logging.INFO if status.phase >= Phase.RECYCLING else logging.WARNING
+        logger.log(level, "worker ended (%s)", worker.how_it_ended(), extra=_ids(worker, status))
+        worker.forget()
+
+    def _report_for(self, worker_id: str, reports: list[Any]) -> None:
+        """The queue knows the dead worker's live leases; a report that it has already taken changes nothing."""
+        self.queue.exchange(worker_id, reports, 0)
+
+    def _charge(self, worker: WorkerProcess, status: Status, is_out_of_memory: bool, now: float) -> None:
+        record = self.queue.get_leases().get(status.token)
+        if record is None:
+            return  # its end was recorded meanwhile, and wins
+        if worker.kill is not None:
+            details = describe_timeout(status.task_timeout, now - status.started, worker.how_it_ended(), worker.kill.stack)
+        else:
+            details = describe_death(worker.exit_code, is_out_of_memory)
+        details |= {"worker_id": worker.worker_id, "pid": worker.pid, "seconds": round(max(0.0, now - status.started), 3)}
+        details |= {"po_number": status.po_number}
+        self.queue.retry_task(record.task_id, details)
+
+    def _was_out_of_memory(self) -> bool:
+        kills = control.oom_kills()
+        is_more = kills > self._oom_kills
+        self._oom_kills = kills
+        return is_more
+
+    def _note_boot(self, worker: WorkerProcess, now: float) -> None:
+        """Count workers that end before they work; the brake is on for a while after each."""
+        reason = worker.files.boot_failure()
+        if worker.status().phase >= Phase.WORKING:
+            return
+        if worker.kill is not None and worker.kill.reason == "stop" or self._is_draining:
+            return
+        self._boot_failures += 1
+        self._boot_reason = reason.strip() or f"it ended by {worker.how_it_ended()}"
+        self._not_before = now + min(MAX_BOOT_DELAY_S, 0.1 * 2.0 ** (self._boot_failures - 1))
+        logger.warning("a worker could not start: %s", self._boot_reason.splitlines()[-1], extra={"traceback": reason})
+
+    def _hand_on_output(self, worker: WorkerProcess, is_dead: bool) -> None:
+        for line in worker.files.output(is_dead):
+            ids = {
+                "worker_id": worker.worker_id, "po_number": line.po_number, "task_id": line.task_id, "attempt": line.attempt,
+            }  # fmt: skip
+            text = f"{line.logger}: {line.text}" if line.logger else line.text
+            output_logger.log(_LEVELS.get(line.level, logging.INFO), "%s", text, extra=ids)
+
+    # ------------------------------------------------------------------ time limits
+
+    def _enforce(self, now: float) -> None:
+        for worker in self._workers:
+            if worker.kill is not None:
+                worker.advance_kill(now, self._grace_s)
+                continue
+            status = worker.status()
+            if status.phase < Phase.WORKING and now - worker.started > BOOT_TIMEOUT_S + self._lost_since(worker.started):
+                worker.begin_kill("boot", 0, now, wants_evidence=False)
+            elif status.token and now >= self._deadline(status):
+                logger.warning(
+                    "no end after %.3g s: killing the worker", now - status.started, extra=_ids(worker, status)
+                )
+                worker.begin_kill("timeout", status.token, now, wants_evidence=True)
+        if self._standby is not None:
+            self._standby.advance_kill(now, self._grace_s)
+        if self._max_memory is not None and now >= self._next_memory_check:
+            self._next_memory_check = now + MEMORY_CHECK_S
+            self._retire_large()
+
+    def _deadline(self, status: Status) -> float:
+        return status.started + status.task_timeout + self._lost_since(status.started)
+
+    def _note_gap(self, now: float) -> None:
+        """Time in which this process did not run counts against no PO."""
+        gap_s = now - self._last_loop
+        self._last_loop = now
+        if gap_s > GAP_S + TICK_S:
+            logger.warning("the supervisor stood still for %.1f s; every deadline moves by that", gap_s)
+            self._gaps = [*self._gaps[-20:], (now, gap_s)]
+
+    def _lost_since(self, moment: float) -> float:
+        return sum(gap_s for at, gap_s in self._gaps if at > moment) if self._gaps else 0.0
+
+    def _retire_large(self) -> None:
+        """The worker looks at itself after each PO; its children are counted here."""
+        for worker in self._workers:
+            if not worker.is_retiring and control.tree_rss_bytes(worker.pid) > (self._max_memory or 0):
+                worker.is_retiring = True
+                self.queue.retire_worker(worker.worker_id)
+                logger.info("worker holds too much memory: it ends after its PO", extra=_ids(worker, worker.status()))
+
+    # ------------------------------------------------------------------ the living
+
+    def _top_up(self, now: float) -> None:
+        if self._is_draining or now < self._not_before:
+            return
+        taken = {worker.slot for worker in self._workers}
+        for slot in range(1, self._jobs + 1):
+            if slot not in taken:
+                self._brake(now)
+                worker = self._take_standby() or self._start_process(now)
+                if worker is None:
+                    return
+                incarnation = self._incarnations[slot] = self._incarnations.get(slot, 0) + 1
+                worker.employ(f"w{slot}.{incarnation}", slot)
+                self._workers.append(worker)
+                logger.info("worker started, pid %d", worker.pid, extra={"worker_id": worker.worker_id})
+        if self._standby is None and self._foresees_death(now):
+            self._standby = self._start_process(now)
+
+    def _foresees_death(self, now: float) -> bool:
+        """A worker has died before, or one has used half of its time: one in reserve makes the next death cheap."""
+        if self._boot_failures:
+            return False
+        if sum(self._incarnations.values()) > self._jobs and self._max_tasks is None:
+            return True
+        for worker in self._workers:
+            status = worker.status()
+            if status.token and now - status.started > status.task_timeout / 2:
+                return True
+        return False
+
+    def _take_standby(self) -> WorkerProcess | None:
+        standby = self._standby
+        if standby is None or standby.is_dead() or standby.kill is not None:
+            return None
+        self._standby = None
+        return standby
+
+    def _brake(self, now: float) -> None:
+        """Workers that cannot start end the run, unless others work."""
+        if any(worker.status().phase >= Phase.WORKING for worker in self._workers):
+            self._boot_failures = 0
+        if self._boot_failures >= MAX_BOOT_FAILURES:
+            raise WorkersCannotStartError(f"{self._boot_failures} workers in a row could not start: {self._boot_reason}")
+
+    def _start_process(self, now: float) -> WorkerProcess | None:
+        self._serial += 1
+        settings = functools.partial(
+            WorkerSettings, self._service.address, self._service.key, output_dir=self._output_dir, spec=self._spec,
+            max_tasks=self._max_tasks, max_memory_bytes=self._max_memory, lease_ahead=self._lease_ahead,
+        )  # fmt: skip
+        process_id = f"{self.run_id}.{self._serial}"
+        try:
+            worker = WorkerProcess(self._context, self._folder / f"process-{self._serial}", process_id, self.run_id, settings)
+        except OSError as error:
+            self._note_no_process(error, now)
+            return None
+        self._no_process_since = None
+        return worker
+
+    def _note_no_process(self, error: OSError, now: float) -> None:
+        if self._no_process_since is None:
+            self._no_process_since = now
+        waited_s = now - self._no_process_since
+        self._not_before = now + min(MAX_BOOT_DELAY_S, 0.1 + waited_s)
+        logger.warning("no worker process can be started (%s); going on with %d", error, len(self._workers))
+        if not self._workers and waited_s >= NO_PROCESS_LIMIT_S:
+            raise WorkersCannotStartError(f"no worker process could be started for {waited_s:.0f} s: {error}") from error
+
+    # ------------------------------------------------------------------ show and wait
+
+    def _show(self, now: float, is_last: bool = False) -> None:
+        if self._on_show is None or (now < self._next_show and not is_last):
+            return
+        self._next_show = now + SHOW_S
+        status = self.queue.get_queue_status()
+        phase = "done" if is_last else ("draining", "draining", "stopping", "stopping")[self._stop_level]
+        if not self._stop_level and not is_last:
+            phase = "paused" if status["status"] == "PAUSED" else "running"
+        self._on_show(
+            Snapshot(
+                phase=phase, total=status["total_tasks"] - status["cleared_tasks"], succeeded=status["completed_tasks"],
+                failed=status["failed_tasks"], retrying=status["retry_tasks"], running=status["processing_tasks"],
+                pending=status["pending_tasks"], rate_per_s=status["throughput"], eta_s=status["estimated_completion"],
+                elapsed_s=now - self._begun, workers=self._views(now), note=self._note,
+            )  # fmt: skip
+        )
+
+    def _views(self, now: float) -> tuple[WorkerView, ...]:
+        views = []
+        for worker in sorted(self._workers, key=lambda one: one.slot):
+            status = worker.status()
+            state = "idle" if status.phase is Phase.WORKING else "starting"
+            if status.token:
+                state = "running"
+            if worker.kill is not None or status.phase > Phase.WORKING:
+                state = "stopping"
+            elapsed_s = now - status.started if status.token else 0.0
+            views.append(
+                WorkerView(
+                    worker.worker_id, state, status.po_number, status.attempt, elapsed_s, status.task_timeout,
+                    control.rss_bytes(worker.pid),
+                )  # fmt: skip
+            )
+        return tuple(views)
+
+    def _wait(self) -> None:
+        """Until something happens: a worker's end, an answer, a signal, or the next deadline."""
+        if self._signals:
+            return
+        now = time.monotonic()
+        waits_for: list[Any] = [self._wake_read]
+        if self._events is not None:
+            waits_for.append(self._events)
+        waits_for += [worker.sentinel for worker in self._workers]
+        if self._standby is not None:
+            waits_for.append(self._standby.sentinel)
+        until = min([now + TICK_S, *self._moments()])
+        connection.wait(waits_for, max(0.0, until - now))
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    def _moments(self) -> Iterable[float]:
+        """When something will have to be done."""
+        for worker in self._workers:
+            step = worker.next_step()
+            if step is not None:
+                yield step
+            elif worker.kill is None and (status := worker.status()).token:
+                yield self._deadline(status)
+
+
+def _ids(worker: WorkerProcess, status: Status) -> dict[str, Any]:
+    return {
+        "worker_id": worker.worker_id, "po_number": status.po_number, "task_id": status.task_id, "attempt": status.attempt,
+    }  # fmt: skip
+
+
+def _end_run(run_id: str) -> None:
+    """In the manager, when the supervisor has died: nothing of the run may stay behind."""
+    control.kill_run(run_id)

@@ -1,0 +1,162 @@
+"""One worker process as the supervisor holds it: started, employed under a worker id, watched, killed, buried."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+from workers import process_control as control
+from workers.post_mortem import ended_by
+from workers.worker import WorkerSettings, main
+from workers.worker_files import Phase, Status, WorkerReader
+
+EVIDENCE_S = 0.1  # how long to wait for the stack of a hung worker
+EVIDENCE_STEP_S = 0.01
+
+
+@dataclass(slots=True)
+class Kill:
+    """An end that has begun. `token` is the lease it is about, 0 for the worker as such; times are monotonic seconds."""
+
+    reason: str
+    token: int
+    begun: float
+    due: float
+    stage: str = "evidence"
+    stack_from: int = 0
+    stack: str = ""
+
+
+class WorkerProcess:
+    """A worker process and its files. `process_id` marks everything it starts."""
+
+    def __init__(
+        self, context: BaseContext, folder: Path, process_id: str, run_id: str, settings: Callable[..., WorkerSettings]
+    ) -> None:
+        self.process_id = process_id
+        self.worker_id = ""
+        self.slot = 0
+        self.kill: Kill | None = None
+        self.is_retiring = False
+        self.started = time.monotonic()
+        self.started_at = time.time()
+        self.files = WorkerReader(folder)
+        marks = {control.RUN_MARK: run_id, control.PROCESS_MARK: process_id}
+        orders, self._orders = context.Pipe(duplex=False)
+        try:
+            self._process: Any = context.Process(  # type: ignore[attr-defined]  # every real context has it
+                target=main, args=(settings(folder=folder, marks=marks), orders), name=f"poqueue-{process_id}"
+            )
+            with control.quiet_start(marks):
+                self._process.start()
+        except BaseException:
+            self._orders.close()
+            self.files.remove()
+            raise
+        finally:
+            orders.close()
+        self.pid = int(self._process.pid)
+
+    @property
+    def sentinel(self) -> int:
+        """Ready when the process ends; not surely, so is_dead is asked as well."""
+        return int(self._process.sentinel)
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code, or minus the signal; None while it lives."""
+        code: int | None = self._process.exitcode
+        return code
+
+    def is_dead(self) -> bool:
+        """Whether the process has ended and is reaped."""
+        return not self._process.is_alive()
+
+    def status(self) -> Status:
+        """What it does now."""
+        return self.files.status()
+
+    def employ(self, worker_id: str, slot: int) -> None:
+        """Let it work under this id."""
+        self.worker_id, self.slot = worker_id, slot
+        self.started = time.monotonic()
+        self._send(worker_id)
+
+    def dismiss(self) -> None:
+        """Let a worker that was never employed go."""
+        self._send(None)
+
+    def _send(self, word: str | None) -> None:
+        try:
+            self._orders.send(word)
+        except OSError:  # it is dead; the next look will find that
+            return
+
+    # --- ending it
+
+    def begin_kill(self, reason: str, token: int, now: float, wants_evidence: bool) -> None:
+        """First the evidence: ask where the code is."""
+        self.kill = Kill(reason, token, now, now + (EVIDENCE_S if wants_evidence else 0.0))
+        if wants_evidence:
+            self.kill.stack_from = len(self.files.stack())
+            control.ask_for_stack(self.pid)
+
+    def advance_kill(self, now: float, grace_s: float) -> None:
+        """Go one step further when it is time: evidence, then TERM, then KILL. A PO that ended meanwhile ends the kill."""
+        kill = self.kill
+        if kill is None:
+            return
+        if kill.stage == "evidence" and (now >= kill.due or self._has_stack(kill)):
+            self._terminate(kill, now + grace_s)
+        elif kill.stage == "term" and now >= kill.due:
+            kill.stage = "kill"
+            control.kill_tree(self.pid, self.process_id)
+
+    def kill_now(self, now: float) -> None:
+        """No evidence, no grace."""
+        if self.kill is None:
+            self.kill = Kill("stop", 0, now, now)
+        self.kill.stage = "kill"
+        control.kill_tree(self.pid, self.process_id)
+
+    def next_step(self) -> float | None:
+        """When advance_kill has something to do."""
+        if self.kill is None or self.kill.stage == "kill":
+            return None
+        if self.kill.stage == "evidence":
+            return min(self.kill.due, time.monotonic() + EVIDENCE_STEP_S)
+        return self.kill.due
+
+    def _has_stack(self, kill: Kill) -> bool:
+        text = self.files.stack()[kill.stack_from :]
+        is_complete = bool(text) and text == kill.stack  # unchanged since the last look
+        kill.stack = text
+        return is_complete
+
+    def _terminate(self, kill: Kill, due: float) -> None:
+        if not kill.stack and kill.token:
+            state = "it was stopped (SIGSTOP)" if control.is_stopped(self.pid) else "it did not answer"
+            kill.stack = f"no stack of the worker: {state}"
+        if kill.token and not control.is_same_after_stop(self.pid, lambda: self.status().token == kill.token):
+            self.kill = None
+            return
+        kill.stage, kill.due = "term", due
+        control.terminate_tree(self.pid, self.process_id)
+
+    def bury(self) -> None:
+        """After its death: end what it has left behind, and remove what it owned if it did not end by itself."""
+        control.kill_belongings(self.pid, self.process_id)
+        if self.exit_code != 0 or self.kill is not None or self.status().phase < Phase.RECYCLING:
+            control.remove_owned(self.files.owned(), self.started_at)
+
+    def forget(self) -> None:
+        """Let go of everything; the process must be dead."""
+        self._orders.close()
+        self._process.close()
+        self.files.remove()
+
+    def how_it_ended(self) -> str:
+        """For people."""
+        return ended_by(self.exit_code)
