@@ -65,4 +65,6 @@ def check_seconds(
     if type(value) is bool or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
     if value < minimum or value > maximum or (exclusive and value == minimum):
-        raise ValueError(f"{name} must be {'above' if exclusive else 'from'} {minimum:g}, up to {maximum:g}, got {value!r}")
+        raise ValueError(
+            f"{name} must be {'above' if exclusive else 'from'} {minimum:g}, up to {maximum:g}, got {value!r}"
+        )

@@ -4,6 +4,8 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
+from poqueue.plain import plain_details
+
 MAX_TYPES = 1000
 MAX_HOURS = 7 * 24
 MAX_TYPE_CHARS = 200
@@ -48,10 +50,23 @@ class ErrorLog:
             "total_errors": self.total,
             "unique_error_types": len(self._by_type),
             "most_common_errors": [
-                {"error_type": kind, "count": count, **self._latest[kind]} for kind, count in self._by_type.most_common(most)
+                {"error_type": kind, "count": count, **self._latest[kind]}
+                for kind, count in self._by_type.most_common(most)
             ],
             "error_trends": dict(sorted(self._by_hour.items())),
         }
+
+
+def described(details: dict[str, Any]) -> dict[str, Any]:
+    """Details as plain data, with their type and message found while exceptions are still exceptions.
+
+    Raises:
+        ValueError: details is no dict.
+    """
+    if not isinstance(details, dict):
+        raise ValueError(f"error_details must be a dict, got {type(details).__name__}")
+    named = {"error_type": error_type_of(details), "message": error_message_of(details)}
+    return {**plain_details(details), **plain_details(named)}
 
 
 def error_type_of(details: dict[str, Any]) -> str:

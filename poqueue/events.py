@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from poqueue.ledger import Entry
 from poqueue.payload import thaw_task
@@ -22,6 +22,7 @@ HANDLER_NAMES = {
     "empty": "on_queue_empty",
     "full": "on_queue_full",
 }
+UNSET: Any = object()  # an argument that was left out, where None means something
 MAX_UNDELIVERED = 10_000
 MAX_FEED = 200_000
 
@@ -35,18 +36,21 @@ class HandlerSet:
     def __bool__(self) -> bool:
         return bool(self._handlers)
 
-    def set(self, kind: str, handler: Callable[..., None] | None) -> None:
-        """Set a handler; None unsets it.
+    def update(self, completed: Any, failed: Any, empty: Any, full: Any) -> None:
+        """Set handlers; None unsets one, UNSET leaves it as it is.
 
         Raises:
-            ValueError: it cannot be called.
+            ValueError: one cannot be called; none was changed.
         """
-        if handler is None:
-            self._handlers.pop(kind, None)
-        elif callable(handler):
-            self._handlers[kind] = handler
-        else:
-            raise ValueError(f"{HANDLER_NAMES[kind]} must be callable or None, got {handler!r}")
+        given = dict(zip(HANDLER_NAMES, (completed, failed, empty, full), strict=True))
+        for kind, handler in given.items():
+            if handler is not UNSET and handler is not None and not callable(handler):
+                raise ValueError(f"{HANDLER_NAMES[kind]} must be callable or None, got {handler!r}")
+        for kind, handler in given.items():
+            if handler is None:
+                self._handlers.pop(kind, None)
+            elif handler is not UNSET:
+                self._handlers[kind] = handler
 
     def listens(self, kind: str) -> bool:
         """Whether a handler for this kind is set."""
@@ -60,7 +64,7 @@ class HandlerSet:
         arguments: tuple[Any, ...] = {"completed": (task,), "failed": (task, error)}.get(kind, ())
         try:
             handler(*arguments)
-        except Exception:  # a handler's fault must not undo or hide a change already made
+        except (Exception, SystemExit, GeneratorExit):  # its fault must not undo or hide a change already made
             logger.exception("%s raised; ignored", HANDLER_NAMES[kind])
 
 
@@ -92,26 +96,19 @@ class EventDelivery:
                 self._delivering.release()
 
 
-class _Noted(NamedTuple):
-    sequence: int
-    kind: str
-    entry: Entry | None
-    error: str
-
-
 class EventFeed:
     """The latest events by number, for readers in other processes; kept only once somebody has asked."""
 
     def __init__(self) -> None:
         self.last = 0
         self.is_open = False
-        self._events: deque[_Noted] = deque(maxlen=MAX_FEED)
+        self._events: deque[Event] = deque(maxlen=MAX_FEED)
 
     def note(self, kind: str, entry: Entry | None, error: str) -> None:
         """Number an event and keep it."""
         self.last += 1
         if self.is_open:
-            self._events.append(_Noted(self.last, kind, entry, error))
+            self._events.append(Event(self.last, kind, entry.record() if entry is not None else None, error))
 
     def read(self, after: int, limit: int) -> list[Event]:
         """Up to `limit` events with numbers above `after`, oldest first; a gap means that some were dropped."""
@@ -120,8 +117,7 @@ class EventFeed:
         first = self._events[0].sequence
         start = max(0, after + 1 - first)
         stop = min(len(self._events), start + limit)
-        found = [self._events[i] for i in range(start, stop)]
-        return [Event(e.sequence, e.kind, e.entry.record() if e.entry else None, e.error) for e in found]
+        return [self._events[i] for i in range(start, stop)]
 
     def release(self, up_to: int) -> None:
         """Let go of events that the reader has seen."""

@@ -12,7 +12,9 @@ from poqueue.task import TaskStatus as S
 
 TRANSITIONS: dict[S, frozenset[S]] = {  # every arrow a task may take; nothing else in the project writes a status
     S.PENDING: frozenset({S.PROCESSING}),  # leased
-    S.PROCESSING: frozenset({S.COMPLETED, S.RETRY_PENDING, S.FAILED, S.PENDING}),  # reported | given back | used up | undone
+    S.PROCESSING: frozenset(
+        {S.COMPLETED, S.RETRY_PENDING, S.FAILED, S.PENDING}
+    ),  # reported | given back | used up | undone
     S.RETRY_PENDING: frozenset({S.PROCESSING}),  # due and leased
     S.FAILED: frozenset({S.RETRY_PENDING}),  # somebody asks again
     S.COMPLETED: frozenset(),
@@ -80,7 +82,7 @@ class Entry:
         return TaskRecord(
             self.task_id, self.payload, self.priority, self.status, self.attempt, self.retry_count,
             self.max_retries, self.retry_delay, self.task_timeout, self.worker_id,
-            self.created_at, self.assigned_at, self.completed_at, self.result, self.error_history or [],
+            self.created_at, self.assigned_at, self.completed_at, self.result, list(self.error_history or ()),
         )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 from poqueue.task import ProcessingTask, TaskRecord, TaskResult
@@ -100,8 +101,8 @@ def thaw_result(blob: bytes) -> TaskResult:
 
 def thaw_task(record: TaskRecord) -> ProcessingTask:
     """Open a record: a task that shares nothing with the queue."""
-    fields = list(record)
+    fields: list[Any] = list(record)
     fields[1] = thaw(record.payload)
     fields[13] = thaw_result(record.result) if record.result is not None else None
-    fields[14] = [dict(error) for error in record.error_history]
+    fields[14] = deepcopy(record.error_history) if record.error_history else []
     return ProcessingTask(*fields)

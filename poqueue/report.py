@@ -30,13 +30,16 @@ def build_report(
     wall_time: float,
 ) -> dict[str, Any]:
     """Put a report together: every task with its history, and the figures of the queue."""
-    return {
-        "generated_at": iso_time(wall_time),
+    figures = {
         "queue": status,
         "configuration": configuration,
         "performance": metrics,
         "errors": errors,
         "workers": _by_worker(tasks, metrics["worker_utilization"]),
+    }
+    return {
+        "generated_at": iso_time(wall_time),
+        **plain_details(figures),
         "tasks": [task_as_dict(task) for task in tasks],
     }
 
@@ -44,28 +47,30 @@ def build_report(
 def task_as_dict(task: ProcessingTask) -> dict[str, Any]:
     """One task in plain JSON types; times are ISO text in UTC, durations seconds."""
     result = task.result
-    return {
-        "task_id": task.task_id,
-        "po_number": task.po_number,
-        "status": task.status.value,
-        "priority": task.priority,
-        "attempt": task.attempt,
-        "retry_count": task.retry_count,
-        "max_retries": task.max_retries,
-        "retry_delay": task.retry_delay,
-        "task_timeout": task.task_timeout,
-        "worker_id": task.worker_id,
-        "created_at": iso_time(task.created_at),
-        "assigned_at": iso_time(task.assigned_at),
-        "completed_at": iso_time(task.completed_at),
-        "processing_time": plain_details({"s": result.processing_time})["s"] if result else None,
-        "success": result.success if result else None,
-        "error_message": result.error_message if result else None,
-        "downloads": plain_details({"list": list(result.downloads)})["list"] if result else [],
-        "data": plain_details(result.data) if result else {},
-        "error_history": [plain_details(error) for error in task.error_history],
-        "po_data": plain_details(task.po_data),
-    }
+    return plain_details(
+        {
+            "task_id": task.task_id,
+            "po_number": task.po_number,
+            "status": task.status.value,
+            "priority": task.priority,
+            "attempt": task.attempt,
+            "retry_count": task.retry_count,
+            "max_retries": task.max_retries,
+            "retry_delay": task.retry_delay,
+            "task_timeout": task.task_timeout,
+            "worker_id": task.worker_id,
+            "created_at": iso_time(task.created_at),
+            "assigned_at": iso_time(task.assigned_at),
+            "completed_at": iso_time(task.completed_at),
+            "processing_time": result.processing_time if result else None,
+            "success": result.success if result else None,
+            "error_message": result.error_message if result else None,
+            "downloads": list(result.downloads) if result else [],
+            "data": result.data if result else {},
+            "error_history": task.error_history,
+            "po_data": task.po_data,
+        }
+    )
 
 
 def as_csv(report: dict[str, Any]) -> str:

@@ -15,34 +15,29 @@ import pickle
 import secrets
 import signal
 import socket
-import stat
-import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from multiprocessing import connection, get_context
 from multiprocessing.managers import BaseManager, Server
-from multiprocessing.managers import State as ManagerState
 from pathlib import Path
 from typing import Any
 
-from poqueue.errors import CallTimeoutError, ManagerLostError, PoqueueError, QueueError
-from poqueue.events import HandlerSet
-from poqueue.payload import freeze_po, freeze_result, thaw_task
-from poqueue.task import Event, Grant, ProcessingTask, Report, TaskRecord, TaskResult, TaskStatus
-from poqueue.task_queue import DEFAULT_PRIORITY, TaskQueue
+from poqueue.client import QueueClient, connect
+from poqueue.errors import ManagerLostError, PoqueueError, QueueError
+from poqueue.task import TaskRecord
+from poqueue.task_queue import TaskQueue
+from poqueue.wire import check_address, check_private, dial, peer_uid, set_time_limit, set_time_limit_of
+
+__all__ = ["METHODS", "QueueClient", "QueueServer", "QueueService", "connect"]
 
 logger = logging.getLogger(__name__)
 
 QUEUE_ID = "queue"
-CALL_TIMEOUT_S = 10.0  # above MAX_WAIT_S of the queue: a waiting call is no lost one
-REPORT_TIMEOUT_S = 600.0
 AUTH_TIMEOUT_S = 5.0
 MAX_REQUEST_BYTES = 256 * 1024 * 1024
 MAX_CONNECTIONS = 1100
-MAX_ADDRESS_BYTES = 100
-MIN_KEY_BYTES = 16
 METHODS = tuple(name for name in vars(TaskQueue) if not name.startswith("_"))
 
 
@@ -52,11 +47,13 @@ METHODS = tuple(name for name in vars(TaskQueue) if not name.startswith("_"))
 class QueueServer(Server):
     """Serves one queue: checks who connects, and answers every request, whatever happens inside."""
 
-    public = ("accept_connection", "shutdown", "dummy")
+    public = ["accept_connection", "shutdown", "dummy"]  # noqa: RUF012  (as in the base class)
+    listener: Any
+    authkey: bytes
 
     def __init__(self, registry: Any, address: Any, authkey: bytes, serializer: str) -> None:
         super().__init__(registry, address, authkey, serializer)
-        self.id_to_obj[QUEUE_ID] = (_hosted_queue, frozenset(METHODS), {})
+        self.id_to_obj[QUEUE_ID] = (_hosted_queue, set(METHODS), {})
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def accepter(self) -> None:
@@ -68,13 +65,13 @@ class QueueServer(Server):
             except OSError:
                 time.sleep(0.05)
                 continue
-            if _peer_uid(accepted) != os.getuid() or not self._places.acquire(blocking=False):
+            if peer_uid(accepted) != os.getuid() or not self._places.acquire(blocking=False):
                 accepted.close()
                 continue
             threading.Thread(target=self._serve_connection, args=(accepted,), daemon=True).start()
 
     def _serve_connection(self, accepted: socket.socket) -> None:
-        _set_time_limit(accepted, AUTH_TIMEOUT_S)
+        set_time_limit(accepted, AUTH_TIMEOUT_S)
         conn = connection.Connection(accepted.detach())
         try:
             connection.deliver_challenge(conn, self.authkey)
@@ -84,7 +81,7 @@ class QueueServer(Server):
                 raise PermissionError(name)
             if name == "accept_connection":
                 conn.send(("#RETURN", None))
-                _lift_time_limit(conn)
+                set_time_limit_of(conn, 0)
                 self.serve_client(conn)
             else:
                 getattr(self, name)(conn, *args, **kwargs)
@@ -115,7 +112,9 @@ def _answer(queue: TaskQueue, request: bytes) -> bytes:
             raise QueueError(f"the queue has no public method {name!r}")
         return pickle.dumps((number, True, getattr(queue, name)(*args, **kwargs)), 5)
     except (PoqueueError, ValueError, TypeError) as error:
-        return pickle.dumps((number, False, type(error)(str(error))), 5)
+        kinds = (type(error) if isinstance(error, PoqueueError) else PoqueueError, ValueError, TypeError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))  # one string makes each of them again
+        return pickle.dumps((number, False, kind(str(error))), 5)
     except BaseException as error:  # also SystemExit: it would end this thread and look like a lost manager
         logger.exception("%s failed inside the queue", name)
         return pickle.dumps((number, False, QueueError(f"{name}: {type(error).__name__}: {error}")), 5)
@@ -139,7 +138,9 @@ def _host_queue(
         os.setsid()  # a kill of the terminal's whole group must not take the queue along
     os.umask(0o077)
     if log_path is not None:
-        logging.basicConfig(filename=log_path, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", force=True)
+        logging.basicConfig(
+            filename=log_path, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", force=True
+        )
     _hosted_queue = TaskQueue(**settings, open_task=_as_record)
     threading.Thread(target=_end_with_owner, args=(owner_pid, address, on_orphan), daemon=True).start()
 
@@ -176,6 +177,8 @@ class _Manager(BaseManager):
     """The standard manager with our server; private names are pinned by tests/unit/test_service.py."""
 
     _Server = QueueServer
+    _process: Any
+    _state: Any
 
 
 # ---------------------------------------------------------------------- the owner
@@ -263,11 +266,10 @@ class QueueService:
         """End the manager process, whatever state it is in."""
         for client in self._clients:
             client.close()
-        if self._manager is not None and self._manager._state.value == ManagerState.STARTED:
-            process = self._manager._process
-            _stop_manager(self.address, self.key, process)
-            self._manager._state.value = ManagerState.SHUTDOWN
-            self._manager.shutdown.cancel()
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            getattr(manager, "shutdown").cancel()  # noqa: B009  (its own way of ending would wait for TERM to work)
+            _stop_manager(self.address, self.key, manager._process)
         with contextlib.suppress(OSError):
             os.unlink(self.address)
         self._remove_directory()
@@ -286,7 +288,7 @@ class ServiceNotStarted(PoqueueError):
 def _stop_manager(address: str, key: bytes, process: Any) -> None:
     """Ask, then kill: it ignores TERM, and may be stopped or hung."""
     try:
-        conn = _connect(address, key, time_limit_s=1.0)
+        conn = dial(address, key, time_limit_s=1.0)
         with contextlib.closing(conn):
             conn.send((None, "shutdown", (), {}))
             conn.recv()
@@ -297,299 +299,3 @@ def _stop_manager(address: str, key: bytes, process: Any) -> None:
         process.kill()
     process.join()
     process.close()
-
-
-# ---------------------------------------------------------------------- clients
-
-
-class QueueClient:
-    """The public methods of a TaskQueue that lives in another process; safe for threads, a connection each.
-
-    Copies, errors and records are as in TaskQueue. Every call may also raise CallTimeoutError or ManagerLostError; the
-    next call then begins with a new connection. Event handlers run here, in the client's process, on a thread of its own.
-    """
-
-    def __init__(self, address: str, key: bytes) -> None:
-        check_address(address)
-        if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:
-            raise ValueError(f"the key must be at least {MIN_KEY_BYTES} bytes")
-        self._address = address
-        self._key = key
-        self._local = threading.local()
-        self._connections: set[Any] = set()
-        self._handlers = HandlerSet()
-        self._listener: threading.Thread | None = None
-        self._is_closed = False
-
-    def __repr__(self) -> str:
-        return f"QueueClient({self._address!r})"
-
-    def call(self, name: str, *args: Any, timeout_s: float = CALL_TIMEOUT_S, **kwargs: Any) -> Any:
-        """Call a public method of the queue.
-
-        Raises:
-            CallTimeoutError: no answer within `timeout_s` seconds.
-            ManagerLostError: the process is gone, or the connection broke.
-        """
-        pending = self.begin(name, *args, timeout_s=timeout_s, **kwargs)
-        return pending.result()
-
-    def begin(self, name: str, *args: Any, timeout_s: float = CALL_TIMEOUT_S, **kwargs: Any) -> "PendingCall":
-        """Send a request and do not wait; one at a time for each thread. Errors as in call."""
-        if self._is_closed:
-            raise ManagerLostError("this client is closed")
-        conn = self._own_connection()
-        self._local.number = number = getattr(self._local, "number", 0) + 1
-        try:
-            request = pickle.dumps((number, name, args, kwargs), 5)
-        except Exception as error:  # whatever an argument's own __reduce__ raises; nothing was sent
-            raise ValueError(f"invalid argument for {name}: it cannot be pickled ({error})") from None
-        try:
-            if timeout_s != CALL_TIMEOUT_S:
-                _set_time_limit_of(conn, timeout_s)
-            conn.send_bytes(request)
-        except BaseException as error:
-            self._drop_connection()
-            _raise_mapped(name, error)
-        return PendingCall(self, conn, number, name, timeout_s)
-
-    def close(self) -> None:
-        """Hang up; later calls raise ManagerLostError."""
-        self._is_closed = True
-        for conn in list(self._connections):
-            self._connections.discard(conn)
-            with contextlib.suppress(OSError):  # wakes a thread that waits for an answer
-                socket.socket(fileno=os.dup(conn.fileno())).shutdown(socket.SHUT_RDWR)
-        self._drop_connection()
-
-    def _own_connection(self) -> Any:
-        """This thread's connection; one that a fork has copied is left alone, for two would read one stream."""
-        if getattr(self._local, "pid", None) != os.getpid():
-            self._local.__dict__.clear()
-            self._local.pid = os.getpid()
-        conn = getattr(self._local, "connection", None)
-        if conn is None:
-            conn = self._local.connection = _connect(self._address, self._key, CALL_TIMEOUT_S)
-            conn.send((None, "accept_connection", (threading.current_thread().name,), {}))
-            conn.recv()
-            self._connections.add(conn)
-        return conn
-
-    def _drop_connection(self) -> None:
-        conn = self._local.__dict__.pop("connection", None)
-        if conn is not None:
-            self._connections.discard(conn)
-            conn.close()
-
-    # --- the queue's methods that do more than hand on
-
-    def add_task(self, task: ProcessingTask, priority: int = DEFAULT_PRIORITY) -> str:
-        return str(self.call("add_task", _freeze_task(task), priority))
-
-    def add_tasks(self, tasks: Iterable[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
-        ids: list[str] = self.call("add_tasks", [_freeze_task(task) for task in tasks], priority)
-        return ids
-
-    def get_next_task(self, worker_id: str) -> ProcessingTask | None:
-        record = self.call("get_next_task", worker_id)
-        return thaw_task(record) if record is not None else None
-
-    def complete_task(self, task_id: str, worker_id: str, result: TaskResult) -> None:
-        self.call("complete_task", task_id, worker_id, freeze_result(result))
-
-    def retry_task(self, task_id: str, error_details: dict[str, Any]) -> bool:
-        return bool(self.call("retry_task", task_id, error_details))
-
-    def exchange(self, worker_id: str, reports: list[Report] | tuple[()] = (), limit: int = 1, wait_s: float = 0.0) -> Grant:
-        grant: Grant = self.call("exchange", worker_id, reports, limit, wait_s)
-        return grant
-
-    def get_tasks_by_status(self, status: TaskStatus) -> list[ProcessingTask]:
-        return [thaw_task(r) for r in self.call("get_tasks_by_status", status, timeout_s=REPORT_TIMEOUT_S)]
-
-    def get_tasks_by_worker(self, worker_id: str) -> list[ProcessingTask]:
-        return [thaw_task(r) for r in self.call("get_tasks_by_worker", worker_id, timeout_s=REPORT_TIMEOUT_S)]
-
-    def find_task(self, po_number: str | int | None = None, task_id: str | None = None) -> ProcessingTask | None:
-        record = self.call("find_task", po_number, task_id)
-        return thaw_task(record) if record is not None else None
-
-    def export_queue_report(self, format: str = "json", include_completed: bool = True) -> dict[str, Any] | str:
-        report: dict[str, Any] | str = self.call(
-            "export_queue_report", format, include_completed, timeout_s=REPORT_TIMEOUT_S
-        )
-        return report
-
-    def set_event_handlers(self, *args: Callable[..., None] | None, **kwargs: Callable[..., None] | None) -> None:
-        names = ("on_task_complete", "on_task_failed", "on_queue_empty", "on_queue_full")
-        if len(args) > len(names) or not set(kwargs) <= set(names[len(args) :]):
-            raise TypeError(f"set_event_handlers takes {', '.join(names)}")
-        for name, handler in {**dict(zip(names, args, strict=False)), **kwargs}.items():
-            self._handlers.set(_KIND_OF_HANDLER[name], handler)
-        if self._handlers and self._listener is None:
-            after = self.call("read_events")[0].sequence  # from here on nothing is missed
-            self._listener = threading.Thread(target=self._listen, args=(after,), daemon=True, name="poqueue-events")
-            self._listener.start()
-
-    def _listen(self, after: int) -> None:
-        while not self._is_closed:
-            try:
-                events: list[Event] = self.call("read_events", after, wait_s=2.0)
-            except PoqueueError:
-                return  # the service ended, and with it the events
-            for event in events:
-                if event.sequence > after + 1:
-                    logger.warning("%d events were dropped before they were read", event.sequence - after - 1)
-                after = event.sequence
-                task = thaw_task(event.task) if event.task is not None and self._handlers.listens(event.kind) else None
-                self._handlers.call(event.kind, task, event.error)
-
-
-class PendingCall:
-    """A request on its way; `fileno` lets a loop wait for its answer beside other things."""
-
-    def __init__(self, client: QueueClient, conn: Any, number: int, name: str, timeout_s: float) -> None:
-        self._client = client
-        self._connection = conn
-        self._number = number
-        self._name = name
-        self._timeout_s = timeout_s
-
-    def fileno(self) -> int:
-        return int(self._connection.fileno())
-
-    def result(self) -> Any:
-        """Wait for the answer; errors as in QueueClient.call."""
-        try:
-            number, is_value, value = pickle.loads(self._connection.recv_bytes())
-            if number is not None and number != self._number:
-                raise ManagerLostError(f"{self._name}: the answer belongs to another call")
-            if self._timeout_s != CALL_TIMEOUT_S:
-                _set_time_limit_of(self._connection, CALL_TIMEOUT_S)
-        except BaseException as error:  # also a Ctrl-C: the answer would be taken for the next call's
-            self._client._drop_connection()
-            _raise_mapped(self._name, error)
-        if is_value:
-            return value
-        raise value
-
-
-_KIND_OF_HANDLER = {
-    "on_task_complete": "completed",
-    "on_task_failed": "failed",
-    "on_queue_empty": "empty",
-    "on_queue_full": "full",
-}
-
-
-def _hand_on(name: str) -> Callable[..., Any]:
-    def method(self: QueueClient, *args: Any, **kwargs: Any) -> Any:
-        return self.call(name, *args, **kwargs)
-
-    method.__name__ = name
-    method.__doc__ = getattr(TaskQueue, name).__doc__
-    return method
-
-
-for _name in METHODS:
-    if _name not in vars(QueueClient):
-        setattr(QueueClient, _name, _hand_on(_name))
-
-
-def connect(address: str, key: bytes) -> QueueClient:
-    """A client of the service at an address, for whoever has the key.
-
-    Raises:
-        ManagerLostError: nothing listens there.
-    """
-    client = QueueClient(address, key)
-    client._own_connection()
-    return client
-
-
-def _freeze_task(task: Any) -> Any:
-    if not isinstance(task, ProcessingTask):
-        raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")
-    return ProcessingTask(
-        task.task_id, freeze_po(task.po_data), task.priority,  # type: ignore[arg-type]  # opened again at the far end
-        max_retries=task.max_retries, retry_delay=task.retry_delay, task_timeout=task.task_timeout,
-    )  # fmt: skip
-
-
-def _raise_mapped(name: str, error: BaseException) -> None:
-    if isinstance(error, BlockingIOError | TimeoutError):
-        raise CallTimeoutError(f"{name}: the manager process did not answer in time") from error
-    if isinstance(error, EOFError | OSError):
-        raise ManagerLostError(f"{name}: the manager process is gone ({type(error).__name__})") from error
-    raise error
-
-
-# ---------------------------------------------------------------------- sockets
-
-
-def check_address(address: Any) -> None:
-    """Only a path: no network address, no abstract name, short enough for every kernel.
-
-    Raises:
-        ValueError: the address is none of ours.
-    """
-    if not isinstance(address, str) or not address.startswith("/"):
-        raise ValueError(f"the address must be the absolute path of a socket, got {address!r}")
-    if len(os.fsencode(address)) > MAX_ADDRESS_BYTES:
-        raise ValueError(f"the socket's path is longer than {MAX_ADDRESS_BYTES} bytes: {address}")
-
-
-def check_private(directory: Path) -> None:
-    """The directory of a socket must be ours alone.
-
-    Raises:
-        ValueError: others may enter it.
-    """
-    found = os.stat(directory)
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise ValueError(f"{directory} must belong to this user with mode 0700")
-
-
-def _connect(address: str, key: bytes, time_limit_s: float) -> Any:
-    """Connect and prove the key both ways. A kernel time limit covers each read and write, also half-way through."""
-    plug = socket.socket(socket.AF_UNIX)
-    try:
-        plug.settimeout(time_limit_s)
-        plug.connect(address)
-        plug.settimeout(None)
-        _set_time_limit(plug, time_limit_s)
-    except OSError as error:
-        plug.close()
-        _raise_mapped("connect", error)
-    conn = connection.Connection(plug.detach())
-    try:
-        connection.answer_challenge(conn, key)
-        connection.deliver_challenge(conn, key)
-    except connection.AuthenticationError:
-        conn.close()
-        raise ManagerLostError("the manager process refused the key") from None
-    except BaseException as error:
-        conn.close()
-        _raise_mapped("connect", error)
-    return conn
-
-
-def _set_time_limit(plug: socket.socket, seconds: float) -> None:
-    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
-    plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-    plug.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-
-
-def _set_time_limit_of(conn: Any, seconds: float) -> None:
-    with socket.socket(fileno=os.dup(conn.fileno())) as plug:
-        plug.setblocking(True)
-        _set_time_limit(plug, seconds)
-
-
-def _lift_time_limit(conn: Any) -> None:
-    _set_time_limit_of(conn, 0)
-
-
-def _peer_uid(plug: socket.socket) -> int:
-    raw = plug.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", raw)[1])

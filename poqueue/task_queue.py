@@ -32,13 +32,12 @@ from poqueue.config import (
     check_timeout,
     check_whole,
 )
-from poqueue.error_log import ErrorLog, error_message_of, error_type_of
+from poqueue.error_log import ErrorLog, described, error_message_of, error_type_of
 from poqueue.errors import QueueFullError, TaskNotFoundError, WorkerMismatchError
-from poqueue.events import EventDelivery, EventFeed
+from poqueue.events import UNSET, EventDelivery, EventFeed
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
 from poqueue.payload import FrozenResult, freeze_po, freeze_result, thaw_task
-from poqueue.plain import plain_details
 from poqueue.retry import backoff_s
 from poqueue.schedule import Schedule
 from poqueue.task import Event, Grant, Lease, ProcessingTask, Report, TaskRecord, TaskResult
@@ -48,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 MAX_WAIT_S = 5.0
 DEFAULT_PRIORITY = 5
-_UNSET: Any = object()
 
 
 class TaskQueue:
@@ -194,12 +192,10 @@ class TaskQueue:
             WorkerMismatchError: `worker_id` is given and does not hold the task; nothing was changed.
             ValueError: error_details is no dict.
         """
-        if not isinstance(error_details, dict):
-            raise ValueError(f"error_details must be a dict, got {type(error_details).__name__}")
+        details = described(error_details)
         after_s = error_details.get("retry_after_s")
         if after_s is not None:
             check_seconds(after_s, "retry delay asked for (retry_after_s)", minimum=0.0)
-        details = _described(error_details)
         with self._lock:
             is_retrying = self._retry(self._require(task_id), details, after_s)
         self._delivery.deliver()
@@ -207,9 +203,7 @@ class TaskQueue:
 
     # ------------------------------------------------------------------ workers of a pool
 
-    def exchange(
-        self, worker_id: str, reports: Sequence[Report] = (), limit: int = 1, wait_s: float = 0.0
-    ) -> Grant:
+    def exchange(self, worker_id: str, reports: Sequence[Report] = (), limit: int = 1, wait_s: float = 0.0) -> Grant:
         """Take a worker's reports and lease it up to `limit` tasks, in one step.
 
         With nothing to lease it waits up to `wait_s` seconds (at most 5). A report whose token is not that of the live
@@ -247,7 +241,9 @@ class TaskQueue:
         """
         with self._lock:
             self._retired.add(worker_id)
-            held = [e for e in self._ledger.of_worker(worker_id) if e.status is S.PROCESSING and e.worker_id == worker_id]
+            held = [
+                e for e in self._ledger.of_worker(worker_id) if e.status is S.PROCESSING and e.worker_id == worker_id
+            ]
             for entry in held:
                 self._undo(entry)
             self._work.notify_all()
@@ -318,7 +314,9 @@ class TaskQueue:
                 dropped += running
             self._full_was_told = False
             self._note_if_empty()
-        logger.info("queue cleared: %d tasks removed, processing %s", len(dropped), "kept" if preserve_processing else "removed")
+        logger.info(
+            "queue cleared: %d tasks removed, processing %s", len(dropped), "kept" if preserve_processing else "removed"
+        )
         self._delivery.deliver()
         return len(dropped)
 
@@ -405,7 +403,12 @@ class TaskQueue:
             configuration = asdict(self._config)
         tasks = [thaw_task(record) for record in records]
         built = reports_of.build_report(
-            tasks, status=status, metrics=metrics, errors=errors, configuration=configuration, wall_time=self._wall_clock()
+            tasks,
+            status=status,
+            metrics=metrics,
+            errors=errors,
+            configuration=configuration,
+            wall_time=self._wall_clock(),
         )
         if format == "csv":
             return reports_of.as_csv(built)
@@ -464,10 +467,10 @@ class TaskQueue:
 
     def set_event_handlers(
         self,
-        on_task_complete: Callable[[ProcessingTask], None] | None = _UNSET,
-        on_task_failed: Callable[[ProcessingTask, str], None] | None = _UNSET,
-        on_queue_empty: Callable[[], None] | None = _UNSET,
-        on_queue_full: Callable[[], None] | None = _UNSET,
+        on_task_complete: Callable[[ProcessingTask], None] | None = UNSET,
+        on_task_failed: Callable[[ProcessingTask, str], None] | None = UNSET,
+        on_queue_empty: Callable[[], None] | None = UNSET,
+        on_queue_full: Callable[[], None] | None = UNSET,
     ) -> None:
         """Set handlers; one left out stays as it is, None unsets it.
 
@@ -476,11 +479,8 @@ class TaskQueue:
         Raises:
             ValueError: a handler is not callable.
         """
-        given = {"completed": on_task_complete, "failed": on_task_failed, "empty": on_queue_empty, "full": on_queue_full}
         with self._lock:
-            for kind, handler in given.items():
-                if handler is not _UNSET:
-                    self._delivery.handlers.set(kind, handler)
+            self._delivery.handlers.update(on_task_complete, on_task_failed, on_queue_empty, on_queue_full)
 
     def read_events(self, after: int | None = None, limit: int = 1000, wait_s: float = 0.0) -> list[Event]:
         """Events numbered above `after`, oldest first; earlier ones are let go.
@@ -596,8 +596,13 @@ class TaskQueue:
         while len(leases) < limit and (entry := self._lease(worker_id, now)) is not None:
             leases.append(
                 Lease(
-                    entry.task_id, entry.token, entry.attempt, entry.attempt + entry.max_retries - entry.retry_count,
-                    entry.task_timeout, entry.po_number, entry.payload,
+                    entry.task_id,
+                    entry.token,
+                    entry.attempt,
+                    entry.attempt + entry.max_retries - entry.retry_count,
+                    entry.task_timeout,
+                    entry.po_number,
+                    entry.payload,
                 )  # fmt: skip
             )
         return leases
@@ -620,7 +625,7 @@ class TaskQueue:
         now = self._clock()
         entry.result = result.payload
         if not result.success:
-            self._fail(entry, _described({"error_message": result.error_message or "failed"}), busy_s)
+            self._fail(entry, described({"error_message": result.error_message or "failed"}), busy_s)
             return
         self._stop_running(entry, busy_s)
         entry.completed_at = self._wall_clock()
@@ -653,7 +658,9 @@ class TaskQueue:
             return has_retries
         claimed = details.get("worker_id")
         if claimed is not None and claimed != entry.worker_id:
-            raise WorkerMismatchError(f"task {entry.task_id} is held by {entry.worker_id}; {claimed} cannot give it back")
+            raise WorkerMismatchError(
+                f"task {entry.task_id} is held by {entry.worker_id}; {claimed} cannot give it back"
+            )
         if not has_retries:
             self._fail(entry, details, busy_s)
             return False
@@ -691,7 +698,12 @@ class TaskQueue:
         self._errors.add(error_type, message, entry.po_number, wall)
         if entry.error_history is None:
             entry.error_history = []
-        occurrence = {"attempt": entry.attempt, "worker_id": entry.worker_id, "error_type": error_type, "message": message}
+        occurrence = {
+            "attempt": entry.attempt,
+            "worker_id": entry.worker_id,
+            "error_type": error_type,
+            "message": message,
+        }
         entry.error_history.append({**details, **occurrence, "at": wall})
         return message or error_type
 
@@ -767,8 +779,3 @@ def _check_worker_id(worker_id: Any) -> None:
     if not isinstance(worker_id, str) or not worker_id.strip():
         raise ValueError(f"worker_id must be a non-blank text, got {worker_id!r}")
 
-
-def _described(details: dict[str, Any]) -> dict[str, Any]:
-    """Details as plain data, with their type and message found while exceptions are still exceptions."""
-    named = {"error_type": error_type_of(details), "message": error_message_of(details)}
-    return {**plain_details(details), **plain_details(named)}

@@ -166,7 +166,9 @@ def _size_limit(tasks: int, machine: Machine, reasons: dict[str, str]) -> int:
 def _thresholds(tasks: int, duration_s: float, workers: int, reasons: dict[str, str]) -> dict[str, Any]:
     batch_s = tasks * duration_s / workers
     if batch_s <= 60.0 or tasks <= workers:
-        reasons["priority_thresholds"] = f"the whole batch takes about {batch_s:.3g} s: priorities hardly change when a PO is done"
+        reasons["priority_thresholds"] = (
+            f"the whole batch takes about {batch_s:.3g} s: priorities hardly change when a PO is done"
+        )
         return {"urgent_max_priority": 5, "urgent_share": 1.0}
     share = round(max(0.01, min(0.2, 60.0 / batch_s)), 3)
     reasons["priority_thresholds"] = (

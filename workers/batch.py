@@ -1,7 +1,7 @@
 """A batch: an order file in, every row accounted for.
 
-    settings ─► processor checked ─► orders read ─► run directory ─► supervisor runs them ─► results, report, accounts
-                └──── beside each other ───┘            (results.csv and failed.csv are written as POs end)
+settings ─► processor checked ─► orders read ─► run directory ─► supervisor runs them ─► results, report, accounts
+            └──── beside each other ───┘            (results.csv and failed.csv are written as POs end)
 """
 
 import contextlib
@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from poqueue.errors import ConfigError, OrdersError, PoqueueError, ServiceError
+from poqueue.errors import ConfigError, OrdersError, ServiceError
 from poqueue.payload import thaw, thaw_result
 from poqueue.report import as_csv, as_yaml
-from poqueue.task import Event, ProcessingTask, TaskRecord, TaskStatus
+from poqueue.task import Event, ProcessingTask, TaskStatus
 from workers.log import RunLogging
 from workers.orders import OrderBook, OrderSource, read_orders
 from workers.processing import ProcessorSpec
@@ -63,7 +63,9 @@ class BatchReport:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def run_batch(orders: str | Path, processor: Any = None, *, progress: Progress | None = None, **settings: Any) -> BatchReport:
+def run_batch(
+    orders: str | Path, processor: Any = None, *, progress: Progress | None = None, **settings: Any
+) -> BatchReport:
     """Run every PO of an order file and account for every row.
 
     Args:
@@ -86,7 +88,9 @@ def run_batch(orders: str | Path, processor: Any = None, *, progress: Progress |
 class Batch:
     """One batch with its settings resolved; `target` replaces the settings' processor by an object."""
 
-    def __init__(self, orders: Path, resolved: Resolved, *, target: Any = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self, orders: Path, resolved: Resolved, *, target: Any = None, progress: Progress | None = None
+    ) -> None:
         self._orders = orders
         self._resolved = resolved
         self._settings: RunSettings = resolved.settings
@@ -110,7 +114,10 @@ class Batch:
         for path in (*self._settings.report, *([self._settings.results] if self._settings.results else [])):
             _check_writable(path, self._orders)
         run_dir = make_run_dir(self._settings.run_dir, self._orders)
-        with contextlib.closing(ResultsWriter(run_dir, book, self._settings.results)) as results, self._logging(run_dir):
+        with (
+            contextlib.closing(ResultsWriter(run_dir, book, self._settings.results)) as results,
+            self._logging(run_dir),
+        ):
             return _Run(self, book, run_dir, results).go()
 
     def supervisor(self, run_dir: Path, on_event: Any) -> Supervisor:
@@ -142,7 +149,11 @@ class Batch:
         settings = self._settings
         verbosity = settings.verbose if not settings.quiet else 0
         with RunLogging(
-            run_dir / "run.log", run_dir.name, self._progress.log, verbosity=verbosity, as_json=settings.log_format == "json"
+            run_dir / "run.log",
+            run_dir.name,
+            self._progress.log,
+            verbosity=verbosity,
+            as_json=settings.log_format == "json",
         ):
             yield
 
@@ -163,7 +174,9 @@ class Batch:
             more = f"\n  … and {len(book.invalid) - 20} more" if len(book.invalid) > 20 else ""
             raise OrdersError(f"{self._orders}: none of the {book.row_count} rows can be run:\n{shown}{more}")
         accounts = Accounts(book.row_count, 0, 0, 0, 0, book.row_count)
-        return BatchReport(EXIT_NOTHING, accounts, {}, None, reason="nothing to do", message=f"{self._orders} holds no POs")
+        return BatchReport(
+            EXIT_NOTHING, accounts, {}, None, reason="nothing to do", message=f"{self._orders} holds no POs"
+        )
 
 
 RETENTION_S = 366 * 86400.0  # a batch's report needs every PO
@@ -191,14 +204,27 @@ class _Run:
         self._counts["not_run"] = len(not_run)
         accounts = self._results.finish(not_run)
         files = {name: self._run_dir / name for name in ("results.csv", "failed.csv", "not_run.csv", "run.log")}
-        report = {"run": self._batch.describe(self._run_dir, self._book), "accounts": _as_dict(accounts), **self._report}
+        report = {
+            "run": self._batch.describe(self._run_dir, self._book),
+            "accounts": _as_dict(accounts),
+            **self._report,
+        }
         report["run"] |= {"seconds": round(seconds, 3), "reason": end.reason, "message": end.message}
         for path in (self._run_dir / "report.json", *self._batch._settings.report):
             files[path.name] = write_report(report, path)
         code = self._exit_code(end, accounts, total)
         files = {name: path for name, path in files.items() if path.exists()}
         return BatchReport(
-            code, accounts, dict(self._counts), self._run_dir, files, seconds, end.reason, end.signal, end.message, report
+            code,
+            accounts,
+            dict(self._counts),
+            self._run_dir,
+            files,
+            seconds,
+            end.reason,
+            end.signal,
+            end.message,
+            report,
         )
 
     def _run_workers(self) -> RunEnd:
@@ -332,7 +358,9 @@ def _columns(result: Any) -> dict[str, Any]:
 
 
 def _as_dict(accounts: Accounts) -> dict[str, int]:
-    return {name: getattr(accounts, name) for name in ("rows", "succeeded", "failed", "duplicate", "invalid", "not_run")}
+    return {
+        name: getattr(accounts, name) for name in ("rows", "succeeded", "failed", "duplicate", "invalid", "not_run")
+    }
 
 
 def _iso(wall_time: float) -> str:

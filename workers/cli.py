@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     from poqueue import __version__
     from workers.settings import add_arguments
 
-    parser = _Parser(prog="poqueue", description="Run a batch of purchase orders on worker processes; lose none of them.")
+    parser = _Parser(
+        prog="poqueue", description="Run a batch of purchase orders on worker processes; lose none of them."
+    )
     parser.add_argument("--version", action="version", version=f"poqueue {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
 
@@ -79,14 +81,18 @@ def _parser() -> argparse.ArgumentParser:
 
     tune = commands.add_parser("tune", help="advice on settings for a workload", description=_tune.__doc__)
     tune.add_argument("--tasks", type=int, required=True, metavar="N", help="how many POs are expected")
-    tune.add_argument("--duration", required=True, metavar="DURATION", help="how long one takes on average, such as 2.5s")
+    tune.add_argument(
+        "--duration", required=True, metavar="DURATION", help="how long one takes on average, such as 2.5s"
+    )
     tune.add_argument("-j", "--jobs", default="auto", metavar="N", help="number of workers (default: auto)")
     tune.add_argument("--json", action="store_true", help="print the advice as JSON")
     tune.set_defaults(command_function=_tune)
 
     config = commands.add_parser("config", help="where settings come from")
     shows = config.add_subparsers(required=True, metavar="show", parser_class=_Parser)
-    show = shows.add_parser("show", help="print each setting, its value and its origin", description=_config_show.__doc__)
+    show = shows.add_parser(
+        "show", help="print each setting, its value and its origin", description=_config_show.__doc__
+    )
     show.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings")
     show.add_argument("--json", action="store_true", help="print as JSON")
     add_arguments(show)
@@ -97,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     """Names of options are not to be shortened, and an unknown one gets a hint."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, **words: Any) -> None:
+        super().__init__(**words, allow_abbrev=False)
 
     def error(self, message: str) -> Any:
         from workers.quantities import did_you_mean, nearest
@@ -180,7 +186,15 @@ def _tune(arguments: argparse.Namespace) -> int:
 
     reasons = advice.pop("reasons")
     rows = [(key, _value_text(value), reasons.get(key, "")) for key, value in advice.items()]
-    print(tabulate(rows, headers=("setting", "advice", "why"), tablefmt="simple", maxcolwidths=[None, 28, 70], disable_numparse=True))
+    print(
+        tabulate(
+            rows,
+            headers=("setting", "advice", "why"),
+            tablefmt="simple",
+            maxcolwidths=[None, 28, 70],
+            disable_numparse=True,
+        )
+    )
     return 0
 
 
@@ -215,7 +229,12 @@ def _report_check(book: OrderBook, *, as_json: bool) -> int:
     rows = len(book.invalid)
     if as_json:
         invalid = [{"row": r.row, "column": r.column, "value": r.value, "reason": r.reason} for r in book.invalid]
-        found = {"rows": book.row_count, "pos": len(book.orders), "duplicate": len(book.duplicate_rows), "invalid": invalid}
+        found = {
+            "rows": book.row_count,
+            "pos": len(book.orders),
+            "duplicate": len(book.duplicate_rows),
+            "invalid": invalid,
+        }
         print(json.dumps(found, ensure_ascii=False))
     else:
         for note in book.notes:

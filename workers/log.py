@@ -28,7 +28,9 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "run": self._run,
         }
-        line |= {name: getattr(record, name) for name in ID_FIELDS[1:] if getattr(record, name, None) not in (None, "", 0)}
+        line |= {
+            name: getattr(record, name) for name in ID_FIELDS[1:] if getattr(record, name, None) not in (None, "", 0)
+        }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         for name in ("stack", "traceback"):

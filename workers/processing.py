@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from poqueue.errors import ProcessorError
 from poqueue.payload import FrozenResult, freeze_plain_result, thaw
 from poqueue.plain import NotPlainError, plain, plain_details
 from poqueue.task import Lease, Report, TaskResult
+from workers.quantities import did_you_mean, nearest
 
 MAX_RESULT_BYTES = 10_000_000
 MAX_MESSAGE_CHARS = 8_000
@@ -109,8 +109,8 @@ class Processor:
     """A processing function or an instance of a processing class, behind one face."""
 
     def __init__(self, target: Any) -> None:
-        instance = target() if inspect.isclass(target) else target
-        process = getattr(instance, "process", instance) if not inspect.isfunction(instance) else instance
+        instance: Any = target() if inspect.isclass(target) else target
+        process: Any = getattr(instance, "process", instance) if not inspect.isfunction(instance) else instance
         self._process: Callable[..., Any] = process
         self._setup = getattr(instance, "setup", None) if process is not instance else None
         self._teardown = getattr(instance, "teardown", None) if process is not instance else None
@@ -163,7 +163,9 @@ def _import_target(spec: ProcessorSpec) -> Any:
     path = spec.target
     module_name, colon, attribute = path.partition(":")
     if not colon or not module_name.strip() or not attribute.strip() or ":" in attribute:
-        raise ProcessorError(f"processor {path!r} must be written module:attribute, for instance my_site.orders:process")
+        raise ProcessorError(
+            f"processor {path!r} must be written module:attribute, for instance my_site.orders:process"
+        )
     if spec.app_dir is not None and spec.app_dir not in sys.path:
         sys.path.insert(0, spec.app_dir)
     try:
@@ -176,7 +178,9 @@ def _import_target(spec: ProcessorSpec) -> Any:
             ) from None
         raise ProcessorError(f"processor {path!r}: importing {module_name} failed: {_last_line(error)}") from error
     except SystemExit as error:
-        raise ProcessorError(f"processor {path!r}: importing {module_name} ended the process (exit {error.code})") from None
+        raise ProcessorError(
+            f"processor {path!r}: importing {module_name} ended the process (exit {error.code})"
+        ) from None
     except Exception as error:  # a module may raise anything while it is imported
         raise ProcessorError(
             f"processor {path!r}: importing {module_name} failed: {_last_line(error)}{_place_of(error)}"
@@ -184,8 +188,7 @@ def _import_target(spec: ProcessorSpec) -> Any:
     target: Any = module
     for part in attribute.split("."):
         if not hasattr(target, part):
-            close = get_close_matches(part, [n for n in dir(target) if not n.startswith("_")], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(nearest(part, [name for name in dir(target) if not name.startswith("_")]))
             raise ProcessorError(f"processor {path!r}: {module_name} has no attribute {attribute!r}{hint}")
         target = getattr(target, part)
     return target
@@ -194,15 +197,7 @@ def _import_target(spec: ProcessorSpec) -> Any:
 def _check_fit(target: Any, name: str) -> None:
     what = f"processor {name!r}"
     if inspect.isclass(target):
-        if not callable(getattr(target, "process", None)):
-            raise ProcessorError(f"{what}: the class needs a method process(self, po) or process(self, po, context)")
-        _check_takes(target, 0, 0, f"{what}: the class must be constructed without arguments; open sessions in setup(context)")
-        _refuse_async(target.process, what)
-        _check_takes(target.process, 2, 3, f"{what}: process must take (self, po) or (self, po, context)")
-        if callable(getattr(target, "setup", None)):
-            _check_takes(target.setup, 2, 2, f"{what}: setup must take (self, context)")
-        if callable(getattr(target, "teardown", None)):
-            _check_takes(target.teardown, 1, 1, f"{what}: teardown must take (self)")
+        _check_class_fits(target, what)
         return
     if not callable(target):
         raise ProcessorError(f"{what} is a {type(target).__name__}; a function or a class is needed")
@@ -210,9 +205,29 @@ def _check_fit(target: Any, name: str) -> None:
     _check_takes(target, 1, 2, f"{what}: the function must take (po) or (po, context)")
 
 
+def _check_class_fits(target: Any, what: str) -> None:
+    if not callable(getattr(target, "process", None)):
+        raise ProcessorError(f"{what}: the class needs a method process(self, po) or process(self, po, context)")
+    _check_takes(
+        target, 0, 0, f"{what}: the class must be constructed without arguments; open sessions in setup(context)"
+    )
+    _refuse_async(target.process, what)
+    _check_takes(target.process, 2, 3, f"{what}: process must take (self, po) or (self, po, context)")
+    if callable(getattr(target, "setup", None)):
+        _check_takes(target.setup, 2, 2, f"{what}: setup must take (self, context)")
+    if callable(getattr(target, "teardown", None)):
+        _check_takes(target.teardown, 1, 1, f"{what}: teardown must take (self)")
+
+
 def _refuse_async(function: Any, what: str) -> None:
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise ProcessorError(f"{what} is an async function or a generator; a plain function is needed (asyncio.run inside it)")
+    if (
+        inspect.iscoroutinefunction(function)
+        or inspect.isasyncgenfunction(function)
+        or inspect.isgeneratorfunction(function)
+    ):
+        raise ProcessorError(
+            f"{what} is an async function or a generator; a plain function is needed (asyncio.run inside it)"
+        )
 
 
 def _check_takes(function: Any, least: int, most: int, message: str) -> None:
@@ -247,7 +262,9 @@ def _last_line(error: BaseException) -> str:
 
 
 def _place_of(error: BaseException) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename != __file__]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename != __file__
+    ]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 

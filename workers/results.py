@@ -37,8 +37,8 @@ _OUTCOME_COLUMNS = ("status", "attempts", "seconds", "worker", "error")
 _STATUSES = ("", "succeeded", "failed", "duplicate", "invalid", "not run")
 
 _NUMBER = re.compile(r"\s*[-+]?[0-9]+(?:[.,][0-9]+)*(?:[eE][-+]?[0-9]+)?\s*")
-_FORMULA = re.compile(r"\A\s*[=+\-@＝＋－＠]|\A[ \u00a0]*[\t\r\n]")  # noqa: RUF001  # Excel runs the wide forms as well
-_FORMULA_IN_NEW_LINE = re.compile(r"([\r\n]\s*)(?=[=+\-@＝＋－＠])")  # noqa: RUF001
+_FORMULA = re.compile(r"\A\s*[=+\-@＝＋－＠]|\A[ \u00a0]*[\t\r\n]")  # Excel runs the wide forms as well
+_FORMULA_IN_NEW_LINE = re.compile(r"([\r\n]\s*)(?=[=+\-@＝＋－＠])")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ import logging
 import os
 import secrets
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -29,9 +28,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from poqueue.errors import PoqueueError, ServiceError
-from poqueue.service import PendingCall, QueueClient, QueueService
-from poqueue.task import Event, ProcessingTask
+from poqueue.client import PendingCall, QueueClient
+from poqueue.errors import PoqueueError
+from poqueue.service import QueueService
+from poqueue.task import Event
 from workers import process_control as control
 from workers.log import OUTPUT_LOGGER
 from workers.post_mortem import describe_death, describe_timeout, signal_name
@@ -125,10 +125,14 @@ class Supervisor:
         self._max_tasks, self._max_memory = max_tasks_per_worker, max_memory_per_worker
         self._on_event, self._on_show = on_event, on_show
         self._lease_ahead = lease_ahead
-        self._output_dir = output_dir
+        self._output_dir = output_dir or Path()
+        self._has_output_dir = output_dir is not None
         self.run_id = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._service = QueueService(
-            start_method=start_method, log_path=log_path or Path(os.devnull), on_orphan=functools.partial(_end_run, self.run_id), **queue_settings
+            start_method=start_method,
+            log_path=log_path or Path(os.devnull),
+            on_orphan=functools.partial(_end_run, self.run_id),
+            **queue_settings,
         )
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._workers: list[WorkerProcess] = []
@@ -172,7 +176,7 @@ class Supervisor:
         """
         self._temporary = tempfile.TemporaryDirectory(prefix="poqueue-run-")
         self._folder = Path(self._temporary.name)
-        if self._output_dir is None:
+        if not self._has_output_dir:
             self._output_dir = self._folder / "output"
             self._output_dir.mkdir()
         control.adopt_orphans()
@@ -302,7 +306,9 @@ class Supervisor:
         name = signal_name(number)
         if self._stop_level == 1:
             self._drain(self._stop_grace_s)
-            self._note = f"{name}: no new PO starts; running ones have {self._stop_grace_s:g} s; a second one stops them"
+            self._note = (
+                f"{name}: no new PO starts; running ones have {self._stop_grace_s:g} s; a second one stops them"
+            )
             logger.warning("%s", self._note)
         elif self._stop_level == 2:
             self._note = f"{name}: running POs are stopped and given back; a third one kills everything at once"
@@ -344,7 +350,7 @@ class Supervisor:
         while True:
             if self._events is None:
                 self._events = self._events_client.begin("read_events", self._last_event, EVENTS_AT_ONCE, 5.0)
-            if not connection.wait([self._events], 0):
+            if not connection.wait([self._events.fileno()], 0):
                 return
             self._take_events(self._events.result())
 
@@ -432,10 +438,16 @@ class Supervisor:
         if record is None:
             return  # its end was recorded meanwhile, and wins
         if worker.kill is not None:
-            details = describe_timeout(status.task_timeout, now - status.started, worker.how_it_ended(), worker.kill.stack)
+            details = describe_timeout(
+                status.task_timeout, now - status.started, worker.how_it_ended(), worker.kill.stack
+            )
         else:
             details = describe_death(worker.exit_code, is_out_of_memory)
-        details |= {"worker_id": worker.worker_id, "pid": worker.pid, "seconds": round(max(0.0, now - status.started), 3)}
+        details |= {
+            "worker_id": worker.worker_id,
+            "pid": worker.pid,
+            "seconds": round(max(0.0, now - status.started), 3),
+        }
         details |= {"po_number": status.po_number}
         self.queue.retry_task(record.task_id, details)
 
@@ -450,7 +462,7 @@ class Supervisor:
         reason = worker.files.boot_failure()
         if worker.status().phase >= Phase.WORKING:
             return
-        if worker.kill is not None and worker.kill.reason == "stop" or self._is_draining:
+        if (worker.kill is not None and worker.kill.reason == "stop") or self._is_draining:
             return
         self._boot_failures += 1
         self._boot_reason = reason.strip() or f"it ended by {worker.how_it_ended()}"
@@ -473,7 +485,9 @@ class Supervisor:
                 worker.advance_kill(now, self._grace_s)
                 continue
             status = worker.status()
-            if status.phase < Phase.WORKING and now - worker.started > BOOT_TIMEOUT_S + self._lost_since(worker.started):
+            if status.phase < Phase.WORKING and now - worker.started > BOOT_TIMEOUT_S + self._lost_since(
+                worker.started
+            ):
                 worker.begin_kill("boot", 0, now, wants_evidence=False)
             elif status.token and now >= self._deadline(status):
                 logger.warning(
@@ -551,7 +565,9 @@ class Supervisor:
         if any(worker.status().phase >= Phase.WORKING for worker in self._workers):
             self._boot_failures = 0
         if self._boot_failures >= MAX_BOOT_FAILURES:
-            raise WorkersCannotStartError(f"{self._boot_failures} workers in a row could not start: {self._boot_reason}")
+            raise WorkersCannotStartError(
+                f"{self._boot_failures} workers in a row could not start: {self._boot_reason}"
+            )
 
     def _start_process(self, now: float) -> WorkerProcess | None:
         self._serial += 1
@@ -561,7 +577,9 @@ class Supervisor:
         )  # fmt: skip
         process_id = f"{self.run_id}.{self._serial}"
         try:
-            worker = WorkerProcess(self._context, self._folder / f"process-{self._serial}", process_id, self.run_id, settings)
+            worker = WorkerProcess(
+                self._context, self._folder / f"process-{self._serial}", process_id, self.run_id, settings
+            )
         except OSError as error:
             self._note_no_process(error, now)
             return None
@@ -575,7 +593,9 @@ class Supervisor:
         self._not_before = now + min(MAX_BOOT_DELAY_S, 0.1 + waited_s)
         logger.warning("no worker process can be started (%s); going on with %d", error, len(self._workers))
         if not self._workers and waited_s >= NO_PROCESS_LIMIT_S:
-            raise WorkersCannotStartError(f"no worker process could be started for {waited_s:.0f} s: {error}") from error
+            raise WorkersCannotStartError(
+                f"no worker process could be started for {waited_s:.0f} s: {error}"
+            ) from error
 
     # ------------------------------------------------------------------ show and wait
 
@@ -589,10 +609,18 @@ class Supervisor:
             phase = "paused" if status["status"] == "PAUSED" else "running"
         self._on_show(
             Snapshot(
-                phase=phase, total=status["total_tasks"] - status["cleared_tasks"], succeeded=status["completed_tasks"],
-                failed=status["failed_tasks"], retrying=status["retry_tasks"], running=status["processing_tasks"],
-                pending=status["pending_tasks"], rate_per_s=status["throughput"], eta_s=status["estimated_completion"],
-                elapsed_s=now - self._begun, workers=self._views(now), note=self._note,
+                phase=phase,
+                total=status["total_tasks"] - status["cleared_tasks"],
+                succeeded=status["completed_tasks"],
+                failed=status["failed_tasks"],
+                retrying=status["retry_tasks"],
+                running=status["processing_tasks"],
+                pending=status["pending_tasks"],
+                rate_per_s=status["throughput"],
+                eta_s=status["estimated_completion"],
+                elapsed_s=now - self._begun,
+                workers=self._views(now),
+                note=self._note,
             )  # fmt: skip
         )
 
@@ -608,7 +636,12 @@ class Supervisor:
             elapsed_s = now - status.started if status.token else 0.0
             views.append(
                 WorkerView(
-                    worker.worker_id, state, status.po_number, status.attempt, elapsed_s, status.task_timeout,
+                    worker.worker_id,
+                    state,
+                    status.po_number,
+                    status.attempt,
+                    elapsed_s,
+                    status.task_timeout,
                     control.rss_bytes(worker.pid),
                 )  # fmt: skip
             )
@@ -619,9 +652,9 @@ class Supervisor:
         if self._signals:
             return
         now = time.monotonic()
-        waits_for: list[Any] = [self._wake_read]
+        waits_for: list[int] = [self._wake_read]
         if self._events is not None:
-            waits_for.append(self._events)
+            waits_for.append(self._events.fileno())
         waits_for += [worker.sentinel for worker in self._workers]
         if self._standby is not None:
             waits_for.append(self._standby.sentinel)

@@ -170,7 +170,7 @@ class Worker:
             logger.exception("teardown failed")
 
 
-class _boot_failure_to:  # noqa: N801  (a context manager, read as a verb)
+class _boot_failure_to:
     """What goes wrong inside is written down for the supervisor, and ends the process."""
 
     def __init__(self, files: WorkerWriter) -> None:

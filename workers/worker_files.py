@@ -72,7 +72,9 @@ class WorkerWriter:
         self._phase = phase
         self.idle()
 
-    def begin(self, token: int, attempt: int, started: float, task_timeout: float, po_number: str, task_id: str) -> None:
+    def begin(
+        self, token: int, attempt: int, started: float, task_timeout: float, po_number: str, task_id: str
+    ) -> None:
         """A PO is in hand from now on; before anything of it is opened, so that whatever happens is charged to it."""
         self._write(
             token, attempt, started, task_timeout, po_number.encode(errors="replace"), task_id.encode(errors="replace")
@@ -94,7 +96,9 @@ class WorkerWriter:
         result = report.result
         if result is not None:
             result = (result.success, result.processing_time, result.error_message, result.payload.decode())
-        line = json.dumps([report.task_id, report.token, report.processing_time, result, *report[4:]], ensure_ascii=False)
+        line = json.dumps(
+            [report.task_id, report.token, report.processing_time, result, *report[4:]], ensure_ascii=False
+        )
         os.write(self._reports_fd, line.encode() + b"\n")
 
     def reports_told(self) -> None:
@@ -178,7 +182,8 @@ class WorkerReader:
             with contextlib.suppress(ValueError):
                 task_id, token, seconds, result, *rest = json.loads(line)
                 if result is not None:
-                    result = FrozenResult(*result[:3], result[3].encode())
+                    success, processing_time, message, payload = result
+                    result = FrozenResult(success, processing_time, message, payload.encode())
                 reports.append(Report(task_id, token, seconds, result, *rest))
         return reports
 

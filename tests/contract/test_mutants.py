@@ -39,7 +39,7 @@ def run(project: Path, *tests: str) -> str:
             *(f"tests/contract/{test}" for test in tests),
         ],
         cwd=project,
-        env={**os.environ, "CIx": "1"},  # the same histories each time
+        env={**os.environ, "CI": "1"},  # the same histories each time
         capture_output=True,
         text=True,
         timeout=LIMIT_S,

@@ -71,7 +71,7 @@ def test_oxford_is_3459_orders_in_3461_rows(oxford):
 )
 def test_oxford_saved_in_another_way_is_the_same_orders(tmp_path, oxford, delimiter, encoding):
     rows = rows_of(OXFORD)
-    rows[1][1] = "Señor’s café"  # the file itself is plain ASCII  # noqa: RUF001
+    rows[1][1] = "Señor’s café"  # the file itself is plain ASCII
     path = tmp_path / "oxford.csv"
     with path.open("w", encoding=encoding, newline="") as file:
         csv.writer(file, delimiter=delimiter).writerows(rows)

@@ -35,7 +35,9 @@ class Command:
     def process(self, po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         fields = _fields(po, context)
         try:
-            ended = subprocess.run(self._arguments(fields), stdin=subprocess.DEVNULL, env=_environment(context), check=False)
+            ended = subprocess.run(
+                self._arguments(fields), stdin=subprocess.DEVNULL, env=_environment(context), check=False
+            )
         except FileNotFoundError as error:
             raise GiveUp(f"there is no program {error.filename!r}") from None
         except (PermissionError, ValueError) as error:
@@ -86,7 +88,9 @@ def fill_in(template: str, fields: Mapping[str, str]) -> str:
 
 
 def _fields(po: Mapping[str, Any], context: WorkerContext) -> dict[str, str]:
-    fields = {name: "" if value is None else str(value) for name, value in po.items() if not isinstance(value, list | dict)}
+    fields = {
+        name: "" if value is None else str(value) for name, value in po.items() if not isinstance(value, list | dict)
+    }
     ours = {"task_id": context.task_id, "attempt": str(context.attempt), "output_dir": str(context.output_dir)}
     return {**ours, **fields}
 

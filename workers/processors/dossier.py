@@ -209,7 +209,7 @@ def _move(draft: Path, folder: Path, names: Iterable[str]) -> None:
 
 
 def _remove(draft: Path) -> None:
-    import shutil  # noqa: PLC0415 -- seldom needed, and each worker would pay for it
+    import shutil
 
     shutil.rmtree(draft, ignore_errors=True)
 

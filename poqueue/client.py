@@ -1,0 +1,270 @@
+"""A TaskQueue that lives in another process, called as if it were here."""
+
+import contextlib
+import logging
+import os
+import pickle
+import socket
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from poqueue.error_log import described
+from poqueue.errors import ManagerLostError, PoqueueError
+from poqueue.events import UNSET, HandlerSet
+from poqueue.payload import freeze_po, freeze_result, thaw_task
+from poqueue.task import Event, Grant, ProcessingTask, Report, TaskRecord, TaskResult, TaskStatus
+from poqueue.task_queue import DEFAULT_PRIORITY
+from poqueue.wire import check_address, dial, raise_mapped, set_time_limit_of
+
+logger = logging.getLogger(__name__)
+
+CALL_TIMEOUT_S = 10.0  # above MAX_WAIT_S of the queue: a waiting call is no lost one
+REPORT_TIMEOUT_S = 600.0
+MIN_KEY_BYTES = 16
+
+
+class QueueClient:
+    """The public methods of a TaskQueue that lives in another process; safe for threads, a connection each.
+
+    Copies, errors and records are as in TaskQueue. Every call may also raise CallTimeoutError or ManagerLostError; the
+    next call then begins with a new connection. Event handlers run here, in the client's process, on a thread of its own.
+    """
+
+    def __init__(self, address: str, key: bytes) -> None:
+        check_address(address)
+        if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:
+            raise ValueError(f"the key must be at least {MIN_KEY_BYTES} bytes")
+        self._address = address
+        self._key = key
+        self._local = threading.local()
+        self._connections: set[Any] = set()
+        self._handlers = HandlerSet()
+        self._listener: threading.Thread | None = None
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        return f"QueueClient({self._address!r})"
+
+    def call(self, name: str, *args: Any, timeout_s: float = CALL_TIMEOUT_S, **kwargs: Any) -> Any:
+        """Call a public method of the queue.
+
+        Raises:
+            CallTimeoutError: no answer within `timeout_s` seconds.
+            ManagerLostError: the process is gone, or the connection broke.
+        """
+        pending = self.begin(name, *args, timeout_s=timeout_s, **kwargs)
+        return pending.result()
+
+    def begin(self, name: str, *args: Any, timeout_s: float = CALL_TIMEOUT_S, **kwargs: Any) -> "PendingCall":
+        """Send a request and do not wait; one at a time for each thread. Errors as in call."""
+        if self._is_closed:
+            raise ManagerLostError("this client is closed")
+        conn = self._own_connection()
+        self._local.number = number = getattr(self._local, "number", 0) + 1
+        try:
+            request = pickle.dumps((number, name, args, kwargs), 5)
+        except Exception as error:  # whatever an argument's own __reduce__ raises; nothing was sent
+            raise ValueError(f"invalid argument for {name}: it cannot be pickled ({error})") from None
+        try:
+            if timeout_s != CALL_TIMEOUT_S:
+                set_time_limit_of(conn, timeout_s)
+            conn.send_bytes(request)
+        except BaseException as error:
+            self._drop_connection()
+            raise_mapped(name, error)
+        return PendingCall(self, conn, number, name, timeout_s)
+
+    def close(self) -> None:
+        """Hang up; later calls raise ManagerLostError."""
+        self._is_closed = True
+        for conn in list(self._connections):
+            self._connections.discard(conn)
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(conn.fileno())) as plug:
+                plug.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for an answer
+        self._drop_connection()
+
+    def _own_connection(self) -> Any:
+        """This thread's connection; one that a fork has copied is left alone, for two would read one stream."""
+        if getattr(self._local, "pid", None) != os.getpid():
+            self._local.__dict__.clear()
+            self._local.pid = os.getpid()
+        conn = getattr(self._local, "connection", None)
+        if conn is None:
+            conn = self._local.connection = dial(self._address, self._key, CALL_TIMEOUT_S)
+            conn.send((None, "accept_connection", (threading.current_thread().name,), {}))
+            conn.recv()
+            self._connections.add(conn)
+        return conn
+
+    def _drop_connection(self) -> None:
+        conn = self._local.__dict__.pop("connection", None)
+        if conn is not None:
+            self._connections.discard(conn)
+            conn.close()
+
+    # --- the queue's public methods, in its order; what they do and raise stands there
+
+    def add_task(self, task: ProcessingTask, priority: int = DEFAULT_PRIORITY) -> str:
+        return str(self.call("add_task", _freeze_task(task), priority))
+
+    def add_tasks(self, tasks: Iterable[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
+        ids: list[str] = self.call("add_tasks", [_freeze_task(task) for task in tasks], priority)
+        return ids
+
+    def get_next_task(self, worker_id: str) -> ProcessingTask | None:
+        return _thaw_or_none(self.call("get_next_task", worker_id))
+
+    def complete_task(self, task_id: str, worker_id: str, result: TaskResult) -> None:
+        self.call("complete_task", task_id, worker_id, freeze_result(result))
+
+    def retry_task(self, task_id: str, error_details: dict[str, Any]) -> bool:
+        return bool(self.call("retry_task", task_id, described(error_details)))
+
+    def exchange(self, worker_id: str, reports: Sequence[Report] = (), limit: int = 1, wait_s: float = 0.0) -> Grant:
+        grant: Grant = self.call("exchange", worker_id, reports, limit, wait_s)
+        return grant
+
+    def retire_worker(self, worker_id: str) -> None:
+        self.call("retire_worker", worker_id)
+
+    def release_worker(self, worker_id: str) -> list[str]:
+        ids: list[str] = self.call("release_worker", worker_id)
+        return ids
+
+    def drain_queue(self) -> None:
+        self.call("drain_queue")
+
+    def get_leases(self) -> dict[int, TaskRecord]:
+        leases: dict[int, TaskRecord] = self.call("get_leases")
+        return leases
+
+    def get_queue_status(self) -> dict[str, Any]:
+        return dict(self.call("get_queue_status"))
+
+    def pause_queue(self) -> None:
+        self.call("pause_queue")
+
+    def resume_queue(self) -> None:
+        self.call("resume_queue")
+
+    def clear_queue(self, preserve_processing: bool = True) -> int:
+        return int(self.call("clear_queue", preserve_processing))
+
+    def get_tasks_by_status(self, status: TaskStatus) -> list[ProcessingTask]:
+        return [thaw_task(record) for record in self.call("get_tasks_by_status", status, timeout_s=REPORT_TIMEOUT_S)]
+
+    def get_tasks_by_worker(self, worker_id: str) -> list[ProcessingTask]:
+        return [thaw_task(record) for record in self.call("get_tasks_by_worker", worker_id, timeout_s=REPORT_TIMEOUT_S)]
+
+    def find_task(self, po_number: str | int | None = None, task_id: str | None = None) -> ProcessingTask | None:
+        return _thaw_or_none(self.call("find_task", po_number, task_id))
+
+    def get_performance_metrics(self) -> dict[str, Any]:
+        return dict(self.call("get_performance_metrics"))
+
+    def get_error_summary(self) -> dict[str, Any]:
+        return dict(self.call("get_error_summary"))
+
+    def export_queue_report(self, format: str = "json", include_completed: bool = True) -> dict[str, Any] | str:
+        report: dict[str, Any] | str = self.call(
+            "export_queue_report", format, include_completed, timeout_s=REPORT_TIMEOUT_S
+        )
+        return report
+
+    def update_configuration(
+        self,
+        max_retries: int | None = None,
+        retry_delay: float | None = None,
+        task_timeout: float | None = None,
+        queue_size_limit: int | None = None,
+    ) -> None:
+        self.call("update_configuration", max_retries, retry_delay, task_timeout, queue_size_limit)
+
+    def optimize_for_workload(
+        self, expected_task_count: int, average_task_duration: float, worker_count: int
+    ) -> dict[str, Any]:
+        return dict(self.call("optimize_for_workload", expected_task_count, average_task_duration, worker_count))
+
+    def set_event_handlers(
+        self,
+        on_task_complete: Callable[[ProcessingTask], None] | None = UNSET,
+        on_task_failed: Callable[[ProcessingTask, str], None] | None = UNSET,
+        on_queue_empty: Callable[[], None] | None = UNSET,
+        on_queue_full: Callable[[], None] | None = UNSET,
+    ) -> None:
+        self._handlers.update(on_task_complete, on_task_failed, on_queue_empty, on_queue_full)
+        if self._handlers and self._listener is None:
+            after = self.read_events()[0].sequence  # from here on nothing is missed
+            self._listener = threading.Thread(target=self._listen, args=(after,), daemon=True, name="poqueue-events")
+            self._listener.start()
+
+    def read_events(self, after: int | None = None, limit: int = 1000, wait_s: float = 0.0) -> list[Event]:
+        events: list[Event] = self.call("read_events", after, limit, wait_s)
+        return events
+
+    def _listen(self, after: int) -> None:
+        while not self._is_closed:
+            try:
+                events = self.read_events(after, wait_s=2.0)
+            except PoqueueError:
+                return  # the service ended, and with it the events
+            for event in events:
+                if event.sequence > after + 1:
+                    logger.warning("%d events were dropped before they were read", event.sequence - after - 1)
+                after = event.sequence
+                task = thaw_task(event.task) if event.task is not None and self._handlers.listens(event.kind) else None
+                self._handlers.call(event.kind, task, event.error)
+
+
+class PendingCall:
+    """A request on its way; `fileno` lets a loop wait for its answer beside other things."""
+
+    def __init__(self, client: QueueClient, conn: Any, number: int, name: str, timeout_s: float) -> None:
+        self._client = client
+        self._connection = conn
+        self._number = number
+        self._name = name
+        self._timeout_s = timeout_s
+
+    def fileno(self) -> int:
+        return int(self._connection.fileno())
+
+    def result(self) -> Any:
+        """Wait for the answer; errors as in QueueClient.call."""
+        try:
+            number, is_value, value = pickle.loads(self._connection.recv_bytes())
+            if number is not None and number != self._number:
+                raise ManagerLostError(f"{self._name}: the answer belongs to another call")
+            if self._timeout_s != CALL_TIMEOUT_S:
+                set_time_limit_of(self._connection, CALL_TIMEOUT_S)
+        except BaseException as error:  # also a Ctrl-C: the answer would be taken for the next call's
+            self._client._drop_connection()
+            raise_mapped(self._name, error)
+        if is_value:
+            return value
+        raise value
+
+
+def connect(address: str, key: bytes) -> QueueClient:
+    """A client of the service at an address, for whoever has the key.
+
+    Raises:
+        ManagerLostError: nothing listens there.
+    """
+    client = QueueClient(address, key)
+    client._own_connection()
+    return client
+
+
+def _freeze_task(task: Any) -> Any:
+    if not isinstance(task, ProcessingTask):
+        raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")
+    return ProcessingTask(
+        task.task_id, freeze_po(task.po_data), task.priority,  # type: ignore[arg-type]  # opened again at the far end
+        max_retries=task.max_retries, retry_delay=task.retry_delay, task_timeout=task.task_timeout,
+    )  # fmt: skip
+
+
+def _thaw_or_none(record: TaskRecord | None) -> ProcessingTask | None:
+    return thaw_task(record) if record is not None else None

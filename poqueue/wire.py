@@ -1,0 +1,94 @@
+"""Sockets between the queue's process and its clients: where they may be, how both ends prove the key, time limits.
+
+A time limit is the kernel's (SO_RCVTIMEO, SO_SNDTIMEO): it costs nothing a call, and also covers a peer that stops half-way
+through a message.
+"""
+
+import os
+import socket
+import stat
+import struct
+from multiprocessing import connection
+from multiprocessing.context import AuthenticationError
+from pathlib import Path
+from typing import Any, NoReturn
+
+from poqueue.errors import CallTimeoutError, ManagerLostError
+
+MAX_ADDRESS_BYTES = 100
+
+
+def raise_mapped(name: str, error: BaseException) -> NoReturn:
+    """What a call or a connection ran into, as an error of ours."""
+    if isinstance(error, BlockingIOError | TimeoutError):
+        raise CallTimeoutError(f"{name}: the manager process did not answer in time") from error
+    if isinstance(error, EOFError | OSError):
+        raise ManagerLostError(f"{name}: the manager process is gone ({type(error).__name__})") from error
+    raise error
+
+
+def check_address(address: Any) -> None:
+    """Only a path: no network address, no abstract name, short enough for every kernel.
+
+    Raises:
+        ValueError: the address is none of ours.
+    """
+    if not isinstance(address, str) or not address.startswith("/"):
+        raise ValueError(f"the address must be the absolute path of a socket, got {address!r}")
+    if len(os.fsencode(address)) > MAX_ADDRESS_BYTES:
+        raise ValueError(f"the socket's path is longer than {MAX_ADDRESS_BYTES} bytes: {address}")
+
+
+def check_private(directory: Path) -> None:
+    """The directory of a socket must be ours alone.
+
+    Raises:
+        ValueError: others may enter it.
+    """
+    found = os.stat(directory)
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise ValueError(f"{directory} must belong to this user with mode 0700")
+
+
+def dial(address: str, key: bytes, time_limit_s: float) -> Any:
+    """Connect and prove the key both ways. A kernel time limit covers each read and write, also half-way through."""
+    plug = socket.socket(socket.AF_UNIX)
+    try:
+        plug.settimeout(time_limit_s)
+        plug.connect(address)
+        plug.settimeout(None)
+        set_time_limit(plug, time_limit_s)
+    except OSError as error:
+        plug.close()
+        raise_mapped("connect", error)
+    conn = connection.Connection(plug.detach())
+    try:
+        connection.answer_challenge(conn, key)
+        connection.deliver_challenge(conn, key)
+    except AuthenticationError:
+        conn.close()
+        raise ManagerLostError("the manager process refused the key") from None
+    except BaseException as error:
+        conn.close()
+        raise_mapped("connect", error)
+    return conn
+
+
+def set_time_limit(plug: socket.socket, seconds: float) -> None:
+    """Bound every read and write of a socket; 0 lifts the limit."""
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))  # a timeval
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+
+def set_time_limit_of(conn: Any, seconds: float) -> None:
+    """The same for a Connection."""
+    with socket.socket(fileno=os.dup(conn.fileno())) as plug:
+        plug.setblocking(True)
+        set_time_limit(plug, seconds)
+
+
+def peer_uid(plug: socket.socket) -> int:
+    """The user at the other end, as the kernel knows it."""
+    raw = plug.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", raw)[1])
