@@ -1,0 +1,479 @@
+"""The main job from the command line: exit codes, files, accounts, settings, and what is said of every mistake."""
+
+import csv
+import hashlib
+import io
+import json
+import stat
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from tests.integration.console import (
+    APP_DIR,
+    BEHAVE,
+    SAMPLE,
+    Ended,
+    advised,
+    poqueue,
+    read_cells,
+    read_csv,
+    tree,
+    write_orders,
+)
+
+ACCOUNTS = ("succeeded", "failed", "duplicate", "invalid", "not_run")
+RUN_FILES = {"results.csv", "failed.csv", "run.log", "report.json", "manager.log", "output"}
+
+
+class Job(NamedTuple):
+    ended: Ended
+    home: Path
+    run_dir: Path
+    temporary: Path
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        outcome: dict[str, Any] = json.loads(self.ended.out)
+        return outcome
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    """The sample orders, a third of which fail, with every output that there is."""
+    home = tmp_path_factory.mktemp("home")
+    reports = [word for suffix in ("json", "csv", "yaml") for word in ("--report", f"x.{suffix}")]
+    with tempfile.TemporaryDirectory(prefix="pq-") as temporary:
+        ended = poqueue(
+            "run", str(SAMPLE), "-j", "2", "-p", "sample_processors:some_fail", "--app-dir", str(APP_DIR),
+            "--run-dir", "the run", "--results", "all.csv", *reports, "--json",
+            cwd=home, env={"TMPDIR": temporary},
+        )  # fmt: skip
+        yield Job(ended, home, home / "the run", Path(temporary))
+
+
+@pytest.fixture(scope="module")
+def sample_rows() -> dict[int, list[str]]:
+    """The cells of each row of the sample that is not blank, by the number that a spreadsheet shows."""
+    rows = dict(enumerate(read_cells(SAMPLE), 1))
+    return {number: cells for number, cells in rows.items() if number > 1 and any(cell.strip() for cell in cells)}
+
+
+# ── the main job ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_sample_runs_with_the_default_processor_and_its_accounts_balance(tmp_path: Path) -> None:
+    before = SAMPLE.read_bytes(), SAMPLE.stat().st_mtime_ns
+
+    ended = poqueue("run", str(SAMPLE), "-j", "2", cwd=tmp_path).check(1)  # some rows of the sample are invalid
+
+    assert ended.out == ""
+    assert "208 input rows = 202 succeeded + 0 failed + 0 duplicate + 6 invalid + 0 not run" in ended.err
+    assert (SAMPLE.read_bytes(), SAMPLE.stat().st_mtime_ns) == before
+    run_dir = next((tmp_path / "runs").iterdir())
+    assert tree(tmp_path) - {f"runs/{run_dir.name}/{name}" for name in tree(run_dir)} == {"runs", f"runs/{run_dir.name}"}
+    dossiers = list((run_dir / "output").glob("*/dossier.json"))
+    assert len(dossiers) == 152
+
+
+def test_the_exit_code_says_that_some_pos_failed(job: Job) -> None:
+    job.ended.check(1)
+    assert job.outcome["exit_code"] == 1
+    assert job.outcome["reason"] == "done"
+
+
+def test_the_accounts_balance_and_agree_everywhere(job: Job, sample_rows: dict[int, list[str]]) -> None:
+    accounts = job.outcome["accounts"]
+
+    statuses = Counter(row["status"].replace(" ", "_") for row in read_csv(job.run_dir / "results.csv"))
+
+    assert accounts["rows"] == len(sample_rows) == sum(accounts[name] for name in ACCOUNTS)
+    assert {name: statuses[name] for name in ACCOUNTS} == {name: accounts[name] for name in ACCOUNTS}
+    assert accounts["failed"] > 0 and accounts["succeeded"] > 0 and accounts["invalid"] > 0
+    parts = f"{accounts['succeeded']} succeeded + {accounts['failed']} failed + {accounts['duplicate']} duplicate"
+    line = f"{accounts['rows']} input rows = {parts} + {accounts['invalid']} invalid + {accounts['not_run']} not run"
+    assert line in job.ended.err
+
+
+def test_a_table_shows_the_outcomes(job: Job) -> None:
+    accounts = job.outcome["accounts"]
+    table = [line.split() for line in job.ended.err.splitlines()]
+
+    assert ["outcome", "POs", "rows"] in table
+    assert ["succeeded", str(job.outcome["pos"]["succeeded"]), str(accounts["succeeded"])] in table
+    assert ["failed", str(job.outcome["pos"]["failed"]), str(accounts["failed"])] in table
+    assert ["invalid", str(accounts["invalid"])] in table
+    assert "x GiveUp: there is no such order" in job.ended.err
+
+
+def test_results_hold_every_row_in_order_with_the_processors_columns(
+    job: Job, sample_rows: dict[int, list[str]]
+) -> None:
+    header, *lines = read_cells(job.run_dir / "results.csv")
+    width = len(read_cells(SAMPLE)[0])
+
+    assert header == ["row", *read_cells(SAMPLE)[0], "status", "attempts", "seconds", "worker", "error", "page"]
+    assert [int(line[0]) for line in lines] == sorted(sample_rows)
+    for line in lines:
+        row = dict(zip(header, line, strict=True))
+        given = [cell.replace("'", "") for cell in sample_rows[int(line[0])]]
+        if row["status"] != "invalid":
+            assert [cell.replace("'", "") for cell in line[1 : width + 1]] == given
+        if row["status"] == "succeeded":
+            assert row["page"].endswith(row["po_number"].lstrip("'").strip()) and row["attempts"] == "1"
+        if row["status"] == "failed":
+            assert row["error"] == "GiveUp: there is no such order" and not row["page"]
+
+
+def test_no_cell_of_the_results_is_a_formula(job: Job) -> None:
+    cells = [cell for line in read_cells(job.run_dir / "results.csv") for cell in line]
+
+    dangerous = [cell for cell in cells if cell.lstrip()[:1] in ("=", "@") or cell[:1] in ("\t", "\r")]
+
+    assert dangerous == []
+    assert any(cell.startswith("'@SUM") for cell in cells)
+
+
+def test_the_failed_file_runs_again_and_gives_exactly_the_failed_rows(
+    job: Job, sample_rows: dict[int, list[str]], tmp_path: Path
+) -> None:
+    header, *failed = read_cells(job.run_dir / "failed.csv")
+    numbers = [int(row["row"]) for row in read_csv(job.run_dir / "results.csv") if row["status"] == "failed"]
+
+    arguments = advised(job.ended, "run the failures again")
+    again = poqueue(*arguments, "--json", cwd=job.home).check(1)
+
+    assert header == read_cells(SAMPLE)[0]
+    assert failed == [sample_rows[number] for number in numbers]
+    accounts = json.loads(again.out)["accounts"]
+    assert accounts == {name: 0 for name in ACCOUNTS} | {"rows": len(failed), "failed": len(failed)}
+
+
+def test_every_report_parses_and_tells_the_same(job: Job) -> None:
+    report = json.loads((job.run_dir / "report.json").read_text())
+    rows = list(csv.DictReader(io.StringIO((job.home / "x.csv").read_text())))
+
+    assert report["accounts"] == job.outcome["accounts"]
+    assert json.loads((job.home / "x.json").read_text()) == report
+    assert yaml.safe_load((job.home / "x.yaml").read_text())["accounts"] == report["accounts"]
+    statuses = Counter(task["status"] for task in report["tasks"])
+    assert statuses == {"completed": job.outcome["pos"]["succeeded"], "failed": job.outcome["pos"]["failed"]}
+    assert Counter(row["status"] for row in rows) == statuses
+    assert report["run"]["orders_sha256"] == hashlib.sha256(SAMPLE.read_bytes()).hexdigest()
+    assert report["run"]["settings"]["jobs"] == {"value": 2, "from": "command line"}
+
+
+def test_the_results_option_writes_the_same_table(job: Job) -> None:
+    assert (job.home / "all.csv").read_bytes() == (job.run_dir / "results.csv").read_bytes()
+
+
+def test_stdout_is_for_data(job: Job) -> None:
+    assert len(job.ended.out.splitlines()) == 1
+    assert set(job.outcome["files"]) >= {"results.csv", "failed.csv", "report.json", "run.log", "x.csv"}
+    assert all(Path(path).is_file() for path in job.outcome["files"].values())
+
+
+def test_only_the_owner_may_read_what_a_run_writes(job: Job) -> None:
+    paths = [job.run_dir, *job.run_dir.rglob("*"), *(job.home / name for name in ("all.csv", "x.csv", "x.json", "x.yaml"))]
+
+    modes = {str(path): stat.S_IMODE(path.stat().st_mode) for path in paths}
+
+    assert modes == {str(path): 0o700 if path.is_dir() else 0o600 for path in paths}
+
+
+def test_nothing_is_written_elsewhere(job: Job) -> None:
+    at_home = {path.name for path in job.home.iterdir()} - {"runs"}  # "runs" is of the run of the failures
+
+    assert at_home == {"the run", "all.csv", "x.json", "x.csv", "x.yaml"}
+    assert {path.name for path in job.run_dir.iterdir()} == RUN_FILES
+    assert tree(job.temporary) == set()
+
+
+def test_the_limit_leaves_the_rest_to_a_file_that_runs_it(tmp_path: Path) -> None:
+    orders = write_orders(tmp_path / "orders.csv", "A,ok", "B,ok", "A,ok", "C,ok", "D,ok")
+
+    ended = poqueue("run", orders.name, *BEHAVE, "--limit", "2", "--run-dir", "r", "--json", cwd=tmp_path)
+    rest = poqueue(*advised(ended, "run the rest"), "--json", cwd=tmp_path).check(0)
+
+    ended.check(0)
+    assert read_cells(tmp_path / "r" / "not_run.csv") == [["po_number", "do"], ["C", "ok"], ["D", "ok"]]
+    assert json.loads(ended.out)["accounts"]["not_run"] == 2
+    assert json.loads(rest.out)["accounts"]["succeeded"] == 2
+
+
+def test_check_reads_and_runs_nothing(tmp_path: Path) -> None:
+    write_orders(tmp_path / "good.csv", "A,ok", "A,ok")
+    write_orders(tmp_path / "bad.csv", "A,ok", ",ok")
+
+    good = poqueue("run", "good.csv", *BEHAVE, "--check", cwd=tmp_path).check(0)
+    bad = poqueue("run", "bad.csv", *BEHAVE, "--check", "--json", cwd=tmp_path).check(3)
+
+    assert "2 rows: 1 POs to run" in good.err
+    assert json.loads(bad.out)["invalid"][0]["row"] == 3
+    assert tree(tmp_path) == {"good.csv", "bad.csv"}
+
+
+# ── exit codes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_zero_when_every_po_succeeds(tmp_path: Path) -> None:
+    orders = write_orders(tmp_path / "orders.csv", "A,ok", "B,ok")
+
+    ended = poqueue("run", orders.name, *BEHAVE, "-j", "1", cwd=tmp_path).check(0)
+
+    assert "2 input rows = 2 succeeded" in ended.err
+    assert "again" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "o.csv", "--time-out", "5"], "did you mean '--timeout'"),
+        (["run", "o.csv", "--retry", "5"], "did you mean '--retries'"),
+        (["run", "o.csv", "--timeout", "soon"], "--timeout must be a duration"),
+        (["run", "o.csv", "-j", "0"], "--jobs must be a whole number 1 to 256"),
+        (["run", "o.csv", "--report", "x.pdf"], "--report must end in one of .json, .csv, .yaml"),
+        (["run", "o.csv", "--report", "nowhere/x.csv"], "there is no directory 'nowhere'"),
+        (["run", "o.csv", "--results", "o.csv"], "order file"),
+        (["run", "o.csv", "--report", "taken/x.csv", "--run-dir", "taken"], "'taken' is not empty"),
+        (["run", "o.csv", "--retry-delay", "2s", "--max-retry-delay", "1s"], "must not be longer than"),
+        (["run", "o.csv", "--shell"], "needs a command"),
+        (["run", ""], "ORDERS is empty"),
+        (["run"], "ORDERS"),
+        (["rum", "o.csv"], "did you mean 'run'"),
+        ([], "COMMAND"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
+)
+def test_two_for_a_mistake_on_the_command_line(words: list[str], said: str, tmp_path: Path) -> None:
+    write_orders(tmp_path / "o.csv", "A,ok")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "old").touch()
+    before = tree(tmp_path)
+
+    ended = poqueue(*words, cwd=tmp_path).check(2)
+
+    assert said in ended.err
+    assert ended.out == ""
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("missing.csv", None, "no such file; did you mean 'missin.csv'"),
+        ("empty.csv", b"", "is empty"),
+        ("no_po.csv", b"supplier,amount\nX,5\n", "po_number"),
+        ("quote.csv", b'po_number,x\nA,"never closed\n', "quoted cell"),
+        ("nul.csv", b"po_number\nA\0B\n", "NUL"),
+        ("fake.xlsx", b"po_number\nA\n", "is not an .xlsx workbook"),
+        ("broken.xlsx", b"PK\x03\x04nonsense", "is not a workbook"),
+        ("all_bad.csv", b"po_number,x\n,1\n ,2\n", "none of the 2 rows can be run"),
+        ("folder", None, "is a directory"),
+    ],
+)
+def test_three_for_orders_that_cannot_be_used(name: str, content: bytes | None, said: str, tmp_path: Path) -> None:
+    (tmp_path / "missin.csv").touch()
+    (tmp_path / "folder").mkdir()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    before = tree(tmp_path)
+
+    ended = poqueue("run", name, cwd=tmp_path).check(3)
+
+    assert said in ended.err and name in ended.err
+    assert ended.out == ""
+    assert tree(tmp_path) == before
+
+
+def test_four_when_workers_cannot_boot(tmp_path: Path) -> None:
+    orders = write_orders(tmp_path / "orders.csv", "A,ok", "B,ok", "C,ok")
+
+    ended = poqueue(
+        "run", orders.name, "-p", "sample_processors:SetupFails", "--app-dir", str(APP_DIR), "-j", "1",
+        "--run-dir", "r", cwd=tmp_path,
+    ).check(4)  # fmt: skip
+
+    assert "could not start" in ended.err and "the browser does not start" in ended.err
+    assert read_cells(tmp_path / "r" / "not_run.csv")[1:] == [["A", "ok"], ["B", "ok"], ["C", "ok"]]
+    assert "3 input rows = 0 succeeded + 0 failed + 0 duplicate + 0 invalid + 3 not run" in ended.err
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["accounts"]["not_run"] == 3
+    assert advised(ended, "run the rest")[:2] == ["run", "r/not_run.csv"]
+
+
+def test_five_when_there_is_nothing_to_do(tmp_path: Path) -> None:
+    orders = write_orders(tmp_path / "orders.csv")
+
+    ended = poqueue("run", orders.name, cwd=tmp_path).check(5)
+
+    assert "holds no POs" in ended.err
+    assert tree(tmp_path) == {"orders.csv"}
+
+
+# ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def shown_config(*words: str, cwd: Path, env: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    config: dict[str, dict[str, Any]] = json.loads(poqueue("config", "show", "--json", *words, cwd=cwd, env=env).check(0).out)
+    return config
+
+
+def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("jobs: 3\ntask_timeout: 30s\nmax_retries: 7\n")
+    environment = {"POQUEUE_JOBS": "4", "POQUEUE_TASK_TIMEOUT": "40s", "POQUEUE_CONFIG": "c.yaml"}
+
+    config = shown_config("--jobs", "5", cwd=tmp_path, env=environment)
+
+    assert config["jobs"] == {"value": 5, "from": "command line"}
+    assert config["task_timeout"] == {"value": "40s", "from": "environment POQUEUE_TASK_TIMEOUT"}
+    assert config["max_retries"] == {"value": 7, "from": "c.yaml line 3"}
+    assert config["retry_delay"] == {"value": "5s", "from": "default"}
+
+
+def test_a_run_obeys_the_same_order(tmp_path: Path) -> None:
+    orders = write_orders(tmp_path / "orders.csv", "A,fail")
+    (tmp_path / "c.yaml").write_text("max_retries: 3\nretry_delay: 0s\njobs: 1\n")
+
+    ended = poqueue(
+        "run", orders.name, *BEHAVE, "--config", "c.yaml", "--run-dir", "r", cwd=tmp_path, env={"POQUEUE_MAX_RETRIES": "1"}
+    ).check(1)
+
+    assert read_csv(tmp_path / "r" / "results.csv")[0]["attempts"] == "2"
+    assert "--config c.yaml" in ended.err
+
+
+def test_config_show_is_a_table_for_people(tmp_path: Path) -> None:
+    ended = poqueue("config", "show", "--timeout", "90s", cwd=tmp_path).check(0)
+
+    lines = [line.split() for line in ended.out.splitlines()]
+    assert ["setting", "value", "from"] in lines
+    assert ["task_timeout", '"90s"', "command", "line"] in lines
+    assert tree(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("task_timout: 5s\n", "c.yaml:1: unknown key task_timout; did you mean 'task_timeout'"),
+        ("jobs: 2\nworkers: 3\n", "c.yaml:2: unknown key workers; did you mean 'jobs'"),
+        ("jobs: many\n", "c.yaml:1: jobs must be a whole number"),
+        ("jobs: 2\njobs: 3\n", "duplicate key"),
+        ("jobs: [2\n", "not valid YAML"),
+        ("- jobs\n", "lines 'key: value'"),
+        ("jobs: !!python/object/apply:os.system ['true']\n", "is not allowed"),
+        (None, "configuration not found: c.yaml"),
+    ],
+)
+def test_a_bad_configuration_is_named_with_its_line(content: str | None, said: str, tmp_path: Path) -> None:
+    write_orders(tmp_path / "o.csv", "A,ok")
+    if content is not None:
+        (tmp_path / "c.yaml").write_text(content)
+
+    ended = poqueue("run", "o.csv", "--config", "c.yaml", cwd=tmp_path).check(2)
+
+    assert said in ended.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_variable_is_refused(tmp_path: Path) -> None:
+    ended = poqueue("run", str(SAMPLE), cwd=tmp_path, env={"POQUEUE_TIMEOUT": "5s"}).check(2)
+
+    assert "unknown environment variable POQUEUE_TIMEOUT; did you mean 'POQUEUE_TASK_TIMEOUT'" in ended.err
+
+
+# ── processors ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+BAD_MODULES = {
+    "prints.py": "print('hello from the module')\nraise KeyError('no such site')\n",
+    "leaves.py": "import sys\nprint('last words')\nsys.exit('please log in')\n",
+    "dies.py": "import os\nos.write(2, b'a crash')\nos._exit(7)\n",
+    "crashes.py": "import os\nos.abort()\n",
+    "interrupts.py": "raise KeyboardInterrupt\n",
+    "broken.py": "def process(po)\n    pass\n",
+    "needs.py": "import module_that_nobody_has\n",
+    "lazy.py": "def process(po):\n    yield po\n",
+    "frame.py": "class Site:\n    def process(self):\n        pass\n",
+    "setup.py": "class Site:\n    def setup(self):\n        pass\n    def process(self, po):\n        pass\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("no_colon", "must be module:attribute"),
+        ("a:b:c", "must be module:attribute"),
+        ("no_such_module:process", "no module 'no_such_module'"),
+        ("sample_processors:behav", "did you mean 'behave'"),
+        ("sample_processors:number", "is a int"),
+        ("sample_processors:takes_nothing", "must take (po) or (po, context)"),
+        ("sample_processors:takes_three", "must take (po) or (po, context)"),
+        ("sample_processors:asynchronous", "async"),
+        ("sample_processors:NeedsArguments", "constructed without arguments"),
+        ("sample_processors:NoProcess", "needs a method process"),
+        ("prints:process", "KeyError: 'no such site'"),
+        ("leaves:process", "please log in"),
+        ("dies:process", "exit code 7"),
+        ("crashes:process", "ended the process"),
+        ("interrupts:process", "importing interrupts"),
+        ("broken:process", "SyntaxError"),
+        ("needs:process", "module_that_nobody_has"),
+        ("lazy:process", "generator"),
+        ("frame:Site", "process must take (self, po)"),
+        ("setup:Site", "setup must take (self, context)"),
+    ],
+)
+def test_a_bad_processor_is_one_message_and_no_run(target: str, said: str, tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    for name, text in BAD_MODULES.items():
+        (app / name).write_text(text)
+    home = tmp_path / "home"
+    home.mkdir()
+    write_orders(home / "orders.csv", "A,ok")
+
+    ended = poqueue(
+        "run", "orders.csv", "-p", target, "--app-dir", str(app), cwd=home,
+        env={"PYTHONPATH": f"{SAMPLE.parents[1]}:{APP_DIR}"},
+    ).check(2)  # fmt: skip
+
+    assert said in ended.err
+    assert ended.err.count("poqueue: ") == 1
+    assert tree(home) == {"orders.csv"}
+    assert ended.out == ""
+
+
+def test_what_a_module_prints_while_it_is_imported_is_shown_with_its_error_and_in_the_log_otherwise(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "bad.py").write_text("print('hello from bad')\nraise RuntimeError('not today')\n")
+    (tmp_path / "chatty.py").write_text("print('hello from chatty')\ndef process(po):\n    return {}\n")
+    orders = write_orders(tmp_path / "orders.csv", "A,ok")
+
+    bad = poqueue("run", orders.name, "-p", "bad:process", "--app-dir", ".", cwd=tmp_path).check(2)
+    chatty = poqueue(
+        "run", orders.name, "-p", "chatty:process", "--app-dir", ".", "-j", "1", "--json", "--run-dir", "r", cwd=tmp_path
+    ).check(0)
+
+    assert "not today" in bad.err and "| hello from bad" in bad.err
+    assert json.loads(chatty.out)["exit_code"] == 0
+    assert "hello from chatty" in (tmp_path / "r" / "run.log").read_text()
+
+
+def test_a_class_is_set_up_and_torn_down_once_a_worker(tmp_path: Path) -> None:
+    orders = write_orders(tmp_path / "orders.csv", *(f"P{number},ok" for number in range(20)))
+
+    poqueue(
+        "run", orders.name, "-p", "sample_processors:Session", "--app-dir", str(APP_DIR), "-j", "2",
+        "--option", f"folder={tmp_path}", "--run-dir", "r", cwd=tmp_path,
+    ).check(0)  # fmt: skip
+
+    trail = [json.loads(line) for line in (tmp_path / "trail").read_text().splitlines()]
+    setups = sorted(line["worker"] for line in trail if line["event"] == "setup")
+    endings = {line["worker"]: line["served"] for line in trail if line["event"] == "teardown"}
+    assert setups == sorted(endings) == ["w1.1", "w2.1"]
+    assert sum(endings.values()) == 20
