@@ -1,4 +1,9 @@
-"""poqueue: a queue for purchase orders with leases, retries and reports, alone or in a process of its own."""
+"""poqueue: a queue for purchase orders with leases, retries and reports, alone or in a process of its own.
+
+TaskQueue is fetched when it is first used: a worker process needs the records only, and starts the sooner.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from poqueue.errors import (
     CallTimeoutError,
@@ -15,7 +20,9 @@ from poqueue.errors import (
     WorkerMismatchError,
 )
 from poqueue.task import ProcessingTask, TaskResult, TaskStatus
-from poqueue.task_queue import TaskQueue
+
+if TYPE_CHECKING:
+    from poqueue.task_queue import TaskQueue
 
 __all__ = [
     "CallTimeoutError",
@@ -36,3 +43,11 @@ __all__ = [
     "WorkerMismatchError",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name != "TaskQueue":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from poqueue.task_queue import TaskQueue
+
+    return TaskQueue

@@ -13,8 +13,7 @@ from poqueue.error_log import described
 from poqueue.errors import ManagerLostError, PoqueueError
 from poqueue.events import UNSET, HandlerSet
 from poqueue.payload import freeze_po, freeze_result, thaw_task
-from poqueue.task import Event, Grant, ProcessingTask, Report, TaskRecord, TaskResult, TaskStatus
-from poqueue.task_queue import DEFAULT_PRIORITY
+from poqueue.task import DEFAULT_PRIORITY, Event, Grant, ProcessingTask, Report, TaskRecord, TaskResult, TaskStatus
 from poqueue.wire import check_address, dial, raise_mapped, set_time_limit_of
 
 logger = logging.getLogger(__name__)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
+DEFAULT_PRIORITY = 5
+
 
 class TaskStatus(Enum):
     """Where a task is; exactly the five states of the contract."""
@@ -45,7 +47,7 @@ class ProcessingTask:
 
     task_id: str = ""
     po_data: dict[str, Any] = field(default_factory=dict)
-    priority: int = 5
+    priority: int = DEFAULT_PRIORITY
     status: TaskStatus = TaskStatus.PENDING
     attempt: int = 0
     retry_count: int = 0

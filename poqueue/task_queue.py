@@ -40,13 +40,12 @@ from poqueue.metrics import HOUR_S, Metrics, percentage
 from poqueue.payload import FrozenResult, freeze_po, freeze_result, thaw_task
 from poqueue.retry import backoff_s
 from poqueue.schedule import Schedule
-from poqueue.task import Event, Grant, Lease, ProcessingTask, Report, TaskRecord, TaskResult
+from poqueue.task import DEFAULT_PRIORITY, Event, Grant, Lease, ProcessingTask, Report, TaskRecord, TaskResult
 from poqueue.task import TaskStatus as S
 
 logger = logging.getLogger(__name__)
 
 MAX_WAIT_S = 5.0
-DEFAULT_PRIORITY = 5
 
 
 class TaskQueue:
@@ -778,4 +777,3 @@ class TaskQueue:
 def _check_worker_id(worker_id: Any) -> None:
     if not isinstance(worker_id, str) or not worker_id.strip():
         raise ValueError(f"worker_id must be a non-blank text, got {worker_id!r}")
-

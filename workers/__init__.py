@@ -1,8 +1,26 @@
-"""Workers for a poqueue: supervisor, processing functions, batches and the command line."""
+"""Workers for a poqueue: supervisor, processing functions, batches and the command line.
 
-from workers.batch import BatchReport, run_batch
-from workers.processing import GiveUp, ProcessorSpec, RetryLater, WorkerContext
-from workers.supervisor import Supervisor, WorkersCannotStartError
+The names are fetched when they are first used: a worker process needs few of them, and starts the sooner.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workers.batch import BatchReport, run_batch
+    from workers.processing import GiveUp, ProcessorSpec, RetryLater, WorkerContext
+    from workers.supervisor import Supervisor, WorkersCannotStartError
+
+_HOMES = {
+    "BatchReport": "workers.batch",
+    "run_batch": "workers.batch",
+    "GiveUp": "workers.processing",
+    "ProcessorSpec": "workers.processing",
+    "RetryLater": "workers.processing",
+    "WorkerContext": "workers.processing",
+    "Supervisor": "workers.supervisor",
+    "WorkersCannotStartError": "workers.supervisor",
+}
 
 __all__ = [
     "BatchReport",
@@ -14,3 +32,9 @@ __all__ = [
     "WorkersCannotStartError",
     "run_batch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -7,7 +7,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from poqueue.errors import ProcessorError
-from workers.process_control import die_with_parent, quiet_start
+from workers.own_process import die_with_parent
+from workers.process_control import quiet_start
 from workers.processing import ProcessorSpec, load_target
 
 TIME_LIMIT_S = 60.0

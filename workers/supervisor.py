@@ -32,6 +32,7 @@ from poqueue.client import PendingCall, QueueClient
 from poqueue.errors import PoqueueError
 from poqueue.service import QueueService
 from poqueue.task import Event
+from workers import own_process
 from workers import process_control as control
 from workers.log import OUTPUT_LOGGER
 from workers.post_mortem import describe_death, describe_timeout, signal_name
@@ -136,9 +137,10 @@ class Supervisor:
         )
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._workers: list[WorkerProcess] = []
-        self._standby: WorkerProcess | None = None
+        self._standbys: list[WorkerProcess] = []
         self._serial = 0
         self._incarnations: dict[int, int] = {}
+        self._has_lost_workers = False
         self._boot_failures = 0
         self._boot_reason = ""
         self._not_before = 0.0
@@ -179,7 +181,7 @@ class Supervisor:
         if not self._has_output_dir:
             self._output_dir = self._folder / "output"
             self._output_dir.mkdir()
-        control.adopt_orphans()
+        own_process.adopt_orphans()
         self._oom_kills = control.oom_kills()
         try:
             with control.quiet_start({control.RUN_MARK: self.run_id}):
@@ -194,14 +196,14 @@ class Supervisor:
 
     def close(self) -> None:
         """End every process of the run, whatever state it is in; harmless when repeated."""
-        for worker in [*self._workers, *([self._standby] if self._standby else [])]:
+        for worker in [*self._workers, *self._standbys]:
             if not worker.is_dead():
                 worker.kill_now(time.monotonic())
             worker._process.join()
             with contextlib.suppress(Exception):
                 worker.bury()
             worker.forget()
-        self._workers, self._standby = [], None
+        self._workers, self._standbys = [], []
         self._service.stop()
         control.kill_run(self.run_id, keep=control.helper_pids())
         if self._temporary is not None:
@@ -241,7 +243,7 @@ class Supervisor:
 
     def _is_finished(self) -> bool:
         if self._is_draining:
-            return not self._workers and self._standby is None
+            return not self._workers and not self._standbys
         if not self._may_be_done:
             return False
         self._may_be_done = False
@@ -255,8 +257,8 @@ class Supervisor:
         self._is_draining = True
         self._stop_due = time.monotonic() + within_s
         self.queue.drain_queue()
-        if self._standby is not None:
-            self._standby.dismiss()
+        for standby in self._standbys:
+            standby.dismiss()
 
     # ------------------------------------------------------------------ signals
 
@@ -316,17 +318,15 @@ class Supervisor:
             self._stop_running(now)
         else:
             logger.warning("%s: killing everything", name)
-            for worker in self._workers:
+            for worker in [*self._workers, *self._standbys]:
                 worker.kill_now(now)
 
     def _stop_running(self, now: float) -> None:
         self._stop_level = max(self._stop_level, 2) if self._stop_level else 0
         self._stop_due = float("inf")
-        for worker in self._workers:
+        for worker in [*self._workers, *self._standbys]:
             if worker.kill is None:
                 worker.begin_kill("stop", 0, now, wants_evidence=False)
-        if self._standby is not None and self._standby.kill is None:
-            self._standby.begin_kill("stop", 0, now, wants_evidence=False)
 
     def _dump_stacks(self) -> None:
         """SIGQUIT: where everybody is, and go on."""
@@ -407,8 +407,8 @@ class Supervisor:
             if worker.is_dead():
                 self._workers.remove(worker)
                 self._bury(worker, now)
-        if self._standby is not None and self._standby.is_dead():
-            standby, self._standby = self._standby, None
+        for standby in [one for one in self._standbys if one.is_dead()]:
+            self._standbys.remove(standby)
             self._note_boot(standby, now)
             standby.bury()
             standby.forget()
@@ -425,6 +425,7 @@ class Supervisor:
         if status.token and (worker.kill is None or worker.kill.reason == "timeout"):
             self._charge(worker, status, is_out_of_memory, now)
         self.queue.release_worker(worker.worker_id)
+        self._has_lost_workers |= status.phase < Phase.RECYCLING
         level = logging.INFO if status.phase >= Phase.RECYCLING else logging.WARNING
         logger.log(level, "worker ended (%s)", worker.how_it_ended(), extra=_ids(worker, status))
         worker.forget()
@@ -494,8 +495,8 @@ class Supervisor:
                     "no end after %.3g s: killing the worker", now - status.started, extra=_ids(worker, status)
                 )
                 worker.begin_kill("timeout", status.token, now, wants_evidence=True)
-        if self._standby is not None:
-            self._standby.advance_kill(now, self._grace_s)
+        for standby in self._standbys:
+            standby.advance_kill(now, self._grace_s)
         if self._max_memory is not None and now >= self._next_memory_check:
             self._next_memory_check = now + MEMORY_CHECK_S
             self._retire_large()
@@ -538,27 +539,31 @@ class Supervisor:
                 worker.employ(f"w{slot}.{incarnation}", slot)
                 self._workers.append(worker)
                 logger.info("worker started, pid %d", worker.pid, extra={"worker_id": worker.worker_id})
-        if self._standby is None and self._foresees_death(now):
-            self._standby = self._start_process(now)
+        while len(self._standbys) < self._foreseen_deaths(now):
+            standby = self._start_process(now)
+            if standby is None:
+                return
+            self._standbys.append(standby)
 
-    def _foresees_death(self, now: float) -> bool:
-        """A worker has died before, or one has used half of its time: one in reserve makes the next death cheap."""
+    def _foreseen_deaths(self, now: float) -> int:
+        """How many to hold in reserve, imported and waiting, so that the next deaths cost little.
+
+        One for each worker that has used half of its time, and one in any case once a worker has died unasked.
+        """
         if self._boot_failures:
-            return False
-        if sum(self._incarnations.values()) > self._jobs and self._max_tasks is None:
-            return True
+            return 0
+        late = 0
         for worker in self._workers:
             status = worker.status()
-            if status.token and now - status.started > status.task_timeout / 2:
-                return True
-        return False
+            late += bool(status.token and now - status.started > status.task_timeout / 2)
+        return max(late, int(self._has_lost_workers))
 
     def _take_standby(self) -> WorkerProcess | None:
-        standby = self._standby
-        if standby is None or standby.is_dead() or standby.kill is not None:
-            return None
-        self._standby = None
-        return standby
+        for standby in self._standbys:
+            if not standby.is_dead() and standby.kill is None:
+                self._standbys.remove(standby)
+                return standby
+        return None
 
     def _brake(self, now: float) -> None:
         """Workers that cannot start end the run, unless others work."""
@@ -642,22 +647,21 @@ class Supervisor:
                     status.attempt,
                     elapsed_s,
                     status.task_timeout,
-                    control.rss_bytes(worker.pid),
+                    own_process.rss_bytes(worker.pid),
                 )  # fmt: skip
             )
         return tuple(views)
 
     def _wait(self) -> None:
         """Until something happens: a worker's end, an answer, a signal, or the next deadline."""
-        if self._signals:
+        is_over = self._is_draining and not self._workers and not self._standbys
+        if self._signals or self._may_be_done or is_over:
             return
         now = time.monotonic()
         waits_for: list[int] = [self._wake_read]
         if self._events is not None:
             waits_for.append(self._events.fileno())
-        waits_for += [worker.sentinel for worker in self._workers]
-        if self._standby is not None:
-            waits_for.append(self._standby.sentinel)
+        waits_for += [worker.sentinel for worker in [*self._workers, *self._standbys]]
         until = min([now + TICK_S, *self._moments()])
         connection.wait(waits_for, max(0.0, until - now))
         with contextlib.suppress(BlockingIOError):

@@ -18,10 +18,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from poqueue.client import QueueClient, connect
 from poqueue.errors import PoqueueError
-from poqueue.service import QueueClient
 from poqueue.task import Lease, Report
-from workers.process_control import become_worker, rss_bytes
+from workers.own_process import become_worker, rss_bytes
 from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, load_target, run_attempt
 from workers.worker_files import Phase, WorkerWriter
 
@@ -83,6 +83,7 @@ class Worker:
         self._pace_s = 1.0  # how long a task takes; the first ones come singly
         with _boot_failure_to(files):
             self._processor = Processor(load_target(settings.spec))
+        self._client = connect(settings.address, settings.key)
         self._home = os.getcwd()
         self._umask = os.umask(0o077)
         os.umask(self._umask)
@@ -91,7 +92,7 @@ class Worker:
         """Work until the queue says stop or it is time to be replaced."""
         settings, files = self._settings, self._files
         context = WorkerContext(worker_id, settings.output_dir, dict(settings.spec.options), owner=files.own)
-        client = QueueClient(settings.address, settings.key)
+        client = self._client
         files.phase(Phase.SETTING_UP)
         with _boot_failure_to(files):
             self._processor.setup(context)

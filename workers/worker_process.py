@@ -13,7 +13,7 @@ from workers.worker import WorkerSettings, main
 from workers.worker_files import Phase, Status, WorkerReader
 
 EVIDENCE_S = 0.1  # how long to wait for the stack of a hung worker
-EVIDENCE_STEP_S = 0.01
+EVIDENCE_STEP_S = 0.003
 
 
 @dataclass(slots=True)

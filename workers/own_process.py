@@ -1,0 +1,54 @@
+"""What a process does to itself: becoming a worker, dying with its parent, adopting orphans, looking at its memory."""
+
+import contextlib
+import ctypes
+import os
+import signal
+from pathlib import Path
+
+HELD_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}  # until a new process has its handlers
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_OOM_SCORE = "500"
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def become_worker(marks: dict[str, str]) -> None:
+    """In a new worker: a session of its own, and an end when its parent ends, even in the middle of a C loop."""
+    os.environ.update(marks)  # for methods that do not start a new program
+    with contextlib.suppress(OSError):
+        os.setsid()
+    die_with_parent()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)  # only the supervisor decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
+    with contextlib.suppress(OSError):  # if memory runs out, rather a worker than the queue
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the thread that started this process ends; if it has already, leave now."""
+    parent_pid = os.getppid()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def adopt_orphans() -> None:
+    """Orphans among this process's descendants become its children, so that none escapes by losing its parent."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:  # pragma: no cover - Linux since 3.4 has both
+        raise OSError(ctypes.get_errno(), "prctl failed")
+
+
+def rss_bytes(pid: int | None = None) -> int:
+    """Resident memory of one process (this one by default), in bytes; 0 if it is gone."""
+    try:
+        resident = Path(f"/proc/{pid or 'self'}/statm").read_bytes().split()[1]
+    except (OSError, IndexError):
+        return 0
+    return int(resident) * _PAGE_BYTES
