@@ -35,6 +35,7 @@ __all__ = ["METHODS", "QueueClient", "QueueServer", "QueueService", "connect"]
 logger = logging.getLogger(__name__)
 
 QUEUE_ID = "queue"
+SOCKET_NAME = "queue.sock"
 AUTH_TIMEOUT_S = 5.0
 MAX_REQUEST_BYTES = 256 * 1024 * 1024
 MAX_CONNECTIONS = 1100
@@ -184,6 +185,15 @@ class _Manager(BaseManager):
 # ---------------------------------------------------------------------- the owner
 
 
+def fits_address(directory: Path) -> bool:
+    """Whether a socket in this folder has a path that every kernel takes."""
+    try:
+        check_address(str(directory / SOCKET_NAME))
+    except ValueError:
+        return False
+    return True
+
+
 class QueueService:
     """Starts the manager process, and ends it.
 
@@ -245,7 +255,7 @@ class QueueService:
         if directory is None:
             directory = Path(self._made_directory or tempfile.mkdtemp(prefix="poqueue-"))
             self._made_directory = str(directory)
-        self.address = str(directory / "queue.sock")
+        self.address = str(directory / SOCKET_NAME)
         check_address(self.address)
         check_private(directory)
         manager = _Manager(self.address, self.key, ctx=get_context(self._start_method))

@@ -126,7 +126,7 @@ class Batch:
         return Supervisor(
             self._spec, jobs=settings.jobs, start_method=settings.start_method, grace=settings.grace,
             stop_grace=settings.stop_grace, max_tasks_per_worker=settings.max_tasks_per_worker,
-            max_memory_per_worker=settings.max_memory_per_worker, output_dir=run_dir / "output",
+            max_memory_per_worker=settings.max_memory_per_worker, work_dir=run_dir / "work", output_dir=run_dir / "output",
             log_path=run_dir / "manager.log", on_event=on_event, on_show=self._progress.update,
             max_retries=settings.max_retries, retry_delay=settings.retry_delay, task_timeout=settings.task_timeout,
             enable_priority=settings.priority, max_retry_delay=settings.max_retry_delay, retry_jitter=settings.jitter,

@@ -18,6 +18,7 @@ import functools
 import logging
 import os
 import secrets
+import shutil
 import signal
 import tempfile
 import time
@@ -30,7 +31,7 @@ from typing import Any
 
 from poqueue.client import PendingCall, QueueClient
 from poqueue.errors import PoqueueError
-from poqueue.service import QueueService
+from poqueue.service import QueueService, fits_address
 from poqueue.task import Event
 from workers import own_process
 from workers import process_control as control
@@ -86,7 +87,9 @@ class Supervisor:
         stop_grace: seconds that running POs may go on once a stop was asked for.
         max_tasks_per_worker: replace a worker after so many POs.
         max_memory_per_worker: replace a worker that holds more bytes after a PO, its children counted.
-        output_dir: folder for what processors write; a temporary one of ours when left out.
+        work_dir: folder for the socket and the workers' files, made by start and removed by close; a temporary one when
+            left out.
+        output_dir: folder for what processors write; one in work_dir when left out.
         log_path: file for the manager's own log lines.
         on_event: called with every event of the queue, in order.
         on_show: called with a Snapshot about four times a second.
@@ -107,6 +110,7 @@ class Supervisor:
         stop_grace: float = 30.0,
         max_tasks_per_worker: int | None = None,
         max_memory_per_worker: int | None = None,
+        work_dir: Path | None = None,
         output_dir: Path | None = None,
         log_path: Path | None = None,
         on_event: Callable[[Event], None] | None = None,
@@ -126,16 +130,16 @@ class Supervisor:
         self._max_tasks, self._max_memory = max_tasks_per_worker, max_memory_per_worker
         self._on_event, self._on_show = on_event, on_show
         self._lease_ahead = lease_ahead
-        self._output_dir = output_dir or Path()
-        self._has_output_dir = output_dir is not None
         self.run_id = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._work_dir = work_dir or Path(tempfile.gettempdir(), f"poqueue-run-{self.run_id}")
+        self._output_dir = output_dir or self._work_dir / "output"
         self._service = QueueService(
             start_method=start_method,
+            directory=self._work_dir if fits_address(self._work_dir) else None,
             log_path=log_path or Path(os.devnull),
-            on_orphan=functools.partial(_end_run, self.run_id),
+            on_orphan=functools.partial(_end_run, self.run_id, self._work_dir),
             **queue_settings,
         )
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._workers: list[WorkerProcess] = []
         self._standbys: list[WorkerProcess] = []
         self._serial = 0
@@ -176,11 +180,8 @@ class Supervisor:
         Raises:
             ManagerLostError: the manager process died while it started.
         """
-        self._temporary = tempfile.TemporaryDirectory(prefix="poqueue-run-")
-        self._folder = Path(self._temporary.name)
-        if not self._has_output_dir:
-            self._output_dir = self._folder / "output"
-            self._output_dir.mkdir()
+        self._work_dir.mkdir(mode=0o700)
+        self._output_dir.mkdir(mode=0o700, exist_ok=True)
         own_process.adopt_orphans()
         self._oom_kills = control.oom_kills()
         try:
@@ -206,9 +207,7 @@ class Supervisor:
         self._workers, self._standbys = [], []
         self._service.stop()
         control.kill_run(self.run_id, keep=control.helper_pids())
-        if self._temporary is not None:
-            self._temporary.cleanup()
-            self._temporary = None
+        shutil.rmtree(self._work_dir, ignore_errors=True)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """Ask for a stop, as the signal would; each further call is one step harder."""
@@ -583,7 +582,7 @@ class Supervisor:
         process_id = f"{self.run_id}.{self._serial}"
         try:
             worker = WorkerProcess(
-                self._context, self._folder / f"process-{self._serial}", process_id, self.run_id, settings
+                self._context, self._work_dir / f"process-{self._serial}", process_id, self.run_id, settings
             )
         except OSError as error:
             self._note_no_process(error, now)
@@ -683,6 +682,7 @@ def _ids(worker: WorkerProcess, status: Status) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _end_run(run_id: str) -> None:
+def _end_run(run_id: str, work_dir: Path) -> None:
     """In the manager, when the supervisor has died: nothing of the run may stay behind."""
     control.kill_run(run_id)
+    shutil.rmtree(work_dir, ignore_errors=True)
