@@ -33,6 +33,7 @@ from workers.supervisor import RunEnd, Supervisor, WorkersCannotStartError
 logger = logging.getLogger(__name__)
 
 ADD_AT_ONCE = 1000
+SHOWN_ROWS = 20
 EXIT_OK, EXIT_FAILED, EXIT_HALTED, EXIT_NOTHING, EXIT_INTERNAL = 0, 1, 4, 5, 70
 UNFINISHED = (TaskStatus.PENDING, TaskStatus.RETRY_PENDING, TaskStatus.PROCESSING)
 
@@ -170,8 +171,8 @@ class Batch:
 
     def _nothing_to_do(self, book: OrderBook) -> BatchReport:
         if book.invalid:
-            shown = "\n".join(f"  {row}" for row in book.invalid[:20])
-            more = f"\n  … and {len(book.invalid) - 20} more" if len(book.invalid) > 20 else ""
+            shown = "\n".join(f"  {row}" for row in book.invalid[:SHOWN_ROWS])
+            more = f"\n  … and {len(book.invalid) - SHOWN_ROWS} more" if len(book.invalid) > SHOWN_ROWS else ""
             raise OrdersError(f"{self._orders}: none of the {book.row_count} rows can be run:\n{shown}{more}")
         accounts = Accounts(book.row_count, 0, 0, 0, 0, book.row_count)
         return BatchReport(
@@ -198,12 +199,15 @@ class _Run:
 
     def go(self) -> BatchReport:
         total = len(self._book.orders)
+        self._announce()
         end = self._run_workers()
         seconds = time.monotonic() - self._begun
         not_run = self._not_run if self._not_run is not None else self._left_over()
         self._counts["not_run"] = len(not_run)
         accounts = self._results.finish(not_run)
-        files = {name: self._run_dir / name for name in ("results.csv", "failed.csv", "not_run.csv", "run.log")}
+        if (self._run_dir / "manager.log").stat().st_size == 0:
+            (self._run_dir / "manager.log").unlink()
+        files = {name: self._run_dir / name for name in ("results.csv", "failed.csv", "not_run.csv", "run.log", "manager.log")}
         report = {
             "run": self._batch.describe(self._run_dir, self._book),
             "accounts": _as_dict(accounts),
@@ -226,6 +230,15 @@ class _Run:
             end.message,
             report,
         )
+
+    def _announce(self) -> None:
+        """What was noticed while reading: all of it into the log, the first rows onto the screen."""
+        for note in self._book.notes:
+            logger.warning("%s", note)
+        for number, row in enumerate(self._book.invalid):
+            logger.log(logging.WARNING if number < SHOWN_ROWS else logging.INFO, "invalid: %s", row)
+        if len(self._book.invalid) > SHOWN_ROWS:
+            logger.warning("… and %d more invalid rows; all are in results.csv", len(self._book.invalid) - SHOWN_ROWS)
 
     def _run_workers(self) -> RunEnd:
         supervisor = self._batch.supervisor(self._run_dir, self._take)

@@ -1,0 +1,300 @@
+"""Failures, retries and time limits of whole batches, what processors say, and run_batch from Python."""
+
+import json
+import textwrap
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.console import BEHAVE, ROOT, Ended, outcomes, poqueue, python, read_csv, tree, write_orders
+
+
+def run_orders(tmp_path: Path, *rows: str, options: tuple[str, ...] = ()) -> Ended:
+    write_orders(tmp_path / "orders.csv", *rows)
+    words = ("run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "2")
+    return poqueue(*words, *options, cwd=tmp_path)
+
+
+def trail(tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
+    """What each PO left behind, in order."""
+    found = defaultdict(list)
+    for line in (tmp_path / "trail").read_text().splitlines():
+        record = json.loads(line)
+        found[record["po"]].append(record)
+    return found
+
+
+def result(tmp_path: Path, po_number: str) -> dict[str, str]:
+    return next(row for row in read_csv(tmp_path / "r" / "results.csv") if row["po_number"] == po_number)
+
+
+def log_lines(tmp_path: Path) -> list[dict[str, Any]]:
+    """run.log, each line parsed."""
+    return [json.loads(line) for line in (tmp_path / "r" / "run.log").read_text(encoding="utf-8").split("\n") if line]
+
+
+# ── failures and retries ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_give_up_fails_at_once_and_anything_else_is_retried(tmp_path: Path) -> None:
+    ended = run_orders(
+        tmp_path, "G,give-up", "F,fail", "U,fail-until 3", "O,ok", options=("--retries", "2", "--retry-delay", "50ms")
+    ).check(1)
+
+    rows = {number: result(tmp_path, number) for number in "GFUO"}
+    assert {number: (row["status"], row["attempts"]) for number, row in rows.items()} == {
+        "G": ("failed", "1"), "F": ("failed", "3"), "U": ("succeeded", "3"), "O": ("succeeded", "1"),
+    }  # fmt: skip
+    assert rows["G"]["error"] == "GiveUp: there is no such order"
+    assert rows["F"]["error"] == "RuntimeError: it went wrong"
+    assert "1 x GiveUp" in ended.err and "3 x RuntimeError: it went wrong" in ended.err
+
+
+def test_a_retry_never_starts_before_its_delay_and_the_delay_doubles(tmp_path: Path) -> None:
+    run_orders(tmp_path, "F,fail", options=("--retries", "3", "--retry-delay", "200ms", "--max-retry-delay", "400ms"))
+
+    records = trail(tmp_path)["F"]
+    begins = [record["at"] for record in records if record["event"] == "begin"]
+    ends = [record["at"] for record in records if record["event"] == "end"]
+    waits = [begin - end for begin, end in zip(begins[1:], ends, strict=False)]
+    assert len(begins) == 4
+    assert [wait >= least for wait, least in zip(waits, (0.2, 0.4, 0.4), strict=True)] == [True] * 3
+
+
+def test_retry_later_waits_as_long_as_it_asked(tmp_path: Path) -> None:
+    run_orders(tmp_path, "L,later 0.7", "O,ok", options=("--retries", "1", "--retry-delay", "0s")).check(0)
+
+    first_begin, first_end, second_begin, _ = (record["at"] for record in trail(tmp_path)["L"])
+    assert second_begin - first_end >= 0.7
+    assert result(tmp_path, "L")["attempts"] == "2"
+
+
+def test_retry_later_uses_up_retries_as_well(tmp_path: Path) -> None:
+    run_orders(tmp_path, "L,later 0", options=("--retries", "0")).check(1)
+
+    assert "RetryLater: the server asked for a pause" in result(tmp_path, "L")["error"]
+
+
+def test_a_hung_po_is_killed_and_retried_on_another_worker(tmp_path: Path) -> None:
+    run_orders(
+        tmp_path, "H,hang-once", *(f"O{number},ok" for number in range(4)),
+        options=("--timeout", "500ms", "--retries", "1", "--retry-delay", "0s"),
+    ).check(0)  # fmt: skip
+
+    begins = [record for record in trail(tmp_path)["H"] if record["event"] == "begin"]
+    assert [record["attempt"] for record in begins] == [1, 2]
+    assert begins[0]["pid"] != begins[1]["pid"] and begins[0]["worker"] != begins[1]["worker"]
+    killed = [line for line in log_lines(tmp_path) if "_hang" in line.get("stack", "")]
+    assert killed and killed[0]["po_number"] == "H"  # where it hung is on record
+
+
+def test_ten_hung_pos_of_two_hundred_harm_nobody_else(tmp_path: Path) -> None:
+    rows = [f"P{number},{'hang' if number % 20 == 7 else 'ok'}" for number in range(200)]
+
+    ended = run_orders(tmp_path, *rows, options=("--timeout", "500ms", "--retries", "0", "--grace", "500ms", "--json")).check(1)
+
+    ends = outcomes(tmp_path / "r")
+    assert {number for number, status in ends.items() if status == "failed"} == {f"P{n}" for n in range(7, 200, 20)}
+    assert sum(status == "succeeded" for status in ends.values()) == 190
+    assert all(result(tmp_path, f"P{n}")["error"].startswith("TaskTimeout") for n in range(7, 200, 20))
+    begins = [record["po"] for records in trail(tmp_path).values() for record in records if record["event"] == "begin"]
+    assert sorted(begins) == sorted(ends)  # each of them once: nobody was started twice for another's fault
+    seconds, ideal = json.loads(ended.out)["seconds"], 10 * 0.5 / 2
+    print(f"10 of 200 POs hang for 0.5 s on 2 workers: {seconds:.2f} s, {seconds / ideal:.2f} times the ideal")
+
+
+# ── what processors say ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_all_output_is_in_the_log_with_its_po_and_attempt(tmp_path: Path) -> None:
+    pos = [f"P{number}" for number in range(12)]
+    options = ("--retries", "1", "--retry-delay", "0s")
+
+    ended = run_orders(tmp_path, *(f"{po},say {'again' if po == 'P3' else ''}" for po in pos), options=options).check(0)
+
+    said = [line for line in log_lines(tmp_path) if line["logger"] == "workers.output"]
+    for po in pos:
+        for attempt in (1, 2) if po == "P3" else (1,):
+            mine = [line for line in said if line["po_number"] == po and line["attempt"] == attempt]
+            texts = {line["message"] for line in mine}
+            assert texts == {f"printed {po}", f"complained {po}", f"my.site: logged {po}", f"child {po}"}
+            assert len({line["worker_id"] for line in mine}) == 1 and len({line["task_id"] for line in mine}) == 1
+    assert len(said) == 4 * 13
+    assert all(list(line)[:5] == ["time", "level", "logger", "message", "run"] for line in log_lines(tmp_path))
+    assert {line["level"] for line in said if "logged" in line["message"]} == {"WARNING"}
+    assert "printed" not in ended.err  # that is for -v
+
+
+def test_a_po_cannot_forge_a_line_of_the_log(tmp_path: Path) -> None:
+    nasty = 'X\n12:00:00 error   [w9.9] forged \x1b[2J\u202e"}'
+    quoted = nasty.replace('"', '""')
+
+    ended = run_orders(tmp_path, f'"{quoted}",say', f'"Y","fail {quoted}"', options=("--retries", "0", "-vv")).check(1)
+
+    assert "\x1b" not in ended.err and "\u202e" not in ended.err
+    assert not [line for line in ended.err.splitlines() if line.startswith("12:00:00 error   [w9.9] forged")]
+    assert all(isinstance(line, dict) for line in log_lines(tmp_path))
+    assert [line for line in log_lines(tmp_path) if "forged" in line["message"]]
+
+
+def test_verbosity_shows_more_each_time(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,say", "B,fail")
+    words = ("run", "orders.csv", *BEHAVE, "-j", "1", "--retries", "0")
+
+    said = [poqueue(*words, *more, cwd=tmp_path).check(1).err for more in ((), ("-v",), ("-vv",), ("-q",), ("-vv", "--log-format", "json"))]
+
+    quiet, life, every, silent, as_json = said
+    assert "failed for good" in quiet and "worker started" not in quiet
+    assert "worker started" in life and "completed" not in life
+    assert "worker started" in every and "completed" in every and "printed A" in every
+    assert "failed for good" in silent and "running" not in silent
+    assert any(json.loads(line)["message"] == "printed A" for line in as_json.splitlines() if line.startswith("{"))
+
+
+# ── from Python ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_script(tmp_path: Path, text: str) -> Ended:
+    script = tmp_path / "my_batch.py"
+    script.write_text(textwrap.dedent(text))
+    write_orders(tmp_path / "orders.csv", "A,1", "B,2", "A,3", header="po_number,amount")
+    return python(script, cwd=tmp_path)
+
+
+def test_a_script_may_define_its_processor_itself(tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        """
+        from workers import run_batch
+
+        def process(po):
+            print("to the log, not to stdout")
+            return {"doubled": sum(2 * int(row["amount"]) for row in po["rows"])}
+
+        if __name__ == "__main__":
+            report = run_batch("orders.csv", process, workers=2, task_timeout=60, run_dir="r")
+            print(report.exit_code, report.reason, report.accounts.succeeded, report.tasks, report.accounts.balances)
+        """,
+    ).check(0)
+
+    assert ended.out == "0 done 3 {'succeeded': 2, 'failed': 0, 'not_run': 0} True\n"
+    assert ended.err == ""
+    assert {row["po_number"]: row["doubled"] for row in read_csv(tmp_path / "r" / "results.csv")} == {"A": "8", "B": "4"}
+
+
+def test_a_script_may_define_a_class(tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        """
+        from pathlib import Path
+        from workers import GiveUp, run_batch
+
+        class Site:
+            def setup(self, context):
+                self.session = f"session of {context.worker_id}"
+            def process(self, po, context):
+                if po["po_number"] == "B":
+                    raise GiveUp("not here")
+                return {"session": self.session, "greeting": context.options["greeting"]}
+            def teardown(self):
+                Path("torn-down").touch()
+
+        if __name__ == "__main__":
+            report = run_batch("orders.csv", Site, jobs=1, run_dir="r", options={"greeting": "hello"})
+            print(report.exit_code, report.tasks)
+        """,
+    ).check(0)
+
+    assert ended.out == "1 {'succeeded': 1, 'failed': 1, 'not_run': 0}\n"
+    row = result(tmp_path, "A")
+    assert (row["session"], row["greeting"]) == ("session of w1.1", "hello")
+    assert (tmp_path / "torn-down").exists()
+
+
+@pytest.mark.parametrize("processor", ["process", '"my_batch:process"', "None"])
+def test_a_script_without_a_guard_is_told_so_once(processor: str, tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        f"""
+        from workers import run_batch
+
+        def process(po):
+            return {{}}
+
+        report = run_batch("orders.csv", {processor}, workers=2, run_dir="r", app_dir=".")
+        """,
+    )
+
+    assert ended.code != 0
+    assert '__name__ == "__main__"' in ended.err
+    assert ended.err.count("Traceback") <= 1, ended.err
+    assert len(ended.err) < 3000, ended.err
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("run_batch('orders.csv', lambda po: {})", "define it at the top level of a module"),
+        ("run_batch('orders.csv', 42)", "is a int"),
+        ("run_batch('orders.csv', 'my_batch')", "module:attribute"),
+        ("run_batch('orders.csv', 'no_such:process')", "there is no module 'no_such'"),
+        ("run_batch('missing.csv', process)", "missing.csv: no such file"),
+        ("run_batch('orders.csv', process, timeout=5)", "unknown setting 'timeout' (did you mean task_timeout?)"),
+        ("run_batch('orders.csv', process, jobs=0)", "jobs must be a whole number"),
+        ("run_batch('orders.csv', process, task_timeout=-1)", "task_timeout must be a duration"),
+        ("run_batch('orders.csv', process, processor='x:y')", "processor"),
+        ("run_batch('orders.csv', process, jobs=1, workers=2)", "jobs"),
+    ],
+)
+def test_a_mistake_in_a_call_is_one_of_our_errors_and_runs_nothing(call: str, said: str, tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        f"""
+        from poqueue.errors import InputError
+        from workers import run_batch
+
+        def process(po):
+            return {{}}
+
+        if __name__ == "__main__":
+            try:
+                {call}
+            except InputError as error:
+                print(error)
+        """,
+    ).check(0)
+
+    assert said in ended.out
+    assert {"runs", "r"} & tree(tmp_path) == set()
+
+
+def test_two_batches_in_one_process_and_one_in_a_thread(tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        """
+        import signal
+        import threading
+        from workers import run_batch
+
+        def process(po):
+            return {}
+
+        if __name__ == "__main__":
+            before = signal.getsignal(signal.SIGINT)
+            codes = [run_batch("orders.csv", process, workers=1).exit_code for _ in range(2)]
+            thread = threading.Thread(target=lambda: codes.append(run_batch("orders.csv", process, workers=1).exit_code))
+            thread.start()
+            thread.join()
+            print(codes, signal.getsignal(signal.SIGINT) is before)
+        """,
+    ).check(0)
+
+    assert ended.out == "[0, 0, 0] True\n"
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_the_shipped_package_is_what_was_tested() -> None:
+    """The scripts above import the checkout, not an installed copy."""
+    assert (ROOT / "workers" / "batch.py").is_file()
