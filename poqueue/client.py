@@ -194,18 +194,25 @@ class QueueClient:
     ) -> None:
         self._handlers.update(on_task_complete, on_task_failed, on_queue_empty, on_queue_full)
         if self._handlers and self._listener is None:
-            after = self.read_events()[0].sequence  # from here on nothing is missed
-            self._listener = threading.Thread(target=self._listen, args=(after,), daemon=True, name="poqueue-events")
+            opened = self.open_events()  # from here on nothing is missed
+            self._listener = threading.Thread(target=self._listen, args=opened, daemon=True, name="poqueue-events")
             self._listener.start()
 
-    def read_events(self, after: int | None = None, limit: int = 1000, wait_s: float = 0.0) -> list[Event]:
-        events: list[Event] = self.call("read_events", after, limit, wait_s)
+    def open_events(self) -> tuple[int, int]:
+        opened: tuple[int, int] = self.call("open_events")
+        return opened
+
+    def read_events(self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0) -> list[Event]:
+        events: list[Event] = self.call("read_events", reader, after, limit, wait_s)
         return events
 
-    def _listen(self, after: int) -> None:
+    def close_events(self, reader: int) -> None:
+        self.call("close_events", reader)
+
+    def _listen(self, reader: int, after: int) -> None:
         while not self._is_closed:
             try:
-                events = self.read_events(after, wait_s=2.0)
+                events = self.read_events(reader, after, wait_s=2.0)
             except PoqueueError:
                 return  # the service ended, and with it the events
             for event in events:

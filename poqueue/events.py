@@ -97,29 +97,50 @@ class EventDelivery:
 
 
 class EventFeed:
-    """The latest events by number, for readers in other processes; kept only once somebody has asked."""
+    """The latest events by number, for readers in other processes; kept only while somebody reads, and until all have."""
 
     def __init__(self) -> None:
         self.last = 0
-        self.is_open = False
         self._events: deque[Event] = deque(maxlen=MAX_FEED)
+        self._read_to: dict[int, int] = {}
+        self._readers = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody reads."""
+        return bool(self._read_to)
+
+    def open(self) -> tuple[int, int]:
+        """A new reader's number, and the number of the last event before it."""
+        self._readers += 1
+        self._read_to[self._readers] = self.last
+        return self._readers, self.last
+
+    def close(self, reader: int) -> None:
+        """This reader reads no more."""
+        self._read_to.pop(reader, None)
+        self._let_go()
 
     def note(self, kind: str, entry: Entry | None, error: str) -> None:
-        """Number an event and keep it."""
+        """Number an event and keep it, with its task as it is now."""
         self.last += 1
-        if self.is_open:
+        if self._read_to:
             self._events.append(Event(self.last, kind, entry.record() if entry is not None else None, error))
 
     def read(self, after: int, limit: int) -> list[Event]:
         """Up to `limit` events with numbers above `after`, oldest first; a gap means that some were dropped."""
         if self.last <= after or not self._events:
             return []
-        first = self._events[0].sequence
-        start = max(0, after + 1 - first)
+        start = max(0, after + 1 - self._events[0].sequence)
         stop = min(len(self._events), start + limit)
         return [self._events[i] for i in range(start, stop)]
 
-    def release(self, up_to: int) -> None:
-        """Let go of events that the reader has seen."""
+    def release(self, reader: int, up_to: int) -> None:
+        """This reader has seen events up to a number; what all have seen is let go."""
+        self._read_to[reader] = up_to
+        self._let_go()
+
+    def _let_go(self) -> None:
+        up_to = min(self._read_to.values(), default=self.last)
         while self._events and self._events[0].sequence <= up_to:
             self._events.popleft()

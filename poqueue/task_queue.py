@@ -481,24 +481,31 @@ class TaskQueue:
         with self._lock:
             self._delivery.handlers.update(on_task_complete, on_task_failed, on_queue_empty, on_queue_full)
 
-    def read_events(self, after: int | None = None, limit: int = 1000, wait_s: float = 0.0) -> list[Event]:
-        """Events numbered above `after`, oldest first; earlier ones are let go.
+    def open_events(self) -> tuple[int, int]:
+        """Begin to read events, from now on: the reader's number, and that of the last event before."""
+        with self._lock:
+            return self._feed.open()
 
-        None asks for the number to begin with: it opens the feed and returns one event, numbered, of kind "open". With no
-        event at hand the call waits up to `wait_s` seconds (at most 5). A gap in the numbers means that some were dropped.
+    def read_events(self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0) -> list[Event]:
+        """Events numbered above `after`, oldest first; the reader needs the earlier ones no more.
+
+        With no event at hand the call waits up to `wait_s` seconds (at most 5). A gap in the numbers means that the reader
+        was too slow and some were dropped.
         """
         deadline = time.monotonic() + min(wait_s, MAX_WAIT_S)
         with self._lock:
-            if after is None:
-                self._feed.is_open = True
-                return [Event(self._feed.last, "open", None, "")]
-            self._feed.release(after)
+            self._feed.release(reader, after)
             while not (events := self._feed.read(after, limit)):
                 remaining_s = deadline - time.monotonic()
                 if remaining_s <= 0:
                     break
                 self._news.wait(remaining_s)
             return events
+
+    def close_events(self, reader: int) -> None:
+        """End reading."""
+        with self._lock:
+            self._feed.close(reader)
 
     def _cleanup_resources(self) -> None:
         """Drop finished tasks beyond the retention period and errors beyond the threshold; runs as tasks complete."""

@@ -189,7 +189,7 @@ class Supervisor:
                 self._service.start()
             self.queue: QueueClient = self._service.client()
             self._events_client = self._service.client()
-            self._last_event = self._events_client.read_events()[0].sequence
+            self._reader, self._last_event = self._events_client.open_events()
             self._top_up(time.monotonic())
         except BaseException:
             self.close()
@@ -348,7 +348,7 @@ class Supervisor:
         """Hand on what the queue tells, without waiting for it."""
         while True:
             if self._events is None:
-                self._events = self._events_client.begin("read_events", self._last_event, EVENTS_AT_ONCE, 5.0)
+                self._events = self._events_client.begin("read_events", self._reader, self._last_event, EVENTS_AT_ONCE, 5.0)
             if not connection.wait([self._events.fileno()], 0):
                 return
             self._take_events(self._events.result())
@@ -357,7 +357,7 @@ class Supervisor:
         """Hand on the last events; harmless when repeated."""
         self._events = None  # a call that still waits for news is given up
         self._events_client.close()
-        while events := self.queue.read_events(self._last_event, EVENTS_AT_ONCE):
+        while events := self.queue.read_events(self._reader, self._last_event, EVENTS_AT_ONCE):
             self._take_events(events)
 
     def _take_events(self, events: list[Event]) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from poqueue import ProcessingTask, TaskQueue, TaskStatus
+from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
+from poqueue.service import QueueService
 from tests.contract.conftest import MakeQueue
 from tests.contract.scene import (
     DEADLINE_S,
@@ -366,3 +367,29 @@ def test_a_granted_retry_fires_no_failure(queue: TaskQueue, clock: Clock) -> Non
     queue.complete_task("a", "w1", success())
 
     assert recorder.until("empty") == [("complete", "a"), ("empty",)]
+
+
+@pytest.mark.contract("R21")
+def test_every_client_with_handlers_hears_every_event() -> None:
+    slow: list[str] = []
+    quick: list[str] = []
+    go_on = threading.Event()
+
+    def dawdle(task: ProcessingTask) -> None:
+        go_on.wait(20)
+        slow.append(task.po_number)
+
+    numbers = [f"PO-{n}" for n in range(100)]
+    with QueueService(start_method="fork") as service:
+        queue, other = service.client(), service.client()
+        queue.set_event_handlers(on_task_complete=dawdle)
+        other.set_event_handlers(on_task_complete=lambda task: quick.append(task.po_number))
+        for number in numbers:
+            queue.add_task(ProcessingTask(task_id=number, po_data={"po_number": number}))
+            queue.get_next_task("w1")
+            queue.complete_task(number, "w1", TaskResult(True))
+        wait_until(lambda: len(quick) == 100)
+        go_on.set()
+        wait_until(lambda: len(slow) == 100)
+
+    assert quick == slow == numbers
