@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workers.batch import BatchReport, run_batch
     from workers.processing import GiveUp, ProcessorSpec, RetryLater, WorkerContext
-    from workers.supervisor import Supervisor, WorkersCannotStartError
+    from workers.staff import WorkersCannotStartError
+    from workers.supervisor import Supervisor
 
 _HOMES = {
     "BatchReport": "workers.batch",
@@ -19,7 +20,7 @@ _HOMES = {
     "RetryLater": "workers.processing",
     "WorkerContext": "workers.processing",
     "Supervisor": "workers.supervisor",
-    "WorkersCannotStartError": "workers.supervisor",
+    "WorkersCannotStartError": "workers.staff",
 }
 
 __all__ = [

@@ -28,7 +28,9 @@ from workers.progress import Progress, SilentProgress, Snapshot
 from workers.results import Accounts, ResultsWriter
 from workers.run_dir import make_run_dir
 from workers.settings import Resolved, RunSettings, load_settings, render_config
-from workers.supervisor import RunEnd, Supervisor, WorkersCannotStartError
+from workers.signals import SignalInbox
+from workers.staff import WorkersCannotStartError
+from workers.supervisor import RunEnd, Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -115,20 +117,18 @@ class Batch:
         for path in (*self._settings.report, *([self._settings.results] if self._settings.results else [])):
             _check_writable(path, self._orders)
         run_dir = make_run_dir(self._settings.run_dir, self._orders)
-        with (
-            contextlib.closing(ResultsWriter(run_dir, book, self._settings.results)) as results,
-            self._logging(run_dir),
-        ):
-            return _Run(self, book, run_dir, results).go()
+        results = ResultsWriter(run_dir, book, self._settings.results)
+        with contextlib.closing(results), self._logging(run_dir), SignalInbox() as signals:
+            return _Run(self, book, run_dir, results, signals).go()
 
-    def supervisor(self, run_dir: Path, on_event: Any) -> Supervisor:
+    def supervisor(self, run_dir: Path, on_event: Any, signals: SignalInbox) -> Supervisor:
         """The supervisor that these settings ask for."""
         settings = self._settings
         return Supervisor(
             self._spec, jobs=settings.jobs, start_method=settings.start_method, grace=settings.grace,
             stop_grace=settings.stop_grace, max_tasks_per_worker=settings.max_tasks_per_worker,
             max_memory_per_worker=settings.max_memory_per_worker, work_dir=run_dir / "work", output_dir=run_dir / "output",
-            log_path=run_dir / "manager.log", on_event=on_event, on_show=self._progress.update,
+            log_path=run_dir / "manager.log", on_event=on_event, on_show=self._progress.update, signals=signals,
             max_retries=settings.max_retries, retry_delay=settings.retry_delay, task_timeout=settings.task_timeout,
             enable_priority=settings.priority, max_retry_delay=settings.max_retry_delay, retry_jitter=settings.jitter,
             retention_s=RETENTION_S,
@@ -186,11 +186,14 @@ RETENTION_S = 366 * 86400.0  # a batch's report needs every PO
 class _Run:
     """The part of a batch that has a run directory."""
 
-    def __init__(self, batch: Batch, book: OrderBook, run_dir: Path, results: ResultsWriter) -> None:
+    def __init__(
+        self, batch: Batch, book: OrderBook, run_dir: Path, results: ResultsWriter, signals: SignalInbox
+    ) -> None:
         self._batch = batch
         self._book = book
         self._run_dir = run_dir
         self._results = results
+        self._signals = signals
         self._ended = bytearray(len(book.orders))
         self._counts = {"succeeded": 0, "failed": 0, "not_run": 0}
         self._report: dict[str, Any] = {}
@@ -207,7 +210,10 @@ class _Run:
         accounts = self._results.finish(not_run)
         if (self._run_dir / "manager.log").stat().st_size == 0:
             (self._run_dir / "manager.log").unlink()
-        files = {name: self._run_dir / name for name in ("results.csv", "failed.csv", "not_run.csv", "run.log", "manager.log")}
+        files = {
+            name: self._run_dir / name
+            for name in ("results.csv", "failed.csv", "not_run.csv", "run.log", "manager.log")
+        }
         report = {
             "run": self._batch.describe(self._run_dir, self._book),
             "accounts": _as_dict(accounts),
@@ -241,7 +247,7 @@ class _Run:
             logger.warning("… and %d more invalid rows; all are in results.csv", len(self._book.invalid) - SHOWN_ROWS)
 
     def _run_workers(self) -> RunEnd:
-        supervisor = self._batch.supervisor(self._run_dir, self._take)
+        supervisor = self._batch.supervisor(self._run_dir, self._take, self._signals)
         try:
             with supervisor:
                 self._add_all(supervisor)
@@ -304,7 +310,7 @@ class _Run:
     def _exit_code(self, end: RunEnd, accounts: Accounts, total: int) -> int:
         if not accounts.balances or sum(self._counts.values()) != total or end.reason == "lost":
             return EXIT_INTERNAL
-        if end.reason == "interrupted":
+        if end.reason == "interrupted" and self._counts["not_run"]:
             return 128 + end.signal
         if end.reason == "halted":
             return EXIT_HALTED

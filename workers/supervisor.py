@@ -26,11 +26,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from poqueue.client import PendingCall, QueueClient
-from poqueue.errors import PoqueueError
 from poqueue.service import QueueService, fits_address
 from poqueue.task import Event
 from workers import own_process
@@ -39,6 +37,8 @@ from workers.log import OUTPUT_LOGGER
 from workers.post_mortem import describe_death, describe_timeout, signal_name
 from workers.processing import ProcessorSpec, check_importable, load_target
 from workers.progress import Snapshot, WorkerView
+from workers.signals import SignalInbox
+from workers.staff import Staff
 from workers.worker import WorkerSettings
 from workers.worker_files import Phase, Status
 from workers.worker_process import WorkerProcess
@@ -51,16 +51,9 @@ SHOW_S = 0.25
 GAP_S = 2.0  # a loop that stood still for longer was stopped, or the machine was; no PO is to blame
 MEMORY_CHECK_S = 1.0
 BOOT_TIMEOUT_S = 120.0
-MAX_BOOT_FAILURES = 3
-MAX_BOOT_DELAY_S = 5.0
-NO_PROCESS_LIMIT_S = 30.0
 TEARDOWN_S = 10.0
 EVENTS_AT_ONCE = 500
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
-
-
-class WorkersCannotStartError(PoqueueError):
-    """Workers end again and again before they take a PO; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +86,7 @@ class Supervisor:
         log_path: file for the manager's own log lines.
         on_event: called with every event of the queue, in order.
         on_show: called with a Snapshot about four times a second.
+        signals: where signals are noted, if the caller wants them noted before and after the run as well.
         lease_ahead: let a worker hold about 10 ms of work; False keeps strict priority at one lease a worker.
         queue_settings: keyword arguments of TaskQueue.
 
@@ -115,6 +109,7 @@ class Supervisor:
         log_path: Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         on_show: Callable[[Snapshot], None] | None = None,
+        signals: SignalInbox | None = None,
         lease_ahead: bool = True,
         **queue_settings: Any,
     ) -> None:
@@ -124,8 +119,6 @@ class Supervisor:
             load_target(self._spec)
         if type(jobs) is not int or not 1 <= jobs <= 256:
             raise ValueError(f"jobs must be a whole number from 1 to 256, got {jobs!r}")
-        self._jobs = jobs
-        self._context = get_context(start_method)
         self._grace_s, self._stop_grace_s = grace, stop_grace
         self._max_tasks, self._max_memory = max_tasks_per_worker, max_memory_per_worker
         self._on_event, self._on_show = on_event, on_show
@@ -140,15 +133,8 @@ class Supervisor:
             on_orphan=functools.partial(_end_run, self.run_id, self._work_dir),
             **queue_settings,
         )
-        self._workers: list[WorkerProcess] = []
-        self._standbys: list[WorkerProcess] = []
-        self._serial = 0
-        self._incarnations: dict[int, int] = {}
-        self._has_lost_workers = False
-        self._boot_failures = 0
-        self._boot_reason = ""
-        self._not_before = 0.0
-        self._no_process_since: float | None = None
+        self._signals = signals or SignalInbox()
+        self._staff = Staff(jobs, get_context(start_method), self._work_dir, self.run_id, self._worker_settings)
         self._oom_kills = 0
         self._last_event = 0
         self._events: PendingCall | None = None
@@ -157,7 +143,6 @@ class Supervisor:
         self._stop_level = 0
         self._stop_signal = 0
         self._stop_due = 0.0
-        self._signals: list[int] = []
         self._gaps: list[tuple[float, float]] = []
         self._last_loop = 0.0
         self._next_show = 0.0
@@ -197,21 +182,21 @@ class Supervisor:
 
     def close(self) -> None:
         """End every process of the run, whatever state it is in; harmless when repeated."""
-        for worker in [*self._workers, *self._standbys]:
+        for worker in self._staff:
             if not worker.is_dead():
                 worker.kill_now(time.monotonic())
-            worker._process.join()
+            worker.join()
             with contextlib.suppress(Exception):
                 worker.bury()
             worker.forget()
-        self._workers, self._standbys = [], []
+        self._staff.workers, self._staff.standbys = [], []
         self._service.stop()
         control.kill_run(self.run_id, keep=control.helper_pids())
         shutil.rmtree(self._work_dir, ignore_errors=True)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """Ask for a stop, as the signal would; each further call is one step harder."""
-        self._signals.append(signal_number)
+        self._signals.put(signal_number)
 
     # ------------------------------------------------------------------ the loop
 
@@ -222,7 +207,7 @@ class Supervisor:
             WorkersCannotStartError: workers die before they take a PO.
             ServiceError: the manager is lost.
         """
-        with self._handling_signals():
+        with self._signals:
             self._last_loop = time.monotonic()
             while not self._is_finished():
                 now = time.monotonic()
@@ -242,12 +227,12 @@ class Supervisor:
 
     def _is_finished(self) -> bool:
         if self._is_draining:
-            return not self._workers and not self._standbys
+            return not self._staff
         if not self._may_be_done:
             return False
         self._may_be_done = False
         status = self.queue.get_queue_status()
-        if status["queue_length"] == 0 and status["processing_tasks"] == 0 and self._workers:
+        if status["queue_length"] == 0 and status["processing_tasks"] == 0:
             self._drain(TEARDOWN_S)
         return False
 
@@ -256,39 +241,13 @@ class Supervisor:
         self._is_draining = True
         self._stop_due = time.monotonic() + within_s
         self.queue.drain_queue()
-        for standby in self._standbys:
+        for standby in self._staff.standbys:
             standby.dismiss()
 
     # ------------------------------------------------------------------ signals
 
-    @contextlib.contextmanager
-    def _handling_signals(self) -> Any:
-        """Handlers only note; the loop is woken through a pipe. Only the main thread can have them."""
-        self._wake_read, wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(wake_write, False)
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-        before: dict[int, Any] = {}
-        old_wakeup = None
-        try:
-            with contextlib.suppress(ValueError):
-                old_wakeup = signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-                before = {number: signal.signal(number, self._note_signal) for number in numbers}
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            if old_wakeup is not None:
-                signal.set_wakeup_fd(old_wakeup)
-            os.close(self._wake_read)
-            os.close(wake_write)
-
-    def _note_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals.append(number)
-
     def _handle_signals(self, now: float) -> None:
-        while self._signals:
-            number = self._signals.pop(0)
+        while (number := self._signals.take()) is not None:
             if number == signal.SIGQUIT:
                 self._dump_stacks()
             elif number == signal.SIGHUP:
@@ -317,28 +276,28 @@ class Supervisor:
             self._stop_running(now)
         else:
             logger.warning("%s: killing everything", name)
-            for worker in [*self._workers, *self._standbys]:
+            for worker in self._staff:
                 worker.kill_now(now)
 
     def _stop_running(self, now: float) -> None:
         self._stop_level = max(self._stop_level, 2) if self._stop_level else 0
         self._stop_due = float("inf")
-        for worker in [*self._workers, *self._standbys]:
+        for worker in self._staff:
             if worker.kill is None:
                 worker.begin_kill("stop", 0, now, wants_evidence=False)
 
     def _dump_stacks(self) -> None:
         """SIGQUIT: where everybody is, and go on."""
-        logger.warning("SIGQUIT: the stacks of the supervisor and of %d workers follow", len(self._workers))
+        logger.warning("SIGQUIT: the stacks of the supervisor and of %d workers follow", len(self._staff.workers))
         with tempfile.TemporaryFile("w+") as file:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
             logger.warning("stack of the supervisor:\n%s", file.read())
-        before = [len(worker.files.stack()) for worker in self._workers]
-        for worker in self._workers:
+        before = [len(worker.files.stack()) for worker in self._staff.workers]
+        for worker in self._staff.workers:
             control.ask_for_stack(worker.pid)
         time.sleep(0.05)
-        for worker, start in zip(self._workers, before, strict=True):
+        for worker, start in zip(self._staff.workers, before, strict=True):
             text = worker.files.stack()[start:] or "(no answer)"
             logger.warning("stack of the worker:\n%s", text, extra=_ids(worker, worker.status()))
 
@@ -348,7 +307,9 @@ class Supervisor:
         """Hand on what the queue tells, without waiting for it."""
         while True:
             if self._events is None:
-                self._events = self._events_client.begin("read_events", self._reader, self._last_event, EVENTS_AT_ONCE, 5.0)
+                self._events = self._events_client.begin(
+                    "read_events", self._reader, self._last_event, EVENTS_AT_ONCE, 5.0
+                )
             if not connection.wait([self._events.fileno()], 0):
                 return
             self._take_events(self._events.result())
@@ -394,23 +355,23 @@ class Supervisor:
         )  # fmt: skip
 
     def _stop_dropped(self, worker_id: str | None) -> None:
-        for worker in self._workers:
+        for worker in self._staff.workers:
             if worker.worker_id == worker_id and worker.kill is None:
                 worker.begin_kill("dropped", 0, time.monotonic(), wants_evidence=False)
 
     # ------------------------------------------------------------------ the dead
 
     def _reap(self, now: float) -> None:
-        for worker in list(self._workers):
+        for worker in self._staff.workers:
             self._hand_on_output(worker, is_dead=False)
-            if worker.is_dead():
-                self._workers.remove(worker)
+        for worker in self._staff.remove_dead():
+            if not self._is_draining and (worker.kill is None or worker.kill.reason != "stop"):
+                self._staff.note_end(worker, now)
+            if worker.worker_id:
                 self._bury(worker, now)
-        for standby in [one for one in self._standbys if one.is_dead()]:
-            self._standbys.remove(standby)
-            self._note_boot(standby, now)
-            standby.bury()
-            standby.forget()
+            else:
+                worker.bury()
+            worker.forget()
 
     def _bury(self, worker: WorkerProcess, now: float) -> None:
         """After proof of death, and only then: what it had finished counts, what it ran is charged, the rest goes back."""
@@ -418,16 +379,13 @@ class Supervisor:
         is_out_of_memory = self._was_out_of_memory()
         worker.bury()
         self._hand_on_output(worker, is_dead=True)
-        self._note_boot(worker, now)
         if untold := worker.files.untold_reports():
             self._report_for(worker.worker_id, untold)
         if status.token and (worker.kill is None or worker.kill.reason == "timeout"):
             self._charge(worker, status, is_out_of_memory, now)
         self.queue.release_worker(worker.worker_id)
-        self._has_lost_workers |= status.phase < Phase.RECYCLING
         level = logging.INFO if status.phase >= Phase.RECYCLING else logging.WARNING
         logger.log(level, "worker ended (%s)", worker.how_it_ended(), extra=_ids(worker, status))
-        worker.forget()
 
     def _report_for(self, worker_id: str, reports: list[Any]) -> None:
         """The queue knows the dead worker's live leases; a report that it has already taken changes nothing."""
@@ -457,18 +415,6 @@ class Supervisor:
         self._oom_kills = kills
         return is_more
 
-    def _note_boot(self, worker: WorkerProcess, now: float) -> None:
-        """Count workers that end before they work; the brake is on for a while after each."""
-        reason = worker.files.boot_failure()
-        if worker.status().phase >= Phase.WORKING:
-            return
-        if (worker.kill is not None and worker.kill.reason == "stop") or self._is_draining:
-            return
-        self._boot_failures += 1
-        self._boot_reason = reason.strip() or f"it ended by {worker.how_it_ended()}"
-        self._not_before = now + min(MAX_BOOT_DELAY_S, 0.1 * 2.0 ** (self._boot_failures - 1))
-        logger.warning("a worker could not start: %s", self._boot_reason.splitlines()[-1], extra={"traceback": reason})
-
     def _hand_on_output(self, worker: WorkerProcess, is_dead: bool) -> None:
         for line in worker.files.output(is_dead):
             ids = {
@@ -480,7 +426,7 @@ class Supervisor:
     # ------------------------------------------------------------------ time limits
 
     def _enforce(self, now: float) -> None:
-        for worker in self._workers:
+        for worker in self._staff.workers:
             if worker.kill is not None:
                 worker.advance_kill(now, self._grace_s)
                 continue
@@ -494,7 +440,7 @@ class Supervisor:
                     "no end after %.3g s: killing the worker", now - status.started, extra=_ids(worker, status)
                 )
                 worker.begin_kill("timeout", status.token, now, wants_evidence=True)
-        for standby in self._standbys:
+        for standby in self._staff.standbys:
             standby.advance_kill(now, self._grace_s)
         if self._max_memory is not None and now >= self._next_memory_check:
             self._next_memory_check = now + MEMORY_CHECK_S
@@ -516,7 +462,7 @@ class Supervisor:
 
     def _retire_large(self) -> None:
         """The worker looks at itself after each PO; its children are counted here."""
-        for worker in self._workers:
+        for worker in self._staff.workers:
             if not worker.is_retiring and control.tree_rss_bytes(worker.pid) > (self._max_memory or 0):
                 worker.is_retiring = True
                 self.queue.retire_worker(worker.worker_id)
@@ -525,81 +471,14 @@ class Supervisor:
     # ------------------------------------------------------------------ the living
 
     def _top_up(self, now: float) -> None:
-        if self._is_draining or now < self._not_before:
-            return
-        taken = {worker.slot for worker in self._workers}
-        for slot in range(1, self._jobs + 1):
-            if slot not in taken:
-                self._brake(now)
-                worker = self._take_standby() or self._start_process(now)
-                if worker is None:
-                    return
-                incarnation = self._incarnations[slot] = self._incarnations.get(slot, 0) + 1
-                worker.employ(f"w{slot}.{incarnation}", slot)
-                self._workers.append(worker)
-                logger.info("worker started, pid %d", worker.pid, extra={"worker_id": worker.worker_id})
-        while len(self._standbys) < self._foreseen_deaths(now):
-            standby = self._start_process(now)
-            if standby is None:
-                return
-            self._standbys.append(standby)
+        if not self._is_draining:
+            self._staff.top_up(now)
 
-    def _foreseen_deaths(self, now: float) -> int:
-        """How many to hold in reserve, imported and waiting, so that the next deaths cost little.
-
-        One for each worker that has used half of its time, and one in any case once a worker has died unasked.
-        """
-        if self._boot_failures:
-            return 0
-        late = 0
-        for worker in self._workers:
-            status = worker.status()
-            late += bool(status.token and now - status.started > status.task_timeout / 2)
-        return max(late, int(self._has_lost_workers))
-
-    def _take_standby(self) -> WorkerProcess | None:
-        for standby in self._standbys:
-            if not standby.is_dead() and standby.kill is None:
-                self._standbys.remove(standby)
-                return standby
-        return None
-
-    def _brake(self, now: float) -> None:
-        """Workers that cannot start end the run, unless others work."""
-        if any(worker.status().phase >= Phase.WORKING for worker in self._workers):
-            self._boot_failures = 0
-        if self._boot_failures >= MAX_BOOT_FAILURES:
-            raise WorkersCannotStartError(
-                f"{self._boot_failures} workers in a row could not start: {self._boot_reason}"
-            )
-
-    def _start_process(self, now: float) -> WorkerProcess | None:
-        self._serial += 1
-        settings = functools.partial(
-            WorkerSettings, self._service.address, self._service.key, output_dir=self._output_dir, spec=self._spec,
-            max_tasks=self._max_tasks, max_memory_bytes=self._max_memory, lease_ahead=self._lease_ahead,
+    def _worker_settings(self, folder: Path, marks: dict[str, str]) -> WorkerSettings:
+        return WorkerSettings(
+            self._service.address, self._service.key, folder, self._output_dir, self._spec, marks,
+            self._max_tasks, self._max_memory, self._lease_ahead,
         )  # fmt: skip
-        process_id = f"{self.run_id}.{self._serial}"
-        try:
-            worker = WorkerProcess(
-                self._context, self._work_dir / f"process-{self._serial}", process_id, self.run_id, settings
-            )
-        except OSError as error:
-            self._note_no_process(error, now)
-            return None
-        self._no_process_since = None
-        return worker
-
-    def _note_no_process(self, error: OSError, now: float) -> None:
-        if self._no_process_since is None:
-            self._no_process_since = now
-        waited_s = now - self._no_process_since
-        self._not_before = now + min(MAX_BOOT_DELAY_S, 0.1 + waited_s)
-        logger.warning("no worker process can be started (%s); going on with %d", error, len(self._workers))
-        if not self._workers and waited_s >= NO_PROCESS_LIMIT_S:
-            raise WorkersCannotStartError(
-                f"no worker process could be started for {waited_s:.0f} s: {error}"
-            ) from error
 
     # ------------------------------------------------------------------ show and wait
 
@@ -630,7 +509,7 @@ class Supervisor:
 
     def _views(self, now: float) -> tuple[WorkerView, ...]:
         views = []
-        for worker in sorted(self._workers, key=lambda one: one.slot):
+        for worker in sorted(self._staff.workers, key=lambda one: one.slot):
             status = worker.status()
             state = "idle" if status.phase is Phase.WORKING else "starting"
             if status.token:
@@ -653,22 +532,21 @@ class Supervisor:
 
     def _wait(self) -> None:
         """Until something happens: a worker's end, an answer, a signal, or the next deadline."""
-        is_over = self._is_draining and not self._workers and not self._standbys
+        is_over = self._is_draining and not self._staff
         if self._signals or self._may_be_done or is_over:
             return
         now = time.monotonic()
-        waits_for: list[int] = [self._wake_read]
+        waits_for: list[int] = [self._signals.fileno()]
         if self._events is not None:
             waits_for.append(self._events.fileno())
-        waits_for += [worker.sentinel for worker in [*self._workers, *self._standbys]]
+        waits_for += [worker.sentinel for worker in self._staff]
         until = min([now + TICK_S, *self._moments()])
         connection.wait(waits_for, max(0.0, until - now))
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
+        self._signals.quiet()
 
     def _moments(self) -> Iterable[float]:
         """When something will have to be done."""
-        for worker in self._workers:
+        for worker in self._staff.workers:
             step = worker.next_step()
             if step is not None:
                 yield step

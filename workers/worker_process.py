@@ -74,6 +74,10 @@ class WorkerProcess:
         """Whether the process has ended and is reaped."""
         return not self._process.is_alive()
 
+    def join(self) -> None:
+        """Wait for its end."""
+        self._process.join()
+
     def status(self) -> Status:
         """What it does now."""
         return self.files.status()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.console import BEHAVE, ROOT, Ended, outcomes, poqueue, python, read_csv, tree, write_orders
+from tests.integration.console import BEHAVE, ROOT, Ended, outcomes, poqueue, python, read_csv, started, tree, wait_until, write_orders
 
 
 def run_orders(tmp_path: Path, *rows: str, options: tuple[str, ...] = ()) -> Ended:
@@ -49,7 +49,7 @@ def test_give_up_fails_at_once_and_anything_else_is_retried(tmp_path: Path) -> N
     }  # fmt: skip
     assert rows["G"]["error"] == "GiveUp: there is no such order"
     assert rows["F"]["error"] == "RuntimeError: it went wrong"
-    assert "1 x GiveUp" in ended.err and "3 x RuntimeError: it went wrong" in ended.err
+    assert "1 x GiveUp" in ended.err and "5 x RuntimeError: it went wrong" in ended.err
 
 
 def test_a_retry_never_starts_before_its_delay_and_the_delay_doubles(tmp_path: Path) -> None:
@@ -105,6 +105,19 @@ def test_ten_hung_pos_of_two_hundred_harm_nobody_else(tmp_path: Path) -> None:
     print(f"10 of 200 POs hang for 0.5 s on 2 workers: {seconds:.2f} s, {seconds / ideal:.2f} times the ideal")
 
 
+def test_a_slow_po_holds_nobody_else_up(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", *(f"P{n:03},{'wait' if n == 200 else 'ok'}" for n in range(350)))
+    words = ("run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "2")
+
+    with started(*words, cwd=tmp_path) as run:
+        log = tmp_path / "r" / "run.log"
+        wait_until(lambda: log.exists() and log.read_text().count('"completed"') == 349, "all others are on record")
+        (tmp_path / "go").touch()
+        run.wait().check(0)
+
+    assert {len(records) for records in trail(tmp_path).values()} == {2}  # each PO began once and ended once
+
+
 # ── what processors say ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -124,7 +137,10 @@ def test_all_output_is_in_the_log_with_its_po_and_attempt(tmp_path: Path) -> Non
     assert len(said) == 4 * 13
     assert all(list(line)[:5] == ["time", "level", "logger", "message", "run"] for line in log_lines(tmp_path))
     assert {line["level"] for line in said if "logged" in line["message"]} == {"WARNING"}
-    assert "printed" not in ended.err  # that is for -v
+    assert "printed" not in ended.err  # that is for -vv
+    told = [line for line in log_lines(tmp_path) if line["message"].startswith(("attempt", "completed"))]
+    assert [line.get("po_number") for line in told].count(None) == 0
+    assert "P3" in next(line for line in ended.err.splitlines() if "will be retried" in line)
 
 
 def test_a_po_cannot_forge_a_line_of_the_log(tmp_path: Path) -> None:
@@ -143,9 +159,11 @@ def test_verbosity_shows_more_each_time(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "A,say", "B,fail")
     words = ("run", "orders.csv", *BEHAVE, "-j", "1", "--retries", "0")
 
-    said = [poqueue(*words, *more, cwd=tmp_path).check(1).err for more in ((), ("-v",), ("-vv",), ("-q",), ("-vv", "--log-format", "json"))]
+    options = [(), ("-v",), ("-vv",), ("-q",), ("-vv", "--log-format", "json")]
+    said = [poqueue(*words, *more, cwd=tmp_path).err for more in options]
 
     quiet, life, every, silent, as_json = said
+    assert not any("Traceback" in text for text in said[:4])
     assert "failed for good" in quiet and "worker started" not in quiet
     assert "worker started" in life and "completed" not in life
     assert "worker started" in every and "completed" in every and "printed A" in every
@@ -213,8 +231,9 @@ def test_a_script_may_define_a_class(tmp_path: Path) -> None:
     assert (tmp_path / "torn-down").exists()
 
 
+@pytest.mark.parametrize("run_dir", ["r", None])
 @pytest.mark.parametrize("processor", ["process", '"my_batch:process"', "None"])
-def test_a_script_without_a_guard_is_told_so_once(processor: str, tmp_path: Path) -> None:
+def test_a_script_without_a_guard_is_told_so_once(processor: str, run_dir: str | None, tmp_path: Path) -> None:
     ended = run_script(
         tmp_path,
         f"""
@@ -223,7 +242,7 @@ def test_a_script_without_a_guard_is_told_so_once(processor: str, tmp_path: Path
         def process(po):
             return {{}}
 
-        report = run_batch("orders.csv", {processor}, workers=2, run_dir="r", app_dir=".")
+        report = run_batch("orders.csv", {processor}, workers=2, run_dir={run_dir!r}, app_dir=".")
         """,
     )
 
@@ -231,6 +250,7 @@ def test_a_script_without_a_guard_is_told_so_once(processor: str, tmp_path: Path
     assert '__name__ == "__main__"' in ended.err
     assert ended.err.count("Traceback") <= 1, ended.err
     assert len(ended.err) < 3000, ended.err
+    assert len(list(tmp_path.glob("runs/*"))) <= 1
 
 
 @pytest.mark.parametrize(
@@ -244,7 +264,6 @@ def test_a_script_without_a_guard_is_told_so_once(processor: str, tmp_path: Path
         ("run_batch('orders.csv', process, timeout=5)", "unknown setting 'timeout' (did you mean task_timeout?)"),
         ("run_batch('orders.csv', process, jobs=0)", "jobs must be a whole number"),
         ("run_batch('orders.csv', process, task_timeout=-1)", "task_timeout must be a duration"),
-        ("run_batch('orders.csv', process, processor='x:y')", "processor"),
         ("run_batch('orders.csv', process, jobs=1, workers=2)", "jobs"),
     ],
 )

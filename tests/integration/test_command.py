@@ -39,15 +39,8 @@ def said_by(path: Path) -> list[list[str]]:
     return sorted((json.loads(line) for line in path.read_text().splitlines()), key=lambda words: int(words[0][1:]))
 
 
-def test_every_value_arrives_as_one_argument_whatever_it_holds(orders: Path, show_arguments: Path) -> None:
-    ended = run_command(f"'{show_arguments}' seen {{po_number}} '{{Unit Price}}' x={{Unit Price}} {{{{}}}}", orders)
-
-    ended.check(2)  # a field with a blank stands in quotes, as anything with a blank does
-    assert "Unit" in ended.err
-
-
 def test_every_value_arrives_as_one_argument(orders: Path, show_arguments: Path) -> None:
-    run_command(f"'{show_arguments}' seen {{po_number}} '{{Unit Price}}' 'x={{Unit Price}}' {{{{}}}}", orders).check(0)
+    run_command(f"'{show_arguments}' seen {{po_number}} '{{Unit Price}}' x={{Unit Price}} {{{{}}}}", orders).check(0)
 
     expected = [[f"P{number}", value, f"x={value}", "{}"] for number, value in enumerate(NASTY)]
     assert said_by(orders.parent / "seen") == expected

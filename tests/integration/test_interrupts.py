@@ -1,0 +1,368 @@
+"""Ctrl-C once, twice, three times; TERM, HUP and QUIT; signals at bad moments; and what SIGKILL leaves behind."""
+
+import contextlib
+import csv
+import json
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import xlsxwriter
+
+from tests.integration.console import (
+    APP_DIR,
+    BEHAVE,
+    GONE_WITHIN_S,
+    SAMPLE,
+    Ended,
+    Running,
+    advised,
+    outcomes,
+    pids_with,
+    poqueue,
+    read_csv,
+    started,
+    state,
+    tree,
+    wait_until,
+    write_orders,
+)
+
+INTERRUPTED, TERMINATED, HUNG_UP = 130, 143, 129
+ACCOUNTS = ("succeeded", "failed", "duplicate", "invalid", "not_run")
+
+
+@contextlib.contextmanager
+def two_at_work(tmp_path: Path, *options: str, act: str = "wait", count: int = 6) -> Iterator[Running]:
+    """A run of some POs, the first two of which have begun and wait for the file `go`."""
+    write_orders(tmp_path / "orders.csv", *(f"P{number},{act}" for number in range(count)))
+    words = ["run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "2"]
+    with started(*words, *options, cwd=tmp_path) as run:
+        event = "deaf" if act == "stubborn" else "begin"
+        wait_until(lambda: len(trail(tmp_path, event)) == 2, "two POs have begun")
+        yield run
+
+
+def trail(tmp_path: Path, event: str = "begin") -> list[str]:
+    """The POs that have left such a line."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = (tmp_path / "trail").read_text().splitlines()
+        return [record["po"] for record in map(json.loads, lines) if record["event"] == event]
+    return []
+
+
+def not_run(tmp_path: Path) -> set[str]:
+    return {row["po_number"] for row in read_csv(tmp_path / "r" / "not_run.csv")}
+
+
+def report(tmp_path: Path) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads((tmp_path / "r" / "report.json").read_text())
+    return parsed
+
+
+def check_accounts(tmp_path: Path) -> None:
+    """Every row has ended in one way, in the report as in the table."""
+    accounts = report(tmp_path)["accounts"]
+    statuses = Counter(row["status"].replace(" ", "_") for row in read_csv(tmp_path / "r" / "results.csv"))
+    assert accounts["rows"] == sum(accounts[name] for name in ACCOUNTS)
+    assert {name: statuses[name] for name in ACCOUNTS} == {name: accounts[name] for name in ACCOUNTS}
+
+
+def run_the_rest(ended: Ended, tmp_path: Path) -> dict[str, int]:
+    """What the advised command makes of what was left."""
+    (tmp_path / "go").touch()
+    arguments = advised(ended, "run the rest")
+    assert arguments[:2] == ["run", "r/not_run.csv"]
+    accounts: dict[str, int] = json.loads(poqueue(*arguments, "--json", cwd=tmp_path).check(0).out)["accounts"]
+    return accounts
+
+
+# ── the ladder ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("to_group", [False, True], ids=["to the command", "to the group"])
+def test_the_first_ctrl_c_lets_running_pos_end_and_starts_no_other(to_group: bool, tmp_path: Path) -> None:
+    with two_at_work(tmp_path) as run:
+        (run.send_group if to_group else run.send)(signal.SIGINT)
+        wait_until(lambda: run.said("no new PO starts"), "it says what the first Ctrl-C does")
+        assert run.said("a second one")
+        (tmp_path / "go").touch()
+        ended = run.wait().check(INTERRUPTED)
+
+    assert sorted(trail(tmp_path)) == ["P0", "P1"]
+    assert outcomes(tmp_path / "r") == {
+        f"P{number}": "succeeded" if number < 2 else "not run" for number in range(6)
+    }  # fmt: skip
+    assert not_run(tmp_path) == {"P2", "P3", "P4", "P5"}
+    assert report(tmp_path)["run"]["reason"] == "interrupted"
+    check_accounts(tmp_path)
+    assert run_the_rest(ended, tmp_path)["succeeded"] == 4
+
+
+def test_the_second_ctrl_c_gives_running_pos_back_without_charging_them(tmp_path: Path) -> None:
+    with two_at_work(tmp_path, "--retries", "0") as run:
+        run.send(signal.SIGINT)
+        wait_until(lambda: run.said("no new PO starts"), "the first is taken")
+        run.send(signal.SIGINT)
+        ended = run.wait().check(INTERRUPTED)
+
+    rows = read_csv(tmp_path / "r" / "results.csv")
+    assert {(row["status"], row["attempts"], row["error"]) for row in rows} == {("not run", "0", "")}
+    tasks = report(tmp_path)["tasks"]
+    assert {(task["status"], task["retry_count"], len(task["error_history"])) for task in tasks} == {("pending", 0, 0)}
+    check_accounts(tmp_path)
+    assert run_the_rest(ended, tmp_path)["succeeded"] == 6
+
+
+def test_the_third_ctrl_c_kills_at_once_what_does_not_listen(tmp_path: Path) -> None:
+    with two_at_work(tmp_path, "--grace", "1h", "--stop-grace", "1h", act="stubborn") as run:
+        run.send(signal.SIGINT)
+        wait_until(lambda: run.said("no new PO starts"), "the first is taken")
+        run.send(signal.SIGINT)
+        wait_until(lambda: run.said("running POs are stopped"), "the second is taken")
+        run.send(signal.SIGINT)
+        run.wait().check(INTERRUPTED)
+
+    assert not_run(tmp_path) == {f"P{number}" for number in range(6)}
+    check_accounts(tmp_path)
+
+
+def test_three_at_once_are_three(tmp_path: Path) -> None:
+    with two_at_work(tmp_path, "--grace", "1h", "--stop-grace", "1h", act="stubborn") as run:
+        for level in range(3):
+            run.send_group(signal.SIGINT)
+            wait_until(lambda: run.said(("no new PO", "running POs are", "killing")[level]), "it is taken")  # noqa: B023
+        run.wait().check(INTERRUPTED)
+
+    check_accounts(tmp_path)
+
+
+def test_when_the_stop_grace_is_over_running_pos_are_given_back(tmp_path: Path) -> None:
+    with two_at_work(tmp_path, "--stop-grace", "200ms") as run:
+        run.send(signal.SIGINT)
+        run.wait().check(INTERRUPTED)
+
+    assert not_run(tmp_path) == {f"P{number}" for number in range(6)}
+    check_accounts(tmp_path)
+
+
+def test_term_is_as_graceful_and_has_its_own_code(tmp_path: Path) -> None:
+    with two_at_work(tmp_path) as run:
+        run.send_group(signal.SIGTERM)
+        wait_until(lambda: run.said("no new PO starts"), "it is taken")
+        (tmp_path / "go").touch()
+        run.wait().check(TERMINATED)
+
+    assert sorted(trail(tmp_path, "end")) == ["P0", "P1"]
+    assert not_run(tmp_path) == {"P2", "P3", "P4", "P5"}
+    check_accounts(tmp_path)
+
+
+def test_hup_drains_however_often_it_comes(tmp_path: Path) -> None:
+    with two_at_work(tmp_path) as run:
+        run.send_group(signal.SIGHUP)
+        wait_until(lambda: run.said("no new PO starts"), "it is taken")
+        for _ in range(3):
+            run.send_group(signal.SIGHUP)
+        (tmp_path / "go").touch()
+        run.wait().check(HUNG_UP)
+
+    assert sorted(trail(tmp_path, "end")) == ["P0", "P1"]
+    assert not_run(tmp_path) == {"P2", "P3", "P4", "P5"}
+    check_accounts(tmp_path)
+
+
+def test_quit_writes_down_every_stack_and_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "r" / "run.log"
+    with two_at_work(tmp_path) as run:
+        run.send_group(signal.SIGQUIT)
+        wait_until(lambda: log.read_text().count("_wait") >= 2, "both workers' stacks are in the log")
+        (tmp_path / "go").touch()
+        ended = run.wait()
+
+    assert ended.code == 0
+    assert "supervisor.py" in log.read_text()
+    stacks = [line for line in map(json.loads, log.read_text().splitlines()) if "_wait" in line["message"]]
+    assert {line["po_number"] for line in stacks} == {"P0", "P1"}
+    assert set(outcomes(tmp_path / "r").values()) == {"succeeded"}
+
+
+def test_a_po_that_waits_for_its_retry_is_not_run_after_ctrl_c(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,fail", "B,ok")
+    with started(
+        "run", "orders.csv", *BEHAVE, "--run-dir", "r", "-j", "1", "--retry-delay", "1h", cwd=tmp_path
+    ) as run:
+        wait_until(lambda: run.said("will be retried"), "A has failed once")
+        wait_until(lambda: '"completed"' in (tmp_path / "r" / "run.log").read_text(), "B is through")
+        run.send(signal.SIGINT)
+        run.wait().check(INTERRUPTED)
+
+    assert outcomes(tmp_path / "r") == {"A": "not run", "B": "succeeded"}
+    check_accounts(tmp_path)
+
+
+# ── bad moments ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+STARTING_MS = 20
+MOMENTS_MS = (10, 20, 50, 100, 150, 200, 300, 400)
+
+
+@pytest.fixture(scope="module")
+def workbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Orders that a child process reads."""
+    path = tmp_path_factory.mktemp("workbook") / "orders.xlsx"
+    with xlsxwriter.Workbook(path) as book:
+        sheet = book.add_worksheet()
+        for number, cells in enumerate([("po_number", "do"), *((f"P{number}", "ok") for number in range(5000))]):
+            sheet.write_row(number, 0, cells)
+    return path
+
+
+def interrupt_at(moment_ms: int, number: int, orders: Path, tmp_path: Path) -> Ended:
+    # A moment after the start is what is tried here; the process may be anywhere by then, or through.
+    write_orders(tmp_path / "slow.csv", *(f"P{number},hang" for number in range(4)))
+    words = ["run", str(orders if orders.is_absolute() else tmp_path / orders), *BEHAVE, "-j", "2", "--stop-grace", "0s"]
+    with started(*words, cwd=tmp_path) as run:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.process.wait(moment_ms / 1000)
+        run.send_group(number)
+        return run.wait(20.0)
+
+
+@pytest.mark.parametrize("moment_ms", MOMENTS_MS)
+@pytest.mark.parametrize("kind", ["csv", "xlsx"])
+def test_ctrl_c_ends_a_run_cleanly_at_any_moment(kind: str, moment_ms: int, workbook: Path, tmp_path: Path) -> None:
+    ended = interrupt_at(moment_ms, signal.SIGINT, workbook if kind == "xlsx" else Path("slow.csv"), tmp_path)
+
+    # Before the interpreter is up, the kernel's default ends it: the shell shows 130 for that as well.
+    assert ended.code in (INTERRUPTED, -signal.SIGINT), ended.err
+    if moment_ms <= STARTING_MS and "spawn" not in ended.err and "cli.py" not in ended.err:
+        return  # the interpreter's own start shows a traceback, and nothing of ours can help that
+    ended.check_quiet()
+
+
+@pytest.mark.parametrize("moment_ms", MOMENTS_MS)
+def test_term_ends_a_run_cleanly_at_any_moment(moment_ms: int, tmp_path: Path) -> None:
+    ended = interrupt_at(moment_ms, signal.SIGTERM, Path("slow.csv"), tmp_path)
+
+    assert ended.code in (TERMINATED, -signal.SIGTERM), ended.err
+    ended.check_quiet()
+
+
+def test_once_there_is_a_run_directory_an_interrupt_writes_its_report(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", *(f"P{number},hang" for number in range(4)))
+    words = ["run", "orders.csv", *BEHAVE, "-j", "2", "--stop-grace", "0s", "--run-dir", "r"]
+    with started(*words, cwd=tmp_path) as run:
+        wait_until((tmp_path / "r" / "results.csv").exists, "the results have been begun")
+        run.send_group(signal.SIGINT)
+        run.wait().check(INTERRUPTED)
+
+    assert not_run(tmp_path) == {"P0", "P1", "P2", "P3"}
+    check_accounts(tmp_path)
+
+
+def test_an_interrupt_while_a_processor_is_imported_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "slow_import.py").write_text(
+        "import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(60)\ndef process(po):\n    return {}\n"
+    )
+    write_orders(tmp_path / "orders.csv", "A,ok")
+    with started("run", "orders.csv", "-p", "slow_import:process", "--app-dir", ".", cwd=tmp_path) as run:
+        wait_until((tmp_path / "importing").exists, "the import is under way")
+        run.send_group(signal.SIGINT)
+        ended = run.wait().check(INTERRUPTED)
+
+    assert "interrupted before anything ran" in ended.err
+    assert not (tmp_path / "runs").exists()
+
+
+# ── SIGKILL ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("to_group", [False, True], ids=["to the command", "to the group"])
+def test_nothing_of_a_killed_run_goes_on(to_group: bool, tmp_path: Path) -> None:
+    with two_at_work(tmp_path, act="stubborn") as run:
+        assert len(pids_with("POQUEUE_RUN_ID", f"{run.pid}-")) >= 3  # the manager and two workers
+
+        (run.send_group if to_group else run.send)(signal.SIGKILL)
+
+        wait_until(lambda: not pids_with("POQUEUE_RUN_ID", f"{run.pid}-"), "all of the run is gone", GONE_WITHIN_S)
+        assert run.wait().code == -signal.SIGKILL
+    for row in read_csv(tmp_path / "r" / "results.csv"):
+        assert row["status"] in ("succeeded", "failed")  # what had been written is whole
+
+
+def test_what_commands_started_dies_with_a_killed_run(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,x")
+    template = "setsid sh -c 'echo $$ > pid; exec sleep 600' & sleep 600 # {po_number}"
+    with started("run", "orders.csv", "--command", template, "--shell", "-j", "1", cwd=tmp_path) as run:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "it runs")
+
+        run.send_group(signal.SIGKILL)
+
+        wait_until(lambda: not pids_with("POQUEUE_RUN_ID", f"{run.pid}-"), "all of the run is gone", GONE_WITHIN_S)
+        assert state(int((tmp_path / "pid").read_text())) in ("", "Z", "X")
+
+
+def manager_of(pid: int) -> psutil.Process:
+    """The child that listens on the queue's socket."""
+    found = [
+        child
+        for child in psutil.Process(pid).children()
+        if any(str(one.laddr).endswith("queue.sock") for one in child.net_connections("unix"))
+    ]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_a_lost_manager_ends_the_run_with_its_accounts_in_balance(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok", "B,give-up", "C,wait", "D,wait", "E,ok", "C,ok", ",ok")
+    words = ["run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "2"]
+    with started(*words, cwd=tmp_path) as run:
+        wait_until(lambda: {"C", "D"} <= set(trail(tmp_path)), "two POs hang")
+        manager_of(run.pid).kill()
+        ended = run.wait().check(70)
+
+    assert "manager" in ended.err and "lost" in ended.err
+    statuses = [row["status"] for row in read_csv(tmp_path / "r" / "results.csv")]
+    # A and B may be told or not; what was not recorded runs again.
+    assert statuses[2:] == ["not run", "not run", "not run", "not run", "invalid"]
+    assert statuses[0] in ("succeeded", "not run") and statuses[1] in ("failed", "not run")
+    assert "7 input rows = " in ended.err and "do not balance" not in ended.err
+    check_accounts(tmp_path)
+    (tmp_path / "go").touch()
+    assert poqueue(*advised(ended, "run the rest"), cwd=tmp_path).code in (0, 1)
+
+
+def test_a_worker_killed_from_outside_costs_one_attempt_of_its_po(tmp_path: Path) -> None:
+    with two_at_work(tmp_path, "--retry-delay", "0s") as run:
+        with open(tmp_path / "trail") as file:
+            pids = {record["po"]: record["pid"] for record in map(json.loads, file)}
+        psutil.Process(pids["P0"]).kill()
+        (tmp_path / "go").touch()
+        ended = run.wait().check(0)
+
+    rows = {row["po_number"]: row for row in read_csv(tmp_path / "r" / "results.csv")}
+    assert rows["P0"]["attempts"] == "2"
+    assert {row["attempts"] for number, row in rows.items() if number != "P0"} == {"1"}
+    assert "WorkerKilled" in ended.err
+
+
+def test_the_sample_is_only_read_by_an_interrupted_run(tmp_path: Path) -> None:
+    before = SAMPLE.read_bytes()
+    words = ["run", str(SAMPLE), "-p", "sample_processors:SetupFails", "--app-dir", str(APP_DIR)]
+    with started(*words, cwd=tmp_path) as run:
+        wait_until((tmp_path / "runs").exists, "the run has begun")
+        run.send(signal.SIGINT)
+        ended = run.wait()
+
+    assert ended.code in (INTERRUPTED, 4)
+    assert SAMPLE.read_bytes() == before
+    run_dir = next((tmp_path / "runs").iterdir())
+    with open(run_dir / "not_run.csv", encoding="utf-8", newline="") as file:
+        assert sum(1 for _ in csv.reader(file)) == 203
+    assert "report.json" in tree(run_dir)

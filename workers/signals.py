@@ -1,0 +1,77 @@
+"""Signals as messages: a handler only notes one, and wakes whoever waits."""
+
+import contextlib
+import os
+import signal
+from collections import deque
+from types import FrameType
+from typing import Any
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+class SignalInbox:
+    """While it is open, INT, TERM, HUP and QUIT are noted here and do nothing else.
+
+    Only a process's main thread can have handlers; elsewhere the inbox takes what `put` gives it. It may be opened again
+    while it is open: the outer one keeps the handlers.
+    """
+
+    def __init__(self) -> None:
+        self._noted: deque[int] = deque()
+        self._depth = 0
+        self._before: dict[int, Any] = {}
+        self._wakeup_before: int | None = None
+        self._read_end = self._write_end = -1
+
+    def __enter__(self) -> "SignalInbox":
+        self._depth += 1
+        if self._depth > 1:
+            return self
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
+        os.set_blocking(self._write_end, False)
+        with contextlib.suppress(ValueError):  # not the main thread
+            self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+            self._before = {number: signal.signal(number, self._note) for number in NUMBERS}
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+        if self._wakeup_before is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            self._wakeup_before = None
+        os.close(self._read_end)
+        os.close(self._write_end)
+        self._read_end = self._write_end = -1
+
+    def __bool__(self) -> bool:
+        return bool(self._noted)
+
+    def fileno(self) -> int:
+        """Ready to be read when a signal has come."""
+        return self._read_end
+
+    def put(self, number: int) -> None:
+        """As if the signal had come."""
+        self._noted.append(number)
+        with contextlib.suppress(OSError):
+            os.write(self._write_end, b"\0")
+
+    def take(self) -> int | None:
+        """The oldest signal not yet taken."""
+        return self._noted.popleft() if self._noted else None
+
+    def quiet(self) -> None:
+        """Empty the pipe that wakes."""
+        with contextlib.suppress(BlockingIOError):
+            while len(os.read(self._read_end, 4096)) == 4096:
+                pass
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted.append(number)

@@ -1,0 +1,154 @@
+"""The worker processes of a run: a slot each, replaced when they end, with some in reserve, and a brake on bad starts."""
+
+import logging
+from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
+from pathlib import Path
+
+from poqueue.errors import PoqueueError
+from workers.worker import WorkerSettings
+from workers.worker_files import Phase
+from workers.worker_process import WorkerProcess
+
+logger = logging.getLogger(__name__)
+
+MAX_BOOT_FAILURES = 3
+MAX_BOOT_DELAY_S = 5.0
+NO_PROCESS_LIMIT_S = 30.0
+
+
+class WorkersCannotStartError(PoqueueError):
+    """Workers end again and again before they take a PO; the text says why."""
+
+
+class Staff:
+    """Holds `jobs` workers and starts what is missing. Worker ids are w<slot>.<incarnation> and never used twice.
+
+    Args:
+        folder: each process gets a folder of its own in it.
+        settings: what a worker is started with, but for its folder and marks.
+    """
+
+    def __init__(
+        self, jobs: int, context: BaseContext, folder: Path, run_id: str, settings: Callable[..., WorkerSettings]
+    ) -> None:
+        self.workers: list[WorkerProcess] = []
+        self.standbys: list[WorkerProcess] = []
+        self._jobs = jobs
+        self._context = context
+        self._folder = folder
+        self._run_id = run_id
+        self._settings = settings
+        self._serial = 0
+        self._incarnations: dict[int, int] = {}
+        self._has_lost_workers = False
+        self._boot_failures = 0
+        self._boot_reason = ""
+        self._not_before = 0.0
+        self._no_process_since: float | None = None
+
+    def __iter__(self) -> Iterator[WorkerProcess]:
+        """Workers and those in reserve."""
+        return iter([*self.workers, *self.standbys])
+
+    def __bool__(self) -> bool:
+        return bool(self.workers or self.standbys)
+
+    def top_up(self, now: float) -> None:
+        """Start what is missing, unless the brake is on.
+
+        Raises:
+            WorkersCannotStartError: the last ones all ended before they could work, and nobody else works.
+        """
+        if now < self._not_before:
+            return
+        taken = {worker.slot for worker in self.workers}
+        for slot in range(1, self._jobs + 1):
+            if slot not in taken:
+                self._check_boots()
+                worker = self._take_standby() or self._start(now)
+                if worker is None:
+                    return
+                self._employ(worker, slot)
+        while len(self.standbys) < self._foreseen_deaths(now):
+            standby = self._start(now)
+            if standby is None:
+                return
+            self.standbys.append(standby)
+
+    def remove_dead(self) -> list[WorkerProcess]:
+        """The dead, no longer of the staff; a standby has no worker id."""
+        dead = [worker for worker in self if worker.is_dead()]
+        for worker in dead:
+            (self.workers if worker in self.workers else self.standbys).remove(worker)
+        return dead
+
+    def note_end(self, worker: WorkerProcess, now: float) -> None:
+        """Learn from how a worker ended: before it worked it counts as a bad start, in the middle of work as lost."""
+        phase = worker.status().phase
+        if phase >= Phase.WORKING:
+            self._has_lost_workers |= phase < Phase.RECYCLING
+            return
+        reason = worker.files.boot_failure()
+        self._boot_failures += 1
+        self._boot_reason = reason.strip() or f"it ended by {worker.how_it_ended()}"
+        self._not_before = now + min(MAX_BOOT_DELAY_S, 0.1 * 2.0 ** (self._boot_failures - 1))
+        logger.warning("a worker could not start: %s", self._boot_reason.splitlines()[-1], extra={"traceback": reason})
+
+    def _employ(self, worker: WorkerProcess, slot: int) -> None:
+        incarnation = self._incarnations[slot] = self._incarnations.get(slot, 0) + 1
+        worker.employ(f"w{slot}.{incarnation}", slot)
+        self.workers.append(worker)
+        logger.info("worker started, pid %d", worker.pid, extra={"worker_id": worker.worker_id})
+
+    def _foreseen_deaths(self, now: float) -> int:
+        """How many to hold in reserve, imported and waiting, so that the next deaths cost little.
+
+        One for each worker that has used half of its time, and one in any case once a worker has died unasked.
+        """
+        if self._boot_failures:
+            return 0
+        late = 0
+        for worker in self.workers:
+            status = worker.status()
+            late += bool(status.token and now - status.started > status.task_timeout / 2)
+        return max(late, int(self._has_lost_workers))
+
+    def _take_standby(self) -> WorkerProcess | None:
+        for standby in self.standbys:
+            if not standby.is_dead() and standby.kill is None:
+                self.standbys.remove(standby)
+                return standby
+        return None
+
+    def _check_boots(self) -> None:
+        if any(worker.status().phase >= Phase.WORKING for worker in self.workers):
+            self._boot_failures = 0
+        if self._boot_failures >= MAX_BOOT_FAILURES:
+            raise WorkersCannotStartError(
+                f"{self._boot_failures} workers in a row could not start: {self._boot_reason}"
+            )
+
+    def _start(self, now: float) -> WorkerProcess | None:
+        self._serial += 1
+        process_id = f"{self._run_id}.{self._serial}"
+        folder = self._folder / f"process-{self._serial}"
+        try:
+            worker = WorkerProcess(self._context, folder, process_id, self._run_id, self._settings)
+        except OSError as error:
+            self._note_no_process(error, now)
+            return None
+        self._no_process_since = None
+        return worker
+
+    def _note_no_process(self, error: OSError, now: float) -> None:
+        """The system gives no process: wait a little, go on with fewer, and give up only when there is nobody."""
+        if self._no_process_since is None:
+            self._no_process_since = now
+        waited_s = now - self._no_process_since
+        self._not_before = now + min(MAX_BOOT_DELAY_S, 0.1 + waited_s)
+        logger.warning("no worker process can be started (%s); going on with %d", error, len(self.workers))
+        if not self.workers and waited_s >= NO_PROCESS_LIMIT_S:
+            raise WorkersCannotStartError(
+                f"no worker process could be started for {waited_s:.0f} s: {error}"
+            ) from error
