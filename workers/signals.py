@@ -50,7 +50,9 @@ class SignalInbox:
         os.close(self._write_end)
         self._read_end = self._write_end = -1
 
-    def __bool__(self) -> bool:
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a signal has come and was not taken."""
         return bool(self._noted)
 
     def fileno(self) -> int:

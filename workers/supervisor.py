@@ -133,7 +133,7 @@ class Supervisor:
             on_orphan=functools.partial(_end_run, self.run_id, self._work_dir),
             **queue_settings,
         )
-        self._signals = signals or SignalInbox()
+        self._signals = signals if signals is not None else SignalInbox()
         self._staff = Staff(jobs, get_context(start_method), self._work_dir, self.run_id, self._worker_settings)
         self._oom_kills = 0
         self._last_event = 0
@@ -533,7 +533,7 @@ class Supervisor:
     def _wait(self) -> None:
         """Until something happens: a worker's end, an answer, a signal, or the next deadline."""
         is_over = self._is_draining and not self._staff
-        if self._signals or self._may_be_done or is_over:
+        if self._signals.is_waiting or self._may_be_done or is_over:
             return
         now = time.monotonic()
         waits_for: list[int] = [self._signals.fileno()]

@@ -50,7 +50,13 @@ def behave(po: dict[str, Any], context: WorkerContext) -> Any:
 def _leave_trail(context: WorkerContext, more: dict[str, Any]) -> None:
     if "folder" not in context.options:
         return
-    line = {"po": context.po_number, "attempt": context.attempt, "worker": context.worker_id, "pid": os.getpid(), **more}
+    line = {
+        "po": context.po_number,
+        "attempt": context.attempt,
+        "worker": context.worker_id,
+        "pid": os.getpid(),
+        **more,
+    }
     with open(Path(context.options["folder"]) / "trail", "ab", buffering=0) as file:
         file.write(json.dumps(line).encode() + b"\n")
 

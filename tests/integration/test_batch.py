@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.integration.console import BEHAVE, ROOT, Ended, outcomes, poqueue, python, read_csv, started, tree, wait_until, write_orders
+from tests.integration.console import (
+    BEHAVE,
+    Ended,
+    outcomes,
+    poqueue,
+    python,
+    read_csv,
+    started,
+    tree,
+    wait_until,
+    write_orders,
+)
 
 
 def run_orders(tmp_path: Path, *rows: str, options: tuple[str, ...] = ()) -> Ended:
@@ -66,7 +77,7 @@ def test_a_retry_never_starts_before_its_delay_and_the_delay_doubles(tmp_path: P
 def test_retry_later_waits_as_long_as_it_asked(tmp_path: Path) -> None:
     run_orders(tmp_path, "L,later 0.7", "O,ok", options=("--retries", "1", "--retry-delay", "0s")).check(0)
 
-    first_begin, first_end, second_begin, _ = (record["at"] for record in trail(tmp_path)["L"])
+    _, first_end, second_begin, _ = (record["at"] for record in trail(tmp_path)["L"])
     assert second_begin - first_end >= 0.7
     assert result(tmp_path, "L")["attempts"] == "2"
 
@@ -93,7 +104,9 @@ def test_a_hung_po_is_killed_and_retried_on_another_worker(tmp_path: Path) -> No
 def test_ten_hung_pos_of_two_hundred_harm_nobody_else(tmp_path: Path) -> None:
     rows = [f"P{number},{'hang' if number % 20 == 7 else 'ok'}" for number in range(200)]
 
-    ended = run_orders(tmp_path, *rows, options=("--timeout", "500ms", "--retries", "0", "--grace", "500ms", "--json")).check(1)
+    ended = run_orders(
+        tmp_path, *rows, options=("--timeout", "500ms", "--retries", "0", "--grace", "500ms", "--json")
+    ).check(1)
 
     ends = outcomes(tmp_path / "r")
     assert {number for number, status in ends.items() if status == "failed"} == {f"P{n}" for n in range(7, 200, 20)}
@@ -199,7 +212,10 @@ def test_a_script_may_define_its_processor_itself(tmp_path: Path) -> None:
 
     assert ended.out == "0 done 3 {'succeeded': 2, 'failed': 0, 'not_run': 0} True\n"
     assert ended.err == ""
-    assert {row["po_number"]: row["doubled"] for row in read_csv(tmp_path / "r" / "results.csv")} == {"A": "8", "B": "4"}
+    assert {row["po_number"]: row["doubled"] for row in read_csv(tmp_path / "r" / "results.csv")} == {
+        "A": "8",
+        "B": "4",
+    }
 
 
 def test_a_script_may_define_a_class(tmp_path: Path) -> None:
@@ -312,8 +328,3 @@ def test_two_batches_in_one_process_and_one_in_a_thread(tmp_path: Path) -> None:
 
     assert ended.out == "[0, 0, 0] True\n"
     assert len(list((tmp_path / "runs").iterdir())) == 3
-
-
-def test_the_shipped_package_is_what_was_tested() -> None:
-    """The scripts above import the checkout, not an installed copy."""
-    assert (ROOT / "workers" / "batch.py").is_file()

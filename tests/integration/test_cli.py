@@ -76,7 +76,10 @@ def test_the_sample_runs_with_the_default_processor_and_its_accounts_balance(tmp
     assert "208 input rows = 202 succeeded + 0 failed + 0 duplicate + 6 invalid + 0 not run" in ended.err
     assert (SAMPLE.read_bytes(), SAMPLE.stat().st_mtime_ns) == before
     run_dir = next((tmp_path / "runs").iterdir())
-    assert tree(tmp_path) - {f"runs/{run_dir.name}/{name}" for name in tree(run_dir)} == {"runs", f"runs/{run_dir.name}"}
+    assert tree(tmp_path) - {f"runs/{run_dir.name}/{name}" for name in tree(run_dir)} == {
+        "runs",
+        f"runs/{run_dir.name}",
+    }
     dossiers = list((run_dir / "output").glob("*/dossier.json"))
     assert len(dossiers) == 152
 
@@ -179,7 +182,11 @@ def test_stdout_is_for_data(job: Job) -> None:
 
 
 def test_only_the_owner_may_read_what_a_run_writes(job: Job) -> None:
-    paths = [job.run_dir, *job.run_dir.rglob("*"), *(job.home / name for name in ("all.csv", "x.csv", "x.json", "x.yaml"))]
+    paths = [
+        job.run_dir,
+        *job.run_dir.rglob("*"),
+        *(job.home / name for name in ("all.csv", "x.csv", "x.json", "x.yaml")),
+    ]
 
     modes = {str(path): stat.S_IMODE(path.stat().st_mode) for path in paths}
 
@@ -319,7 +326,9 @@ def test_five_when_there_is_nothing_to_do(tmp_path: Path) -> None:
 
 
 def shown_config(*words: str, cwd: Path, env: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    config: dict[str, dict[str, Any]] = json.loads(poqueue("config", "show", "--json", *words, cwd=cwd, env=env).check(0).out)
+    config: dict[str, dict[str, Any]] = json.loads(
+        poqueue("config", "show", "--json", *words, cwd=cwd, env=env).check(0).out
+    )
     return config
 
 
@@ -340,7 +349,15 @@ def test_a_run_obeys_the_same_order(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("max_retries: 3\nretry_delay: 0s\njobs: 1\n")
 
     ended = poqueue(
-        "run", orders.name, *BEHAVE, "--config", "c.yaml", "--run-dir", "r", cwd=tmp_path, env={"POQUEUE_MAX_RETRIES": "1"}
+        "run",
+        orders.name,
+        *BEHAVE,
+        "--config",
+        "c.yaml",
+        "--run-dir",
+        "r",
+        cwd=tmp_path,
+        env={"POQUEUE_MAX_RETRIES": "1"},
     ).check(1)
 
     assert read_csv(tmp_path / "r" / "results.csv")[0]["attempts"] == "2"
@@ -456,7 +473,18 @@ def test_what_a_module_prints_while_it_is_imported_is_shown_with_its_error_and_i
 
     bad = poqueue("run", orders.name, "-p", "bad:process", "--app-dir", ".", cwd=tmp_path).check(2)
     chatty = poqueue(
-        "run", orders.name, "-p", "chatty:process", "--app-dir", ".", "-j", "1", "--json", "--run-dir", "r", cwd=tmp_path
+        "run",
+        orders.name,
+        "-p",
+        "chatty:process",
+        "--app-dir",
+        ".",
+        "-j",
+        "1",
+        "--json",
+        "--run-dir",
+        "r",
+        cwd=tmp_path,
     ).check(0)
 
     assert "not today" in bad.err and "| hello from bad" in bad.err

@@ -10,7 +10,19 @@ import pytest
 from tests.integration.console import Ended, outcomes, pids_with, poqueue, read_csv, state, tree, write_orders
 
 ARGV = "import json,os,sys; print(json.dumps(sys.argv[1:])); open(sys.argv[1], 'a').write(json.dumps(sys.argv[2:]) + '\\n')"
-NASTY = ["; touch pwned", "$(touch pwned)", "`touch pwned`", "| touch pwned", "' && touch pwned '", '"; touch pwned; "', "*", "-rf", "{po_number}", "a  b\tc", "$HOME"]  # fmt: skip
+NASTY = [
+    "; touch pwned",
+    "$(touch pwned)",
+    "`touch pwned`",
+    "| touch pwned",
+    "' && touch pwned '",
+    '"; touch pwned; "',
+    "*",
+    "-rf",
+    "{po_number}",
+    "a  b\tc",
+    "$HOME",
+]
 
 
 @pytest.fixture
@@ -133,7 +145,8 @@ def test_what_a_command_started_dies_with_it_at_the_time_limit(tmp_path: Path) -
 def test_a_command_reads_nothing_and_knows_its_po(tmp_path: Path) -> None:
     orders = write_orders(tmp_path / "orders.csv", "A", header="po_number")
 
-    run_command('cat; printf "%s/%s/%s" "$PO_NUMBER" "$PO_ATTEMPT" "$PO_OUTPUT_DIR" > seen # {po_number}', orders, "--shell").check(0)
+    template = 'cat; printf "%s/%s/%s" "$PO_NUMBER" "$PO_ATTEMPT" "$PO_OUTPUT_DIR" > seen # {po_number}'
+    run_command(template, orders, "--shell").check(0)
 
     assert (tmp_path / "seen").read_text() == f"A/1/{tmp_path / 'r' / 'output'}"
     assert os.path.isdir(tmp_path / "r" / "output")

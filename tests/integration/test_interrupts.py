@@ -194,9 +194,7 @@ def test_quit_writes_down_every_stack_and_goes_on(tmp_path: Path) -> None:
 
 def test_a_po_that_waits_for_its_retry_is_not_run_after_ctrl_c(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "A,fail", "B,ok")
-    with started(
-        "run", "orders.csv", *BEHAVE, "--run-dir", "r", "-j", "1", "--retry-delay", "1h", cwd=tmp_path
-    ) as run:
+    with started("run", "orders.csv", *BEHAVE, "--run-dir", "r", "-j", "1", "--retry-delay", "1h", cwd=tmp_path) as run:
         wait_until(lambda: run.said("will be retried"), "A has failed once")
         wait_until(lambda: '"completed"' in (tmp_path / "r" / "run.log").read_text(), "B is through")
         run.send(signal.SIGINT)
@@ -226,7 +224,15 @@ def workbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def interrupt_at(moment_ms: int, number: int, orders: Path, tmp_path: Path) -> Ended:
     # A moment after the start is what is tried here; the process may be anywhere by then, or through.
     write_orders(tmp_path / "slow.csv", *(f"P{number},hang" for number in range(4)))
-    words = ["run", str(orders if orders.is_absolute() else tmp_path / orders), *BEHAVE, "-j", "2", "--stop-grace", "0s"]
+    words = [
+        "run",
+        str(orders if orders.is_absolute() else tmp_path / orders),
+        *BEHAVE,
+        "-j",
+        "2",
+        "--stop-grace",
+        "0s",
+    ]
     with started(*words, cwd=tmp_path) as run:
         with contextlib.suppress(subprocess.TimeoutExpired):
             run.process.wait(moment_ms / 1000)

