@@ -3,10 +3,10 @@
 import csv
 import io
 import json
-import re
 from datetime import UTC, datetime
 from typing import Any
 
+from poqueue.formula import guard_formula
 from poqueue.plain import plain_details
 from poqueue.task import ProcessingTask
 
@@ -16,8 +16,6 @@ TASK_COLUMNS = (
     "worker_id", "created_at", "assigned_at", "completed_at", "processing_time", "success", "error_message",
     "downloads", "data", "error_history", "po_data",
 )  # fmt: skip
-_FORMULA_START = re.compile(r"[\s\u00a0]*[=+\-@]|[\t\r\n]")  # OWASP's list, also after blanks
-_NUMBER = re.compile(r"[+-]?(\d+([.,]\d+)*|\.\d+)([eE][+-]?\d+)?\Z")
 
 
 def build_report(
@@ -92,13 +90,6 @@ def as_yaml(report: dict[str, Any]) -> str:
             return True
 
     text: str = yaml.dump(report, Dumper=Dumper, sort_keys=False, allow_unicode=True)
-    return text
-
-
-def guard_formula(text: str) -> str:
-    """Text that a spreadsheet shows and does not run; numbers stay as they are."""
-    if _FORMULA_START.match(text) and not _NUMBER.match(text.strip()):
-        return "'" + text
     return text
 
 

@@ -25,9 +25,10 @@ from workers.processing import ProcessorSpec
 from workers.processor_check import ProcessorCheck
 from workers.processors import command
 from workers.progress import Progress, SilentProgress, Snapshot
+from workers.resolved import Resolved, load_settings, render_config
 from workers.results import Accounts, ResultsWriter
 from workers.run_dir import make_run_dir
-from workers.settings import Resolved, RunSettings, load_settings, render_config
+from workers.settings import RunSettings
 from workers.signals import SignalInbox
 from workers.staff import WorkersCannotStartError
 from workers.supervisor import RunEnd, Supervisor

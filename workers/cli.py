@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workers.batch import BatchReport
     from workers.orders import OrderBook
-    from workers.settings import Resolved
+    from workers.resolved import Resolved
 
 EXIT_USAGE, EXIT_ORDERS, EXIT_INTERNAL = 2, 3, 70
 SHOWN_ROWS = 20
@@ -127,7 +127,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _resolve(arguments: argparse.Namespace) -> Resolved:
-    from workers.settings import given_settings, load_settings
+    from workers.resolved import load_settings
+    from workers.settings import given_settings
 
     resolved = load_settings(given_settings(arguments), arguments.config, os.environ)
     for note in resolved.notes:
@@ -208,7 +209,7 @@ def _value_text(value: Any) -> str:
 
 def _config_show(arguments: argparse.Namespace) -> int:
     """Each setting, its value, and where that came from: command line over environment over file over default."""
-    from workers.settings import render_config
+    from workers.resolved import render_config
 
     rows = render_config(_resolve(arguments))
     if arguments.json:

@@ -15,7 +15,7 @@ from workers.order_columns import matches
 from workers.order_table import Records, Table, as_text, is_blank
 from workers.safe_text import quoted
 
-_DELIMITERS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
+_DELIMITERS = (",", ";", "\t", "|")
 _SNIFFED_LINES = 200
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -111,7 +111,7 @@ def _sniff_delimiter(lines: Iterator[str], mapping: Mapping[str, str]) -> str:
         has_po = bool(matches(header, mapping.get("po_number", "po_number")))
         return has_po, len(header) > 1, same_width, len(header)
 
-    return max(_DELIMITERS.values(), key=fitness)
+    return max(_DELIMITERS, key=fitness)
 
 
 def _sample_rows(sample: list[str], delimiter: str) -> list[list[str]]:

@@ -27,6 +27,7 @@ class Table:
 
 
 def is_blank(cells: Sequence[Cell]) -> bool:
+    """Whether a record shows nothing; a number, date or truth value always shows."""
     return all(isinstance(cell, str) and not cell.strip() for cell in cells)
 
 
@@ -52,3 +53,13 @@ def not_a_po_number(cell: Cell) -> str | None:
     if not cell.is_integer():
         return f"holds the number {as_text(cell)}"
     return f"holds {as_text(cell)}, of which Excel keeps only 15 digits" if abs(cell) >= _EXACT_INTEGERS else None
+
+
+def address(column: int, row: int) -> str:
+    """A cell's name in a spreadsheet, such as B6: the column counted from 0, the row from 1."""
+    letters = ""
+    column += 1
+    while column:
+        column, digit = divmod(column - 1, 26)
+        letters = chr(ord("A") + digit) + letters
+    return f"{letters}{row}"

@@ -26,6 +26,8 @@ from workers.process_control import quiet_start
 from workers.quantities import did_you_mean, nearest
 from workers.safe_text import quoted, safe_text
 
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 SUFFIXES = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
 MAX_EXPANDED_BYTES = 1024**3
 MAX_RATIO = 100
@@ -34,9 +36,6 @@ MAX_MEMBERS = 1000
 MAX_WORKBOOK_MEMORY_BYTES = 4 * 1024**3
 _WORKBOOK_SILENCE_S = 120.0
 _SENT_ROWS = 1000
-
-_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
 def is_workbook(data: bytes) -> bool:

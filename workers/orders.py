@@ -25,7 +25,7 @@ from poqueue.errors import ConfigError, OrdersError
 from workers.amounts import is_plain, plain_text, read_amount
 from workers.order_columns import MAX_LISTED, RESERVED_NAMES, Columns, first_few
 from workers.order_csv import open_csv
-from workers.order_table import Cell, Table, as_text, is_blank, not_a_po_number
+from workers.order_table import Cell, Table, address, as_text, is_blank, not_a_po_number
 from workers.order_workbook import SUFFIXES, is_workbook, open_workbook
 from workers.quantities import did_you_mean, nearest
 from workers.safe_text import quoted, safe_text
@@ -312,7 +312,7 @@ class _Collector:
 
     def _po_number_fault(self, number: int, cell: Cell) -> str | None:
         text = as_text(cell).strip()
-        where = f" (cell {_address(self._columns.po_number, number)})" if self._is_workbook else ""
+        where = f" (cell {address(self._columns.po_number, number)})" if self._is_workbook else ""
         if (kind := not_a_po_number(cell)) is not None:
             return f"po_number {kind}{where}; format the column as text"
         if not text:
@@ -421,12 +421,3 @@ def _alter(row: Row, name: str, given: str, text: str | None) -> None:
     else:
         row.get("as_given", {}).pop(name, None)
     row[name] = text
-
-
-def _address(column: int, row: int) -> str:
-    letters = ""
-    column += 1
-    while column:
-        column, digit = divmod(column - 1, 26)
-        letters = chr(ord("A") + digit) + letters
-    return f"{letters}{row}"

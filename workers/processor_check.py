@@ -29,9 +29,14 @@ class ProcessorCheck:
         context = get_context("spawn")
         self._answers, answer = context.Pipe(duplex=False)
         self._process = context.Process(target=_check, args=(spec, answer, self._output.name))
-        with quiet_start({}):
-            self._process.start()
-        answer.close()
+        try:
+            with quiet_start({}):
+                self._process.start()
+        except BaseException:  # a Ctrl-C too: the process is ours to end
+            self.close()
+            raise
+        finally:
+            answer.close()
 
     def finish(self) -> None:
         """Wait for the answer.
@@ -62,8 +67,9 @@ class ProcessorCheck:
     def close(self) -> None:
         """End the process, if it still runs."""
         if self._process is not None:
-            self._process.kill()
-            self._process.join()
+            if self._process.pid is not None:
+                self._process.kill()
+                self._process.join()
             self._process.close()
             self._process = None
             self._answers.close()
@@ -77,7 +83,10 @@ class ProcessorCheck:
 
 def _check(spec: ProcessorSpec, answer: "Connection[str, str]", output_path: str) -> None:
     die_with_parent()
-    output = os.open(output_path, os.O_WRONLY | os.O_APPEND)
+    try:
+        output = os.open(output_path, os.O_WRONLY | os.O_APPEND)
+    except FileNotFoundError:  # nobody waits for the answer any more
+        os._exit(0)
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:

@@ -16,7 +16,6 @@ import csv
 import json
 import mmap
 import os
-import re
 import tempfile
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from poqueue.errors import ConfigError
+from poqueue.formula import guard_formula
 from workers.orders import OrderBook, cells_as_given
 from workers.safe_text import quoted, safe_text
 
@@ -35,10 +35,6 @@ MAX_FIELD_COLUMNS = 200  # a processor that names its fields after its data must
 _PREFIX = "result_"
 _OUTCOME_COLUMNS = ("status", "attempts", "seconds", "worker", "error")
 _STATUSES = ("", "succeeded", "failed", "duplicate", "invalid", "not run")
-
-_NUMBER = re.compile(r"\s*[-+]?[0-9]+(?:[.,][0-9]+)*(?:[eE][-+]?[0-9]+)?\s*")
-_FORMULA = re.compile(r"\A\s*[=+\-@＝＋－＠]|\A[ \u00a0]*[\t\r\n]")  # Excel runs the wide forms as well
-_FORMULA_IN_NEW_LINE = re.compile(r"([\r\n]\s*)(?=[=+\-@＝＋－＠])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +64,6 @@ class Accounts:
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
-
-
-def guard_formula(text: str) -> str:
-    """Text that no spreadsheet runs as a formula: a leading apostrophe where it would; numbers as they are."""
-    has_lines = "\n" in text or "\r" in text
-    if (text[:1].isalnum() and not has_lines) or _NUMBER.fullmatch(text):
-        return text
-    guarded = f"'{text}" if _FORMULA.match(text) else text
-    return _FORMULA_IN_NEW_LINE.sub(r"\1'", guarded) if has_lines else guarded
 
 
 class ResultsWriter:

@@ -2,8 +2,8 @@
 
     RunSettings (a field = a setting: how to read it, its default, flags, group, meaning)
         ├── add_arguments          the options of the command line
-        ├── load_settings          command line > environment POQUEUE_<KEY> > YAML file > default, each with its origin
-        ├── render_config          `poqueue config show`
+        ├── load_settings          (resolved.py) command line > environment POQUEUE_<KEY> > YAML file > default
+        ├── render_config          (resolved.py) `poqueue config show`
         └── markdown_table         the README's table
 
 A default is written as the text a user would give, and read by the same function.
@@ -12,18 +12,14 @@ A default is written as the text a user would give, and read by the same functio
 # ruff: noqa: RUF009 -- setting() is dataclasses.field() with the table's columns; ruff knows only the original
 
 import argparse
-import os
-import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from poqueue.errors import ConfigError
 from workers.quantities import (
     MAX_DURATION_S,
-    did_you_mean,
     format_duration,
     format_size,
     nearest,
@@ -35,17 +31,19 @@ from workers.quantities import (
     parse_switch,
     parse_whole_number,
 )
-from workers.safe_text import quoted, safe_text
+from workers.setting_values import (
+    parse_column_map,
+    parse_delimiter,
+    parse_directory,
+    parse_encoding,
+    parse_pairs,
+    parse_path,
+    parse_processor,
+    parse_reports,
+    parse_text,
+)
 
 ENVIRONMENT_PREFIX = "POQUEUE_"
-CONFIG_VARIABLE = "POQUEUE_CONFIG"
-OUR_OWN_VARIABLES = ("POQUEUE_TEST", "POQUEUE_FAILPOINT", "POQUEUE_RUN_ID")  # beginnings of names that are no settings
-
-MAX_FILE_BYTES = 1_000_000  # the YAML reader takes seconds for a megabyte; a configuration is a few kilobytes
-MAX_ALIASES = 100
-MAX_DEPTH = 50
-
-REPORT_FORMATS = (".json", ".csv", ".yaml")
 
 Parse = Callable[[object, str], Any]
 
@@ -105,111 +103,6 @@ def setting(
         is_cli_only=cli_only,
     )
     return field(default_factory=lambda: entry.parse(entry.default, "default"), metadata={"setting": entry})
-
-
-# ── how values are read that are not quantities ──────────────────────────────────────────────────────────────────────
-
-
-def parse_text(value: object, option: str, *, what: str = "text") -> str:
-    """Text that is not blank and holds no control characters."""
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(text, str) or not text.strip() or any(ord(c) < 32 or ord(c) == 127 for c in text):
-        raise ValueError(f"{option} must be {what}, got {quoted(value)}")
-    return text
-
-
-def parse_path(value: object, option: str) -> Path:
-    """A path; "~" is the home directory, a relative one starts where the run is started."""
-    text = parse_text(str(value) if isinstance(value, Path) else value, option, what="a path")
-    return Path(os.path.expanduser(text))  # Path.expanduser raises for a user that does not exist
-
-
-def parse_directory(value: object, option: str) -> Path:
-    """The path of a directory that exists."""
-    path = parse_path(value, option)
-    if not os.path.isdir(path):  # Path.is_dir raises where a parent may not be searched
-        raise ValueError(f"{option} must be a directory that exists, got {quoted(str(value))}")
-    return path.absolute()
-
-
-def parse_reports(value: object, option: str) -> tuple[Path, ...]:
-    """Paths whose extensions name formats, from a list or from text with commas between them."""
-    paths = tuple(parse_path(item, option) for item in _items(value, option))
-    for path in paths:
-        if path.suffix.lower() not in REPORT_FORMATS:
-            raise ValueError(f"{option} must end in one of {', '.join(REPORT_FORMATS)}, got {quoted(str(path))}")
-    if len(set(paths)) < len(paths):
-        raise ValueError(f"{option} names the same file twice: {', '.join(quoted(str(path)) for path in paths)}")
-    return paths
-
-
-def parse_processor(value: object, option: str) -> str:
-    """The name of a processing function or class, module:attribute; whether it can be imported is found out later."""
-    name = value.strip() if isinstance(value, str) else ""
-    module, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
-        raise ValueError(f"{option} must be module:attribute, such as my_package.orders:process, got {quoted(value)}")
-    return name
-
-
-def parse_delimiter(value: object, option: str) -> str:
-    """The one character between two fields; tab, comma, semicolon and pipe may be named."""
-    named = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
-    delimiter = named.get(value, value) if isinstance(value, str) else None
-    if delimiter is None or len(delimiter) != 1 or delimiter in '"\r\n\0':
-        raise ValueError(f"{option} must be one character, or tab, comma, semicolon or pipe, got {quoted(value)}")
-    return delimiter
-
-
-def parse_encoding(value: object, option: str) -> str:
-    """The name of a text encoding that Python knows."""
-    try:
-        "".encode(parse_text(value, option, what="an encoding"))
-    except LookupError:
-        raise ValueError(f"{option} must be an encoding such as utf-8, cp1252 or utf-16, got {quoted(value)}") from None
-    return str(value)
-
-
-def parse_pairs(value: object, option: str, *, pair: str = "NAME=VALUE") -> dict[str, str]:
-    """Names and values, from a mapping, from a list of NAME=VALUE, or from text with commas between several."""
-    if isinstance(value, Mapping):
-        pairs = [(name, content) for name, content in value.items()]
-    else:
-        pairs = [_split_pair(item, option, pair) for item in _items(value, option)]
-    found: dict[str, str] = {}
-    for name, content in pairs:
-        if not isinstance(name, str) or not name.strip() or not isinstance(content, str):
-            raise ValueError(f"{option} must be {pair}, both text, got {quoted(name)} with the value {quoted(content)}")
-        if name.strip() in found:
-            raise ValueError(f"{option} gives {quoted(name.strip())} twice")
-        found[name.strip()] = content
-    return found
-
-
-def parse_column_map(value: object, option: str) -> dict[str, str]:
-    """Which header holds which field: field=Header,...; several lists (the flag given twice) are joined."""
-    lists = value if isinstance(value, list | tuple) else [value]
-    if not isinstance(value, Mapping):
-        value = [part for text in lists for part in _items(text, option)]
-    return parse_pairs(value, option, pair="field=Header (a header with a comma in it: write the map into a YAML file)")
-
-
-def _items(value: object, option: str) -> list[object]:
-    """A list as it is; text split at its commas, which is what an environment variable can hold."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    if isinstance(value, Path):
-        return [value]
-    if isinstance(value, list | tuple):
-        return list(value)
-    raise ValueError(f"{option} must be a list, got {quoted(value)}")
-
-
-def _split_pair(item: object, option: str, pair: str) -> tuple[str, str]:
-    name, equals, content = item.partition("=") if isinstance(item, str) else ("", "", "")
-    if not equals:
-        raise ValueError(f"{option} must be {pair}, got {quoted(item)}")
-    return name, content
 
 
 def _or_none(parse: Parse) -> Parse:
@@ -512,29 +405,6 @@ class RunSettings:
 SETTINGS: dict[str, Setting] = {entry.name: entry.metadata["setting"] for entry in fields(RunSettings)}
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """The settings of a run and where each came from.
-
-    Attributes:
-        origins: by key: "command line", "environment POQUEUE_JOBS", "configs/x.yaml line 3" or "default".
-        notes: what a user should hear about the sources though nothing is wrong, such as an empty file.
-    """
-
-    settings: RunSettings
-    origins: dict[str, str]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """A value that some source gives: as it stands there, where that is, and how a message calls it."""
-
-    value: object
-    origin: str
-    option: str
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add an option for every setting. What is not given stays out of the namespace, so that lower sources show."""
     groups: dict[str, Any] = {}
@@ -556,53 +426,6 @@ def _argparse_words(entry: Setting) -> dict[str, Any]:
 def given_settings(namespace: argparse.Namespace) -> dict[str, Any]:
     """The settings among the arguments that were given on the command line, for `load_settings`."""
     return {key: value for key, value in vars(namespace).items() if key in SETTINGS}
-
-
-def load_settings(
-    cli: Mapping[str, Any],
-    config_path: Path | None,
-    environ: Mapping[str, str],
-    *,
-    caller: str = "command line",
-) -> Resolved:
-    """Merge and check the sources: `cli` over the environment over the file over the defaults.
-
-    `options` and `map` are joined name by name; of `processor` and `command` the higher source's is used.
-
-    Args:
-        cli: values by key, as argparse or a caller of the Python interface gives them; None counts as not given.
-        config_path: a YAML file; None: the one that POQUEUE_CONFIG names, if any.
-        environ: the environment; an empty variable counts as not set.
-        caller: the origin to record for `cli`; anything but "command line" names settings by key, not by flag.
-
-    Raises:
-        ConfigError: an unknown name, a value that does not fit, or an unreadable file.
-    """
-    path = config_path or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
-    from_file, notes = _read_file(path) if path else ({}, ())
-    levels = [_from_caller(cli, caller), _from_environment(environ), from_file]
-    read = [{key: _parse(key, given) for key, given in level.items()} for level in levels]
-    _choose_processor_or_command(levels, read)
-
-    values: dict[str, Any] = {}
-    origins = dict.fromkeys(SETTINGS, "default")
-    for level, parsed in zip(reversed(levels), reversed(read), strict=True):
-        for key, value in parsed.items():
-            joins = isinstance(value, dict) and values.get(key)
-            values[key] = {**values[key], **value} if joins else value
-            origins[key] = f"{level[key].origin}, over {origins[key]}" if joins else level[key].origin
-    if values.get("command") is not None:
-        origins["processor"] = "not used, as a command is given"
-    resolved = Resolved(RunSettings(**values), origins, notes)
-    _check_together(resolved)
-    return resolved
-
-
-def render_config(resolved: Resolved) -> list[tuple[str, Any, str]]:
-    """(key, value, origin) of every setting, the value in JSON's types and as a YAML file takes it back."""
-    return [
-        (key, entry.show(getattr(resolved.settings, key)), resolved.origins[key]) for key, entry in SETTINGS.items()
-    ]
 
 
 def markdown_table() -> str:
@@ -629,191 +452,3 @@ def nearest_setting(name: str) -> str | None:
 def environment_name(key: str) -> str:
     """The variable that sets a key."""
     return ENVIRONMENT_PREFIX + key.upper()
-
-
-# ── the sources ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _from_caller(cli: Mapping[str, Any], caller: str) -> dict[str, _Given]:
-    given = {}
-    for key, value in cli.items():
-        if key not in SETTINGS:
-            raise ConfigError(f"unknown setting {quoted(key)}{did_you_mean(nearest_setting(key))}")
-        option = SETTINGS[key].flags[-1] if caller == "command line" else key
-        if value is not None:
-            given[key] = _Given(value, caller, option)
-    return given
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
-    keys = {environment_name(key): key for key, entry in SETTINGS.items() if not entry.is_cli_only}
-    given = {}
-    for name, text in environ.items():
-        if not name.startswith(ENVIRONMENT_PREFIX) or name == CONFIG_VARIABLE or name.startswith(OUR_OWN_VARIABLES):
-            continue
-        if name not in keys:
-            key = nearest_setting(name.removeprefix(ENVIRONMENT_PREFIX))
-            hint = did_you_mean(key and environment_name(key))
-            raise ConfigError(f"unknown environment variable {safe_text(name, 80)}{hint}; correct or unset it")
-        if text.strip():
-            given[keys[name]] = _Given(text, f"environment {name}", f"environment variable {name}")
-    return given
-
-
-def _read_file(path: Path) -> tuple[dict[str, _Given], tuple[str, ...]]:
-    shown = safe_text(str(path))
-    entries = _read_yaml(_read_text(path, shown), shown)
-    given = {}
-    for key, (value, line) in entries.items():
-        if key not in SETTINGS:
-            raise ConfigError(f"{shown}:{line}: unknown key {safe_text(key, 80)}{did_you_mean(nearest_setting(key))}")
-        if SETTINGS[key].is_cli_only:
-            flag = SETTINGS[key].flags[-1]
-            raise ConfigError(f"{shown}:{line}: {key} can only be given on the command line, as {flag}")
-        if value is None and not SETTINGS[key].is_optional:
-            raise ConfigError(f"{shown}:{line}: {key} has no value; give one, or remove the line to use the default")
-        given[key] = _Given(value, f"{shown} line {line}", f"{shown}:{line}: {key}")
-    return given, () if entries else (f"{shown} sets nothing: every setting has its default",)
-
-
-def _parse(key: str, given: _Given) -> Any:
-    try:
-        return SETTINGS[key].parse(given.value, given.option)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-# ── checks of several settings ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def _choose_processor_or_command(levels: Sequence[dict[str, _Given]], read: Sequence[dict[str, Any]]) -> None:
-    """Let the highest source that gives one of the two decide, and take the other away from all below."""
-    for index, parsed in enumerate(read):
-        named = [key for key in ("processor", "command") if parsed.get(key) is not None]
-        if len(named) == 2:
-            where = " and ".join(levels[index][key].option for key in named)
-            raise ConfigError(f"{where} are both given, but a PO is processed by one of them: remove one")
-        if named:
-            for below in read[index + 1 :]:
-                for other in ("command", "shell") if named == ["processor"] else ("processor",):
-                    below.pop(other, None)
-            return
-
-
-def _check_together(resolved: Resolved) -> None:
-    settings = resolved.settings
-    if settings.retry_delay > settings.max_retry_delay:
-        delay = f"retry_delay ({format_duration(settings.retry_delay)}, {resolved.origins['retry_delay']})"
-        most = f"max_retry_delay ({format_duration(settings.max_retry_delay)}, {resolved.origins['max_retry_delay']})"
-        raise ConfigError(f"{delay} must not be longer than {most}")
-    if settings.results in settings.report:
-        raise ConfigError(f"results and report name the same file: {quoted(str(settings.results))}")
-    if settings.shell and settings.command is None:
-        raise ConfigError(f"shell ({resolved.origins['shell']}) needs a command (--command); a processor has no shell")
-
-
-# ── YAML ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _read_text(path: Path, shown: str) -> str:
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise ConfigError(f"configuration is a directory, not a file: {shown}")
-        if not stat.S_ISREG(mode):  # reading a FIFO would wait for ever
-            raise ConfigError(f"configuration is not a regular file: {shown}")
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise ConfigError(f"configuration not found: {shown}") from None
-    except OSError as error:
-        raise ConfigError(f"configuration cannot be read: {shown}: {error.strerror}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"configuration is larger than {MAX_FILE_BYTES} bytes: {shown}")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"configuration is not UTF-8 at byte {error.start}: {shown}") from None
-
-
-def _read_yaml(text: str, shown: str) -> dict[str, tuple[object, int]]:
-    """Keys with their values and lines. Nothing is constructed: a scalar is the text that stands there, or None.
-
-    So `no`, `012`, `1e3` and `12:30` reach the reader of the key as they were written, not as what YAML 1.1 makes
-    of them, and no tag can ask for an object.
-    """
-    import yaml  # not needed by a worker, nor without a file
-
-    try:
-        _check_events(yaml.parse(text, Loader=yaml.SafeLoader), shown)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{shown}:{mark.line + 1}:{mark.column + 1}" if mark else shown
-        hint = "; indent with blanks, not tabs" if "'\\t'" in str(error.problem) else ""
-        raise ConfigError(f"{place}: not valid YAML: {safe_text(str(error.problem), 200)}{hint}") from None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{shown}:{line}: character {quoted(text[error.position])} is not allowed in YAML") from None
-    if root is None or _is_null(root):
-        return {}
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{shown}:{_line(root)}: a configuration is made of lines 'key: value'")
-    return {key: (_plain(value, shown, key), line) for key, (value, line) in _entries(root, shown).items()}
-
-
-def _check_events(events: Any, shown: str) -> None:
-    """Refuse what could make reading it dear or dangerous, before any of it is read."""
-    import yaml
-
-    depth = aliases = documents = 0
-    for event in events:
-        line = event.start_mark.line + 1
-        documents += isinstance(event, yaml.DocumentStartEvent)
-        aliases += isinstance(event, yaml.AliasEvent)
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if documents > 1:
-            raise ConfigError(f"{shown}:{line}: a second document begins here; a configuration has one")
-        if aliases > MAX_ALIASES:
-            raise ConfigError(f"{shown}:{line}: too many aliases (limit {MAX_ALIASES})")
-        if depth > MAX_DEPTH:
-            raise ConfigError(f"{shown}:{line}: nested too deep (limit {MAX_DEPTH})")
-        tag = getattr(event, "tag", None)
-        if tag is not None:
-            raise ConfigError(f"{shown}:{line}: tag {quoted(tag)} is not allowed; write a plain value")
-
-
-def _entries(mapping: Any, shown: str) -> dict[str, tuple[Any, int]]:
-    """The nodes of a mapping by key, with the line of the key; YAML itself would let the last of two equal keys win."""
-    found: dict[str, tuple[Any, int]] = {}
-    for key, value in mapping.value:
-        if not isinstance(key.value, str):
-            raise ConfigError(f"{shown}:{_line(key)}: a key must be a name, not a list or a mapping")
-        if key.value in found:
-            lines = f"{found[key.value][1]} and {_line(key)}"
-            raise ConfigError(f"{shown}:{_line(key)}: duplicate key {safe_text(key.value, 80)}, lines {lines}")
-        found[key.value] = (value, _line(key))
-    return found
-
-
-def _plain(node: Any, shown: str, key: str) -> object:
-    """Text, None, a list of text, or a mapping of text to text; the deepest that any setting is."""
-    if isinstance(node.value, str):
-        return _scalar(node, shown, key)
-    if node.id == "sequence":
-        return [_scalar(item, shown, key) for item in node.value]
-    return {name: _scalar(value, shown, f"{key}.{name}") for name, (value, _) in _entries(node, shown).items()}
-
-
-def _scalar(node: Any, shown: str, key: str) -> str | None:
-    if not isinstance(node.value, str):
-        raise ConfigError(f"{shown}:{_line(node)}: {safe_text(key, 80)} must be text, not a list or a mapping")
-    return None if _is_null(node) else node.value
-
-
-def _is_null(node: Any) -> bool:
-    return bool(node.tag == "tag:yaml.org,2002:null")
-
-
-def _line(node: Any) -> int:
-    return int(node.start_mark.line) + 1

@@ -162,9 +162,9 @@ MUTANTS = {
         "test_retention.py::test_cleaning_up_drops_what_is_old_and_no_counter",
     ),
     "formulas go out unguarded": Mutant(
-        "report.py",
-        'return "\'" + text',
-        "return text",
+        "formula.py",
+        "return f\"'{guarded}\" if _FORMULA.match(text) else guarded",
+        "return guarded",
         "test_exporting.py::test_csv_guards_what_a_spreadsheet_would_run",
     ),
 }

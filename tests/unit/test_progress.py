@@ -15,9 +15,9 @@ from typing import Any, TextIO
 
 import pytest
 
+from workers.outlet import Outlet
 from workers.progress import (
     LiveProgress,
-    Outlet,
     PlainProgress,
     SilentProgress,
     Snapshot,

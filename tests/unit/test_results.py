@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poqueue.errors import ConfigError
+from poqueue.formula import guard_formula
 from workers import results
 from workers.orders import OrderBook, OrderSource, read_orders
-from workers.results import Accounts, ResultsWriter, guard_formula
+from workers.results import Accounts, ResultsWriter
 
 OK: dict[str, Any] = {"status": "succeeded", "attempts": 1, "seconds": 0.25, "worker": "w1.1", "error": "", "data": {}}
 FAILED: dict[str, Any] = {**OK, "status": "failed", "attempts": 4, "error": "no such PO"}
@@ -244,13 +245,13 @@ def test_a_second_place_that_cannot_be_one_is_refused_before_anything_is_written
 
 @pytest.mark.parametrize(
     "text",
-    ["=1+1", " =x", "\t=x", "\u00a0=x", "+x", "-x", "@x", "\tx", "\rx", "\nx", "-5 EUR", "-2+3", "＝1"],
+    ["=1+1", " =x", "\t=x", "\u00a0=x", "+x", "-x", "@x", "\tx", "\rx", "\nx", "\n=x", "\r\n @x", "-5 EUR", "-2+3", "＝1"],
 )
 def test_text_that_a_spreadsheet_would_run_gets_an_apostrophe(text):
     assert guard_formula(text) == f"'{text}"
 
 
-@pytest.mark.parametrize("text", ["", "x", "-5", "+5.5", "-1e3", "-1,234.50", " -5 ", "a=b", "a\nb", "x@y.z", "007"])
+@pytest.mark.parametrize("text", ["", "x", "-5", "+5.5", "-.5", "-1e3", "-1,234.50", " -5 ", "a=b", "a\nb", "x@y.z", "007"])
 def test_numbers_and_harmless_text_stay_as_they_are(text):
     assert guard_formula(text) == text
 

@@ -14,18 +14,16 @@ import pytest
 
 from poqueue.errors import ConfigError
 from workers.quantities import usable_cores
+from workers.resolved import Resolved, load_settings, render_config
 from workers.safe_text import quoted, safe_text
 from workers.settings import (
     SETTINGS,
-    Resolved,
     RunSettings,
     add_arguments,
     environment_name,
     given_settings,
-    load_settings,
     markdown_table,
     nearest_setting,
-    render_config,
 )
 
 DEFAULT_YAML = Path(__file__).parents[2] / "configs" / "default.yaml"
@@ -486,7 +484,7 @@ def test_help_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_settings_load_without_the_yaml_reader_where_there_is_no_file() -> None:
-    code = "import sys, workers.settings as s; s.load_settings({}, None, {}); print('yaml' in sys.modules)"
+    code = "import sys, workers.resolved as s; s.load_settings({}, None, {}); print('yaml' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -1,0 +1,116 @@
+"""What every test with processes must leave behind: nothing."""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from multiprocessing import forkserver, util
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workers.process_control import helper_pids
+
+MARK = "POQUEUE_TEST_MARK"
+GONE_WITHIN_S = 5.0
+FORKSERVER_FDS = 6  # what this process keeps open for its fork server, once
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture
+def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """After the test: no child, no marked process, no file in the temporary folder, no descriptor, no thread more.
+
+    Gives the mark that every process of the test has in its environment.
+    """
+    util.get_temp_dir()  # multiprocessing keeps one for the life of this process; it is not to be ours
+    folder = Path(tempfile.mkdtemp(prefix="pq-"))
+    mark = uuid.uuid4().hex
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setenv(MARK, mark)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)  # an earlier supervisor has set it
+    threads = set(threading.enumerate())
+    had_forkserver = forkserver._forkserver._forkserver_pid is not None  # type: ignore[attr-defined]
+    _warm_up()
+    fds = _open_fds()
+
+    yield mark
+
+    more_fds = 0 if had_forkserver else FORKSERVER_FDS
+    complaints = _wait_for_nothing(lambda: _leftovers(mark, folder, threads, fds + more_fds))
+    _clear_away(mark)
+    shutil.rmtree(folder, ignore_errors=True)
+    assert not complaints, "left behind: " + "; ".join(complaints)
+
+
+def _warm_up() -> None:
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()
+    psutil.Process().children()
+
+
+def _wait_for_nothing(look: "object") -> list[str]:
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while (complaints := look()) and time.monotonic() < deadline:  # type: ignore[operator]
+        time.sleep(0.02)
+    return complaints  # type: ignore[no-any-return]
+
+
+def _leftovers(mark: str, folder: Path, threads: set[threading.Thread], fds: int) -> list[str]:
+    children = [child for child in psutil.Process().children() if child.pid not in helper_pids()]
+    complaints = [f"child {_shown(child.pid)}" for child in children]
+    complaints += [f"process {_shown(pid)}" for pid in marked(mark)]
+    complaints += [f"file {path.name}" for path in folder.iterdir()]
+    complaints += [f"thread {thread.name}" for thread in threading.enumerate() if thread not in threads]
+    if _open_fds() > fds:
+        complaints.append(f"{_open_fds() - fds} descriptors: {_shown_fds()}")
+    return complaints
+
+
+def marked(mark: str) -> list[int]:
+    """Every living process with the test's mark in its environment, but for this one and multiprocessing's helpers."""
+    spared = {os.getpid(), *helper_pids()}
+    found = []
+    for pid in psutil.pids():
+        if pid not in spared:
+            with contextlib.suppress(OSError):
+                if f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                    found.append(pid)
+    return found
+
+
+def _shown(pid: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return f"{pid} ({process.status()}: {' '.join(process.cmdline())[:80]})"
+    return str(pid)
+
+
+def _open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _shown_fds() -> str:
+    shown = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            shown.append(f"{fd}={os.readlink(f'/proc/self/fd/{fd}')}")
+    return " ".join(shown)
+
+
+def _clear_away(mark: str) -> None:
+    """A test that failed must not disturb the next."""
+    pids = marked(mark) + [child.pid for child in psutil.Process().children() if child.pid not in helper_pids()]
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, 9)
+        with contextlib.suppress(OSError):
+            os.waitpid(pid, 0)

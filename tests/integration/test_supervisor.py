@@ -1,0 +1,368 @@
+"""The supervisor and its processes as a whole: what is lost when anything at all is killed, and that nothing stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poqueue import TaskStatus
+from poqueue.errors import ServiceError
+from poqueue.service import connect
+from tests.integration.conftest import marked
+from tests.integration.stage import Play, history, living, on_stage, perform, po, started_pids, wait_until
+from workers import Supervisor
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def mark(nothing_left: str) -> str:
+    """What every process of the test carries."""
+    return nothing_left
+
+
+def meanwhile(supervisor: Supervisor, act: Callable[[], object]) -> None:
+    """Run the supervisor while another thread does something; what that raises is raised here."""
+    faults: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            act()
+        except BaseException as error:
+            faults.append(error)
+            supervisor.stop()
+            supervisor.stop()
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    try:
+        supervisor.run()
+    finally:
+        thread.join()
+    if faults:
+        raise faults[0]
+
+
+def has_begun(folder: Path, count: int) -> Callable[[], bool]:
+    return lambda: sum(line["event"] == "start" for line in history(folder)) >= count
+
+
+# ── executions ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_executions(play: Play) -> None:
+    """One PO never runs twice at once, and begins as often as it has attempts."""
+    running: dict[str, tuple[int, int]] = {}
+    ended: dict[str, int] = {}
+    for line in sorted(play.history(), key=lambda line: line["at"]):
+        number = line["po"]
+        if line["event"] == "start":
+            if number in running:
+                assert running[number][0] not in living([running[number][0]]) or running[number][0] == line["pid"]
+            assert line["attempt"] == running.get(number, (0, 0))[1] + 1, f"attempts of {number} are not in order"
+            running[number] = (line["pid"], line["attempt"])
+        else:
+            assert running[number] == (line["pid"], line["attempt"])
+            ended[number] = ended.get(number, 0) + 1
+    for number, task in play.tasks.items():
+        assert play.starts()[number] == task.attempt
+        assert ended.get(number, 0) == (task.status is TaskStatus.COMPLETED)
+        assert len(task.error_history) == task.attempt - (task.status is TaskStatus.COMPLETED)
+
+
+def test_every_po_that_succeeds_among_crashes_and_hangs_ran_exactly_once(tmp_path: Path) -> None:
+    deeds = {number: "kill_itself" for number in range(7, 200, 20)} | {number: "hang" for number in range(13, 200, 20)}
+    tasks = [po(f"P{n}", deeds.get(n, "quick"), tmp_path, max_retries=int(n in deeds)) for n in range(200)]
+
+    play = perform(tmp_path, *tasks, task_timeout=0.5, grace=1.0)
+
+    assert len(play.tasks) == 200
+    check_executions(play)
+    for number in range(200):
+        task = play.tasks[f"P{number}"]
+        error = {"kill_itself": "WorkerKilled", "hang": "TaskTimeout"}.get(deeds.get(number, ""))
+        assert task.status is (TaskStatus.FAILED if error else TaskStatus.COMPLETED), task
+        assert play.errors(task.task_id) == ([error] * 2 if error else [])
+    assert play.status["completed_tasks"] == 180 and play.status["failed_tasks"] == 20
+
+
+def test_what_a_worker_had_finished_and_not_told_is_not_run_again(tmp_path: Path) -> None:
+    """By then the worker holds many leases at once, and tells how they ended in one message."""
+    deaths = {100, 133, 177}
+    tasks = [po(f"P{n}", "kill_itself" if n in deaths else "quick", tmp_path) for n in range(220)]
+
+    play = perform(tmp_path, *tasks, jobs=1, task_timeout=20.0)
+
+    check_executions(play)
+    assert [number for number, task in play.tasks.items() if task.status is TaskStatus.FAILED] == [
+        f"P{number}" for number in sorted(deaths)
+    ]
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_every_start_method_keeps_the_promises(start_method: str, tmp_path: Path) -> None:
+    bad = ("kill_itself", "exit_zero", "daemon_and_die", "daemon_and_hang", "shell_daemon_and_hang", "fork_and_return")
+    folders = {do: tmp_path / do for do in bad}
+    for folder in folders.values():
+        folder.mkdir()
+    goods = [po(f"G{n}", "good", tmp_path) for n in range(6)]
+
+    play = perform(
+        tmp_path, *(po(do, do, folders[do]) for do in bad), *goods, start_method=start_method, task_timeout=1.0
+    )
+
+    assert play.is_completed(*(good.task_id for good in goods), "fork_and_return")
+    assert play.errors("kill_itself") == ["WorkerKilled"]
+    assert play.errors("exit_zero") == ["WorkerExited"]
+    assert play.errors("daemon_and_hang") == ["TaskTimeout"]
+    assert living([pid for folder in folders.values() for pid in started_pids(folder)]) == []
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_the_end_of_one_run_leaves_another_one_alone(start_method: str, tmp_path: Path) -> None:
+    """Two supervisors in one process, one after the other closed."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with Supervisor("tests.integration.villains:process", jobs=1, start_method=start_method) as outer:
+        outer.queue.add_task(po("A", "wait_for_go", first))
+        wait_until(has_begun(first, 1), "the outer run works")
+        play = perform(second, po("B", "quick", second), start_method=start_method)
+        (first / "go").touch()
+        outer.run()
+        task = outer.queue.find_task(task_id="A")
+
+    assert play.is_completed("B")
+    assert task is not None and task.status is TaskStatus.COMPLETED and task.error_history == []
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_closing_one_run_does_not_kill_an_older_ones_workers(start_method: str, tmp_path: Path) -> None:
+    """The first run has started the fork server, and its mark is in the environment of whatever comes from there."""
+    older, newer = tmp_path / "older", tmp_path / "newer"
+    older.mkdir()
+    newer.mkdir()
+    supervisor = Supervisor("tests.integration.villains:process", jobs=1, start_method=start_method)
+    supervisor.start()
+    try:
+        supervisor.queue.add_task(po("A", "quick", older))
+        wait_until(has_begun(older, 1), "the older run works")
+        with on_stage(newer, po("B", "wait_for_go", newer), start_method=start_method, task_timeout=30) as (other, play):
+            wait_until(has_begun(newer, 1), "the newer run works")
+            supervisor.close()
+            (newer / "go").touch()
+            other.run()
+    finally:
+        supervisor.close()
+
+    assert play.is_completed("B")
+    assert play.tasks["B"].error_history == [] and play.starts() == {"B": 1}
+
+
+# ── interference ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_clearing_the_queue_with_what_runs_stops_those_workers(tmp_path: Path) -> None:
+    tasks = [po("A", "child_sleeps", tmp_path), po("B", "child_sleeps", tmp_path), po("C", "quick", tmp_path)]
+    with on_stage(tmp_path, *tasks, task_timeout=120.0, grace=0.5) as (supervisor, play):
+
+        def clear() -> None:
+            wait_until(lambda: len(started_pids(tmp_path)) == 2, "both have begun")
+            with_connection = connect(supervisor.queue._address, supervisor.queue._key)
+            assert with_connection.clear_queue(preserve_processing=False) == 3
+            with_connection.close()
+
+        meanwhile(supervisor, clear)
+        assert living(started_pids(tmp_path)) == []
+
+    assert play.tasks == {}
+    assert play.status["cleared_tasks"] == 3 and play.status["failed_tasks"] == 0
+
+
+def test_a_worker_that_is_killed_while_idle_is_replaced_and_nobody_is_charged(tmp_path: Path) -> None:
+    with on_stage(tmp_path, po("A", "wait_for_go", tmp_path), task_timeout=60.0) as (supervisor, play):
+
+        def kill_the_idle_one() -> None:
+            wait_until(has_begun(tmp_path, 1), "A has begun")
+            busy = {line["pid"] for line in history(tmp_path)}
+            idle = next(worker.pid for worker in list(supervisor._staff.workers) if worker.pid not in busy)
+            os.kill(idle, signal.SIGKILL)
+            wait_until(
+                lambda: len([w for w in list(supervisor._staff.workers) if w.pid not in {*busy, idle}]) == 1, "replaced"
+            )
+            (tmp_path / "go").touch()
+
+        meanwhile(supervisor, kill_the_idle_one)
+
+    assert play.is_completed("A") and not play.tasks["A"].error_history
+
+
+def test_a_supervisor_that_is_stopped_twice_gives_back_what_runs_uncharged(tmp_path: Path) -> None:
+    tasks = [po("A", "hang", tmp_path), po("B", "ignore_term", tmp_path), po("C", "quick", tmp_path)]
+    with on_stage(tmp_path, *tasks, task_timeout=120.0, grace=0.5, stop_grace=60.0) as (supervisor, play):
+
+        def stop_twice() -> None:
+            wait_until(has_begun(tmp_path, 2), "both have begun")
+            supervisor.stop(signal.SIGINT)
+            supervisor.stop(signal.SIGINT)
+
+        meanwhile(supervisor, stop_twice)
+
+    assert {task.status for task in play.tasks.values()} == {TaskStatus.PENDING}
+    assert all(not task.error_history and task.attempt == 0 for task in play.tasks.values())
+
+
+def test_time_in_which_the_supervisor_did_not_run_counts_against_no_po(tmp_path: Path, mark: str) -> None:
+    script = f"""
+        from tests.integration.stage import perform, po
+        from pathlib import Path
+        folder = Path({str(tmp_path)!r})
+        if __name__ == "__main__":
+            play = perform(folder, po("A", "wait_for_go", folder), task_timeout=4.0, jobs=1)
+            print(play.tasks["A"].status.value, len(play.tasks["A"].error_history))
+    """
+    run = start_script(tmp_path, script)
+    try:
+        wait_until(has_begun(tmp_path, 1), "A has begun")
+        run.send_signal(signal.SIGSTOP)
+        begun = history(tmp_path)[0]["at"]
+        wait_until(lambda: __import__("time").monotonic() > begun + 5.0, "its time is over")
+        run.send_signal(signal.SIGCONT)
+        (tmp_path / "go").touch()
+        assert run.communicate(timeout=20)[0].split() == ["completed", "0"]
+    finally:
+        end_script(run)
+
+
+def test_a_supervisor_in_a_thread(tmp_path: Path) -> None:
+    plays: list[Play] = []
+    tasks = [po("BAD", "kill_itself", tmp_path), *(po(f"G{n}", "good", tmp_path) for n in range(4))]
+    thread = threading.Thread(target=lambda: plays.append(perform(tmp_path, *tasks)))
+
+    thread.start()
+    thread.join()
+
+    assert plays[0].is_completed("G0", "G1", "G2", "G3")
+    assert plays[0].errors("BAD") == ["WorkerKilled"]
+
+
+def test_a_supervisor_started_in_a_thread_that_has_ended(tmp_path: Path) -> None:
+    """The kernel's death signal follows the thread that started a process, not its process."""
+    supervisor = Supervisor("tests.integration.villains:process", jobs=2, task_timeout=20.0)
+    thread = threading.Thread(target=supervisor.start)
+    thread.start()
+    thread.join()
+    try:
+        supervisor.queue.add_tasks([po(f"G{n}", "good", tmp_path) for n in range(6)])
+        supervisor.run()
+        tasks = [supervisor.queue.find_task(task_id=f"G{n}") for n in range(6)]
+    finally:
+        supervisor.close()
+
+    assert all(task is not None and task.status is TaskStatus.COMPLETED for task in tasks)
+    assert all(task is not None and not task.error_history for task in tasks)
+
+
+# ── the great deaths ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_manager_that_is_killed_ends_the_run_with_a_clear_error(tmp_path: Path, mark: str) -> None:
+    tasks = [po("A", "child_sleeps", tmp_path), po("B", "ignore_term", tmp_path)]
+    with pytest.raises(ServiceError), on_stage(tmp_path, *tasks, task_timeout=120.0) as (supervisor, _):
+
+        def kill_the_manager() -> None:
+            wait_until(has_begun(tmp_path, 2), "both have begun")
+            os.kill(supervisor._service.pid, signal.SIGKILL)
+
+        meanwhile(supervisor, kill_the_manager)
+
+    assert living(started_pids(tmp_path)) == []
+    assert marked(mark) == []
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+def test_nothing_survives_a_supervisor_that_is_killed(start_method: str, tmp_path: Path, mark: str) -> None:
+    bad = ("daemon_and_hang", "shell_daemon_and_hang", "ignore_term", "hold_the_gil")
+    for do in bad:
+        (tmp_path / do).mkdir()
+    script = f"""
+        from tests.integration.stage import on_stage, po
+        from pathlib import Path
+        folder = Path({str(tmp_path)!r})
+        if __name__ == "__main__":
+            tasks = [po(do, do, folder / do) for do in {bad!r}]
+            with on_stage(folder, *tasks, jobs=4, task_timeout=60.0, start_method={start_method!r}) as (supervisor, _):
+                supervisor.run()
+    """
+    run = start_script(tmp_path, script)
+    try:
+        wait_until(lambda: all(history(tmp_path / do) for do in bad), "all have begun")
+        wait_until(lambda: all(started_pids(tmp_path / do) for do in bad[:2]), "the daemons are there")
+        daemons = [pid for do in bad for pid in started_pids(tmp_path / do)]
+        assert len(living(daemons)) == 2
+
+        run.kill()
+        run.communicate()
+
+        wait_until(lambda: not marked(mark) and not living(daemons), "nothing is left", within_s=5.0)
+    finally:
+        end_script(run)
+        for pid in living([pid for do in bad for pid in started_pids(tmp_path / do)]):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_manager_that_dies_with_its_supervisor_takes_the_workers_along(tmp_path: Path, mark: str) -> None:
+    """Both at once: nobody is left who could clear away, but for the workers themselves."""
+    script = f"""
+        import os, threading
+        from tests.integration.stage import on_stage, po, wait_until, history
+        from pathlib import Path
+        folder = Path({str(tmp_path)!r})
+        if __name__ == "__main__":
+            with on_stage(folder, po("A", "hold_the_gil", folder), jobs=2, task_timeout=60.0) as (supervisor, _):
+                def kill_both():
+                    wait_until(lambda: history(folder), "it has begun")
+                    os.kill(supervisor._service.pid, 9)
+                    os.kill(os.getpid(), 9)
+                threading.Thread(target=kill_both).start()
+                supervisor.run()
+    """
+    run = start_script(tmp_path, script)
+    try:
+        run.communicate(timeout=20)
+        assert run.returncode == -signal.SIGKILL
+        wait_until(lambda: not marked(mark), "nothing is left", within_s=5.0)
+    finally:
+        end_script(run)
+        # nobody is left to remove the socket's folder; the operating system's own cleaner does
+        clear_temporary_folder()
+
+
+def clear_temporary_folder() -> None:
+    import shutil
+    import tempfile
+
+    for path in Path(tempfile.gettempdir()).iterdir():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def start_script(folder: Path, text: str) -> "subprocess.Popen[str]":
+    path = folder / "script.py"
+    path.write_text(textwrap.dedent(text))
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True, env=environ, cwd=ROOT)
+
+
+def end_script(run: "subprocess.Popen[Any]") -> None:
+    run.kill()
+    run.wait()
+    if run.stdout is not None:
+        run.stdout.close()

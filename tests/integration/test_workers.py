@@ -1,0 +1,225 @@
+"""The life of workers: starting, being replaced, closing their sessions, what they own, and what they say."""
+
+import logging
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poqueue import TaskStatus
+from tests.integration import villains
+from tests.integration.stage import Play, lines_of, on_stage, perform, po, wait_until
+from workers import WorkersCannotStartError
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+# ── those that cannot start ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_brake(folder: Path, reason: str, **settings: Any) -> None:
+    with on_stage(folder, po("P", "quick", folder), **settings) as (supervisor, _), pytest.raises(
+        WorkersCannotStartError, match=reason
+    ):
+        supervisor.run()
+    assert 3 <= len(lines_of(folder / "boots")) <= 6, "no storm of starts"
+
+
+def test_workers_whose_session_cannot_be_opened_stop_the_run(tmp_path: Path) -> None:
+    check_brake(tmp_path, "the browser does not start", target=villains.SetupRaises)
+
+
+def test_workers_that_die_while_they_start_stop_the_run(tmp_path: Path) -> None:
+    check_brake(tmp_path, "SIGKILL", target=villains.SetupDies)
+
+
+def test_a_module_that_only_workers_cannot_import_stops_the_run(tmp_path: Path) -> None:
+    (tmp_path / "only_here.py").write_text(
+        textwrap.dedent(f"""
+            import os
+            with open({str(tmp_path / "boots")!r}, "a") as file:
+                file.write("boot\\n")
+            raise ImportError("there is no display")
+        """)
+    )
+
+    check_brake(tmp_path, "there is no display", target="only_here:process", app_dir=str(tmp_path))
+
+
+def test_the_queue_is_untouched_when_workers_cannot_start(tmp_path: Path) -> None:
+    with on_stage(tmp_path, po("P", "quick", tmp_path), target=villains.SetupRaises) as (supervisor, play):
+        with pytest.raises(WorkersCannotStartError):
+            supervisor.run()
+
+    assert play.tasks["P"].status is TaskStatus.PENDING
+    assert play.tasks["P"].attempt == 0 and not play.tasks["P"].error_history
+
+
+# ── being replaced ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_nobody_was_charged(play: Play) -> None:
+    assert all(task.status is TaskStatus.COMPLETED for task in play.tasks.values())
+    assert all(task.attempt == 1 and not task.error_history for task in play.tasks.values())
+    assert set(play.starts().values()) == {1}
+
+
+def by_worker(play: Play) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for line in play.history():
+        counts[line["worker"]] = counts.get(line["worker"], 0) + (line["event"] == "start")
+    return counts
+
+
+def test_a_worker_is_replaced_after_so_many_pos(tmp_path: Path) -> None:
+    play = perform(tmp_path, *(po(f"P{n}", "quick", tmp_path) for n in range(43)), max_tasks_per_worker=10)
+
+    check_nobody_was_charged(play)
+    assert len(play.tasks) == 43
+    assert max(by_worker(play).values()) <= 10
+    assert len(by_worker(play)) >= 5
+
+
+def test_a_worker_that_holds_too_much_memory_is_replaced(tmp_path: Path) -> None:
+    play = perform(
+        tmp_path, *(po(f"P{n}", "hoard_memory", tmp_path) for n in range(9)), max_memory_per_worker=100_000_000
+    )
+
+    check_nobody_was_charged(play)
+    assert max(by_worker(play).values()) <= 3
+    assert len(by_worker(play)) >= 3
+
+
+# ── sessions ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sessions(folder: Path) -> tuple[list[str], list[str]]:
+    words = [line.split() for line in lines_of(folder / "sessions")]
+    return sorted(w for event, w in words if event == "setup"), sorted(w for event, w in words if event == "teardown")
+
+
+def test_each_session_is_closed_at_the_end(tmp_path: Path) -> None:
+    perform(tmp_path, *(po(f"P{n}", "good", tmp_path) for n in range(4)), target=villains.Session)
+
+    opened, closed = sessions(tmp_path)
+    assert opened and opened == closed
+
+
+def test_a_session_is_closed_when_its_worker_is_replaced(tmp_path: Path) -> None:
+    perform(
+        tmp_path, *(po(f"P{n}", "quick", tmp_path) for n in range(6)), target=villains.Session, jobs=1,
+        max_tasks_per_worker=2,
+    )  # fmt: skip
+
+    opened, closed = sessions(tmp_path)
+    assert len(opened) >= 3 and opened == closed
+
+
+def test_a_session_is_closed_when_its_worker_is_told_to_end(tmp_path: Path) -> None:
+    play = perform(tmp_path, po("BAD", "hang", tmp_path), target=villains.Session, jobs=1, task_timeout=0.5)
+
+    assert play.errors("BAD") == ["TaskTimeout"]
+    opened, closed = sessions(tmp_path)
+    assert "w1.1" in closed and opened == closed
+
+
+def test_a_session_that_does_not_close_well_changes_no_result(tmp_path: Path) -> None:
+    play = perform(tmp_path, *(po(f"P{n}", "quick", tmp_path) for n in range(3)), target=villains.TeardownRaises)
+
+    check_nobody_was_charged(play)
+
+
+def test_a_session_that_does_not_close_at_all_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.supervisor.TEARDOWN_S", 0.3)
+
+    play = perform(tmp_path, *(po(f"P{n}", "quick", tmp_path) for n in range(3)), target=villains.TeardownHangs, grace=0.2)
+
+    check_nobody_was_charged(play)
+
+
+def test_what_a_killed_worker_owned_is_removed(tmp_path: Path) -> None:
+    play = perform(tmp_path, po("BAD", "own_and_die", tmp_path))
+
+    assert play.errors("BAD") == ["WorkerKilled"]
+    assert not (tmp_path / "profile").exists()
+    assert not (tmp_path / "lock").exists()
+
+
+# ── what they say ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, int, str]]:
+    """PO, attempt and text of every line that a processor said."""
+    return [
+        (record.po_number, record.attempt, record.getMessage())  # type: ignore[attr-defined]
+        for record in caplog.records
+        if record.name == "workers.output"
+    ]
+
+
+@pytest.fixture
+def output(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "workers.output")
+    return caplog
+
+
+def test_whatever_a_processor_says_is_told_with_its_po(tmp_path: Path, output: pytest.LogCaptureFixture) -> None:
+    perform(tmp_path, po("A", "talk", tmp_path), po("B", "talk", tmp_path), jobs=1)
+
+    lines = said(output)
+    for number in "AB":
+        texts = [text for whose, attempt, text in lines if (whose, attempt) == (number, 1)]
+        assert f"printed by {number}" in texts
+        assert f"complaint of {number}" in texts
+        assert f"echoed by {number}" in texts
+        assert any(f"first line of {number}\nsecond line" in text for text in texts)
+        assert not any(other in text for text in texts for other in {"A", "B"} - {number})
+    assert all(record.worker_id == "w1.1" for record in output.records if record.name == "workers.output")  # type: ignore[attr-defined]
+    levels = {record.getMessage().split()[1]: record.levelname for record in output.records if "my.site" in record.getMessage()}
+    assert levels["first"] == "WARNING"
+
+
+def test_a_log_record_in_the_middle_of_a_line_stays_a_log_record(
+    tmp_path: Path, output: pytest.LogCaptureFixture
+) -> None:
+    perform(tmp_path, po("A", "talk", tmp_path))
+
+    record = next(record for record in output.records if "logged in the middle" in record.getMessage())
+    assert record.levelname == "ERROR"
+    assert "{" not in record.getMessage()
+
+
+def test_the_last_words_of_a_worker_that_is_killed_are_told(tmp_path: Path, output: pytest.LogCaptureFixture) -> None:
+    perform(tmp_path, po("BAD", "say_and_die", tmp_path, max_retries=1))
+
+    for attempt in (1, 2):
+        assert ("BAD", attempt, "last words") in said(output)
+        assert ("BAD", attempt, "no newline at the end") in said(output)
+
+
+def test_text_that_looks_like_our_marks_is_text(tmp_path: Path, output: pytest.LogCaptureFixture) -> None:
+    play = perform(tmp_path, po("A", "forge_marks", tmp_path), po("B", "talk", tmp_path), jobs=1)
+
+    assert play.is_completed("A", "B")
+    assert {whose for whose, _, _ in said(output)} == {"A", "B"}
+    assert {attempt for _, attempt, _ in said(output)} == {1}
+    assert ("A", 1, "before") in said(output) and ("A", 1, "after") in said(output)
+    assert not any(record.levelname == "CRITICAL" for record in output.records)
+
+
+def test_a_line_is_told_while_the_po_still_runs(tmp_path: Path, output: pytest.LogCaptureFixture) -> None:
+    with on_stage(tmp_path, po("A", "talk", tmp_path), po("B", "wait_for_go", tmp_path), jobs=1, task_timeout=60) as (
+        supervisor, _,
+    ):  # fmt: skip
+
+        def say_go() -> None:
+            wait_until(lambda: ("A", 1, "printed by A") in said(output), "the line is told")
+            (tmp_path / "go").touch()
+
+        watch = threading.Thread(target=say_go)
+        watch.start()
+        supervisor.run()
+        watch.join()
+    assert (tmp_path / "go").exists()

@@ -1,0 +1,465 @@
+"""Processors that misbehave, each in its own way, and good ones beside them: what a PO does stands in its field `do`.
+
+Every attempt leaves a line in the file `history` of the PO's `folder`, and every process that one starts leaves its pid in
+the file `pids`. No villain lives longer than LONG_S, whatever a test forgets.
+"""
+
+import contextlib
+import faulthandler
+import io
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from workers import GiveUp, RetryLater, WorkerContext
+
+GOOD_S = 0.15
+LONG_S = 300.0
+BOMB_SIZE = 20
+
+
+def process(po: dict[str, Any], context: WorkerContext) -> Any:
+    """As the PO says; `start` and `end` go into the history, a killed attempt leaves no `end`."""
+    note(po, "start", context)
+    result = DEEDS[po["do"]](po, context)
+    note(po, "end", context)
+    return result
+
+
+def note(po: dict[str, Any], event: str, context: WorkerContext) -> None:
+    """One line, one write: whole whatever happens to the process."""
+    line = {
+        "event": event, "po": po["po_number"], "attempt": context.attempt, "pid": os.getpid(),
+        "worker": context.worker_id, "at": time.monotonic(),
+    }  # fmt: skip
+    append(Path(po["folder"], "history"), json.dumps(line))
+
+
+def append(path: Path, line: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, line.encode() + b"\n")
+    os.close(fd)
+
+
+def _note_pid(po: dict[str, Any], pid: int) -> None:
+    append(Path(po["folder"], "pids"), str(pid))
+
+
+def _long() -> NoReturn:
+    """Hangs, but not past the end of a forgetful test."""
+    end = time.monotonic() + LONG_S
+    while time.monotonic() < end:
+        time.sleep(LONG_S)
+    os._exit(99)
+
+
+# ── good ones ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def good(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    time.sleep(GOOD_S)
+    return {"pid": os.getpid()}
+
+
+def quick(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    return {"pid": os.getpid()}
+
+
+def fail(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    raise RuntimeError("it went wrong")
+
+
+def give_up(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    raise GiveUp("there is no such order")
+
+
+def later(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    if context.attempt == 1:
+        raise RetryLater(after=0.01)
+    return {}
+
+
+def wait_for_go(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """Until the test makes the file `go`."""
+    end = time.monotonic() + LONG_S
+    while not Path(po["folder"], "go").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    return {}
+
+
+def look_round(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """What a PO finds that comes after another one; printing must work."""
+    print(f"printed by {po['po_number']}")
+    subprocess.run(["/bin/echo", f"echoed by {po['po_number']}"], check=True)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    handler = signal.getsignal(signal.SIGTERM)
+    return {"cwd": os.getcwd(), "umask": umask, "handler": getattr(handler, "__name__", str(handler)), "pid": os.getpid()}
+
+
+# ── those who die ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def kill_itself(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    _long()
+
+
+def exit_zero(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    os._exit(0)
+
+
+def segfault(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    faulthandler.disable()
+    faulthandler._sigsegv()  # type: ignore[attr-defined]
+    _long()
+
+
+def say_and_die(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    print("last words")
+    os.write(2, b"no newline at the end")
+    kill_itself(po, context)
+
+
+def own_and_die(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    """Owns a folder, a file and a process that has left the worker's family."""
+    folder = Path(po["folder"], "profile")
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "cookies").write_text("x")
+    lock = Path(po["folder"], "lock")
+    lock.write_text("x")
+    context.own(path=folder)
+    context.own(path=lock)
+    kill_itself(po, context)
+
+
+# ── those who hang ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def hang(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    _long()
+
+
+def ignore_term(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    _long()
+
+
+def swallow_everything(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    end = time.monotonic() + LONG_S
+    while time.monotonic() < end:
+        with contextlib.suppress(BaseException):
+            time.sleep(0.01)
+    os._exit(99)
+
+
+def child_sleeps(po: dict[str, Any], context: WorkerContext) -> None:
+    child = subprocess.Popen(["sleep", str(int(LONG_S))])
+    _note_pid(po, child.pid)
+    child.wait()
+
+
+def fork_bomb(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    """Each child has a child of its own; 20 at most, deaf to TERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for _ in range(BOMB_SIZE // 2):
+        if os.fork() == 0:
+            with contextlib.suppress(OSError):
+                os.fork()
+            _note_pid(po, os.getpid())
+            _long()
+    _long()
+
+
+def stop_itself(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    _long()
+
+
+def hold_the_gil(po: dict[str, Any], context: WorkerContext) -> int:
+    return sum(range(10**11))
+
+
+def hang_in_finally(po: dict[str, Any], context: WorkerContext) -> None:
+    try:
+        _long()
+    finally:
+        append(Path(po["folder"], "finally"), po["po_number"])
+
+
+# ── those who leave daemons ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _daemonise(po: dict[str, Any]) -> None:
+    """The textbook's way: fork, setsid, fork; the worker waits until the daemon has named itself."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.chdir("/")
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        _note_pid(po, os.getpid())
+        os.closerange(0, 200)
+        _long()
+    os.close(write_end)
+    os.read(read_end, 1)
+    os.close(read_end)
+    os.waitpid(child, 0)
+
+
+def daemon_and_hang(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    _daemonise(po)
+    _long()
+
+
+def daemon_and_die(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    _daemonise(po)
+    kill_itself(po, context)
+
+
+def daemon_and_end(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    _daemonise(po)
+    return {}
+
+
+def _daemon_by_shell(po: dict[str, Any], *prefix: str) -> None:
+    pids = f"{po['folder']}/pids"
+    daemon = f"echo $$ >> '{pids}'; exec sleep {int(LONG_S)}"
+    script = f'setsid sh -c "{daemon.replace("$", chr(92) + "$")}" >/dev/null 2>&1 & while [ ! -s \'{pids}\' ]; do :; done'
+    subprocess.run([*prefix, "sh", "-c", script], check=True, stdin=subprocess.DEVNULL)
+
+
+def shell_daemon_and_hang(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    _daemon_by_shell(po)
+    _long()
+
+
+def shell_daemon_and_die(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    _daemon_by_shell(po)
+    kill_itself(po, context)
+
+
+def clean_daemon_and_hang(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    """A daemon in an environment of its own: no mark of ours is in it."""
+    _daemon_by_shell(po, "env", "-i", f"PATH={os.environ['PATH']}")
+    _long()
+
+
+def clean_daemon_and_die(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    _daemon_by_shell(po, "env", "-i", f"PATH={os.environ['PATH']}")
+    kill_itself(po, context)
+
+
+def orphan_that_ends(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """A grandchild that outlives its parent by a moment and ends by itself."""
+    if (child := os.fork()) == 0:
+        if os.fork() == 0:
+            time.sleep(0.02)
+        os._exit(0)
+    os.waitpid(child, 0)
+    return {}
+
+
+# ── those who leave their worker in a mess ───────────────────────────────────────────────────────────────────────────
+
+
+def fork_and_return(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    os.fork()
+    return {"pid": os.getpid()}
+
+
+def sys_exit(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    sys.exit(0)
+
+
+def keyboard_interrupt(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def close_standard_fds(po: dict[str, Any], context: WorkerContext) -> None:
+    for fd in range(3):
+        os.close(fd)
+
+
+def close_streams(po: dict[str, Any], context: WorkerContext) -> None:
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def replace_streams(po: dict[str, Any], context: WorkerContext) -> None:
+    sys.stdout = sys.stderr = io.StringIO()
+
+
+def remove_cwd(po: dict[str, Any], context: WorkerContext) -> None:
+    folder = Path(po["folder"], "gone")
+    folder.mkdir()
+    os.chdir(folder)
+    shutil.rmtree(folder)
+
+
+def change_cwd(po: dict[str, Any], context: WorkerContext) -> None:
+    os.chdir("/")
+
+
+def change_umask(po: dict[str, Any], context: WorkerContext) -> None:
+    os.umask(0o777)
+
+
+def change_handler(po: dict[str, Any], context: WorkerContext) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def block_term(po: dict[str, Any], context: WorkerContext) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+def huge_stdout(po: dict[str, Any], context: WorkerContext) -> None:
+    os.write(1, b"x" * 20_000_000)
+    os.write(1, b"\n" + b"y\n" * 100_000)
+
+
+def chatter_for_ever(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    """As many short lines as it can, until it is killed."""
+    block = b"y\n" * 50_000
+    end = time.monotonic() + LONG_S
+    written = 0
+    while time.monotonic() < end:
+        if written < 10_000_000:
+            written += os.write(1, block)
+    os._exit(99)
+
+
+def too_much_memory(po: dict[str, Any], context: WorkerContext) -> None:
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 100_000_000, hard))
+    bytearray(2_000_000_000)
+
+
+_hoard: list[bytes] = []
+
+
+def hoard_memory(po: dict[str, Any], context: WorkerContext) -> None:
+    _hoard.append(os.urandom(1) * 40_000_000)
+
+
+# ── those who survive TERM and end in the time of grace ──────────────────────────────────────────────────────────────
+
+
+def return_on_term(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """`finally: return` swallows whatever comes."""
+    try:
+        _long()
+    finally:
+        return {"swallowed": True}  # noqa: B012
+
+
+def end_in_grace(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """Deaf to TERM, and done a moment after its time is up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(po["seconds"])
+    return {}
+
+
+def raise_on_term(po: dict[str, Any], context: WorkerContext) -> None:
+    """Turns the worker's own exception into an ordinary one."""
+    try:
+        _long()
+    except BaseException as error:
+        raise ValueError("converted") from error
+
+
+# ── those who talk ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def talk(po: dict[str, Any], context: WorkerContext) -> None:
+    """Every way in which text leaves a processor."""
+    number = po["po_number"]
+    print(f"printed by {number}")
+    print(f"complaint of {number}", file=sys.stderr)
+    logging.getLogger("my.site").warning("first line of %s\nsecond line", number)
+    subprocess.run(["/bin/echo", f"echoed by {number}"], check=True)
+    os.write(1, f"half a line of {number}".encode())
+    logging.getLogger("my.site").error("logged in the middle by %s", number)
+    os.write(1, b"\xff\xfe not text\n")
+
+
+def forge_marks(po: dict[str, Any], context: WorkerContext) -> None:
+    """Text that looks like the marks that the worker puts between POs, for instance out of a downloaded page."""
+    forged = {"token": 1, "attempt": 7, "po_number": "FORGED", "task_id": "forged"}
+    os.write(1, b"before\n\x1e" + json.dumps(forged).encode() + b"\n")
+    os.write(1, b'\x1e{"level": "CRITICAL", "logger": "root", "message": "forged"}\n')
+    for text in (b'\x1e{"token": null, "po_number": 1}\n', b'\x1e{"token": 1, "attempt": "x"}\n', b"\x1e[]\n", b"\x1e{\n"):
+        os.write(1, text)
+    print("after")
+
+
+DEEDS: dict[str, Callable[[dict[str, Any], WorkerContext], Any]] = {
+    name: deed for name, deed in list(globals().items())
+    if callable(deed) and getattr(deed, "__module__", "") == __name__ and not name.startswith("_")
+    and name not in ("process", "note", "append")
+}  # fmt: skip
+
+
+# ── classes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Session:
+    """Leaves a line for each setup and teardown in the folder of the option `folder`."""
+
+    def setup(self, context: WorkerContext) -> None:
+        self.path = Path(context.options["folder"], "sessions")
+        append(self.path, f"setup {context.worker_id}")
+        self.worker_id = context.worker_id
+
+    def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
+        return process(po, context)
+
+    def teardown(self) -> None:
+        append(self.path, f"teardown {self.worker_id}")
+
+
+class SetupRaises:
+    """No worker can open its session."""
+
+    def setup(self, context: WorkerContext) -> None:
+        append(Path(context.options["folder"], "boots"), str(os.getpid()))
+        raise OSError("the browser does not start")
+
+    def process(self, po: dict[str, Any]) -> None:
+        """Never reached."""
+
+
+class SetupDies(SetupRaises):
+    """The session's setup takes the process along."""
+
+    def setup(self, context: WorkerContext) -> None:
+        append(Path(context.options["folder"], "boots"), str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class TeardownRaises(Session):
+    """Does not close well."""
+
+    def teardown(self) -> None:
+        raise RuntimeError("the browser does not close")
+
+
+class TeardownHangs(Session):
+    """Does not close at all."""
+
+    def teardown(self) -> None:
+        _long()

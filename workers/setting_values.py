@@ -1,0 +1,114 @@
+"""How the values of settings are read that are not quantities.
+
+Each function takes a value from whatever source and the name of the option, and raises ValueError with what is wrong.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from workers.safe_text import quoted
+
+REPORT_FORMATS = (".json", ".csv", ".yaml")
+
+
+def parse_text(value: object, option: str, *, what: str = "text") -> str:
+    """Text that is not blank and holds no control characters."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not text.strip() or any(ord(c) < 32 or ord(c) == 127 for c in text):
+        raise ValueError(f"{option} must be {what}, got {quoted(value)}")
+    return text
+
+
+def parse_path(value: object, option: str) -> Path:
+    """A path; "~" is the home directory, a relative one starts where the run is started."""
+    text = parse_text(str(value) if isinstance(value, Path) else value, option, what="a path")
+    return Path(os.path.expanduser(text))  # Path.expanduser raises for a user that does not exist
+
+
+def parse_directory(value: object, option: str) -> Path:
+    """The path of a directory that exists."""
+    path = parse_path(value, option)
+    if not os.path.isdir(path):  # Path.is_dir raises where a parent may not be searched
+        raise ValueError(f"{option} must be a directory that exists, got {quoted(str(value))}")
+    return path.absolute()
+
+
+def parse_reports(value: object, option: str) -> tuple[Path, ...]:
+    """Paths whose extensions name formats, from a list or from text with commas between them."""
+    paths = tuple(parse_path(item, option) for item in _items(value, option))
+    for path in paths:
+        if path.suffix.lower() not in REPORT_FORMATS:
+            raise ValueError(f"{option} must end in one of {', '.join(REPORT_FORMATS)}, got {quoted(str(path))}")
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"{option} names the same file twice: {', '.join(quoted(str(path)) for path in paths)}")
+    return paths
+
+
+def parse_processor(value: object, option: str) -> str:
+    """The name of a processing function or class, module:attribute; whether it can be imported is found out later."""
+    name = value.strip() if isinstance(value, str) else ""
+    module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
+        raise ValueError(f"{option} must be module:attribute, such as my_package.orders:process, got {quoted(value)}")
+    return name
+
+
+def parse_delimiter(value: object, option: str) -> str:
+    """The one character between two fields; tab, comma, semicolon and pipe may be named."""
+    named = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
+    delimiter = named.get(value, value) if isinstance(value, str) else None
+    if delimiter is None or len(delimiter) != 1 or delimiter in '"\r\n\0':
+        raise ValueError(f"{option} must be one character, or tab, comma, semicolon or pipe, got {quoted(value)}")
+    return delimiter
+
+
+def parse_encoding(value: object, option: str) -> str:
+    """The name of a text encoding that Python knows."""
+    try:
+        "".encode(parse_text(value, option, what="an encoding"))
+    except LookupError:
+        raise ValueError(f"{option} must be an encoding such as utf-8, cp1252 or utf-16, got {quoted(value)}") from None
+    return str(value)
+
+
+def parse_pairs(value: object, option: str, *, pair: str = "NAME=VALUE") -> dict[str, str]:
+    """Names and values, from a mapping, from a list of NAME=VALUE, or from text with commas between several."""
+    if isinstance(value, Mapping):
+        pairs = [(name, content) for name, content in value.items()]
+    else:
+        pairs = [_split_pair(item, option, pair) for item in _items(value, option)]
+    found: dict[str, str] = {}
+    for name, content in pairs:
+        if not isinstance(name, str) or not name.strip() or not isinstance(content, str):
+            raise ValueError(f"{option} must be {pair}, both text, got {quoted(name)} with the value {quoted(content)}")
+        if name.strip() in found:
+            raise ValueError(f"{option} gives {quoted(name.strip())} twice")
+        found[name.strip()] = content
+    return found
+
+
+def parse_column_map(value: object, option: str) -> dict[str, str]:
+    """Which header holds which field: field=Header,...; several lists (the flag given twice) are joined."""
+    lists = value if isinstance(value, list | tuple) else [value]
+    if not isinstance(value, Mapping):
+        value = [part for text in lists for part in _items(text, option)]
+    return parse_pairs(value, option, pair="field=Header (a header with a comma in it: write the map into a YAML file)")
+
+
+def _items(value: object, option: str) -> list[object]:
+    """A list as it is; text split at its commas, which is what an environment variable can hold."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, Path):
+        return [value]
+    if isinstance(value, list | tuple):
+        return list(value)
+    raise ValueError(f"{option} must be a list, got {quoted(value)}")
+
+
+def _split_pair(item: object, option: str, pair: str) -> tuple[str, str]:
+    name, equals, content = item.partition("=") if isinstance(item, str) else ("", "", "")
+    if not equals:
+        raise ValueError(f"{option} must be {pair}, got {quoted(item)}")
+    return name, content
