@@ -131,6 +131,10 @@ class QueueClient:
         ids: list[str] = self.call("release_worker", worker_id)
         return ids
 
+    def take_back(self, worker_id: str, but: int = 0) -> list[str]:
+        ids: list[str] = self.call("take_back", worker_id, but)
+        return ids
+
     def drain_queue(self) -> None:
         self.call("drain_queue")
 

@@ -82,7 +82,7 @@ class Entry:
         return TaskRecord(
             self.task_id, self.payload, self.priority, self.status, self.attempt, self.retry_count,
             self.max_retries, self.retry_delay, self.task_timeout, self.worker_id,
-            self.created_at, self.assigned_at, self.completed_at, self.result, list(self.error_history or ()),
+            self.created_at, self.assigned_at, self.completed_at, self.result, list(self.error_history or ()), self.po_number,
         )  # fmt: skip
 
 

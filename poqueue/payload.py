@@ -101,7 +101,7 @@ def thaw_result(blob: bytes) -> TaskResult:
 
 def thaw_task(record: TaskRecord) -> ProcessingTask:
     """Open a record: a task that shares nothing with the queue."""
-    fields: list[Any] = list(record)
+    fields: list[Any] = list(record)[:-1]  # but for the PO number, which is in the payload
     fields[1] = thaw(record.payload)
     fields[13] = thaw_result(record.result) if record.result is not None else None
     fields[14] = deepcopy(record.error_history) if record.error_history else []

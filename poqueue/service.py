@@ -19,13 +19,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import connection, get_context
+from multiprocessing import connection, current_process, get_context
 from multiprocessing.managers import BaseManager, Server
 from pathlib import Path
 from typing import Any
 
 from poqueue.client import QueueClient, connect
-from poqueue.errors import ManagerLostError, PoqueueError, QueueError
+from poqueue.errors import ConfigError, ManagerLostError, PoqueueError, QueueError
 from poqueue.task import TaskRecord
 from poqueue.task_queue import TaskQueue
 from poqueue.wire import check_address, check_private, dial, peer_uid, set_time_limit, set_time_limit_of
@@ -194,6 +194,19 @@ def fits_address(directory: Path) -> bool:
     return True
 
 
+NO_GUARD_EXIT = 64
+NO_GUARD = (
+    "each process that is started imports the script again, and so would start a batch of its own; "
+    'put what starts the batch below a line: if __name__ == "__main__":'
+)
+
+
+def leave_if_imported_again() -> None:
+    """End this process if it is one of ours that still imports the script: without a guard, the script ends up here."""
+    if getattr(current_process(), "_inheriting", False):
+        os._exit(NO_GUARD_EXIT)  # the parent, which sees the exit code, tells it once
+
+
 class QueueService:
     """Starts the manager process, and ends it.
 
@@ -251,6 +264,7 @@ class QueueService:
         Raises:
             ManagerLostError: it died on the way.
         """
+        leave_if_imported_again()
         directory = self._directory
         if directory is None:
             directory = Path(self._made_directory or tempfile.mkdtemp(prefix="poqueue-"))
@@ -263,6 +277,9 @@ class QueueService:
             manager.start(_host_queue, (self._settings, os.getpid(), self.address, self._log_path, self._on_orphan))
         except (EOFError, OSError) as error:
             self._remove_directory()
+            manager._process.join(1.0)
+            if manager._process.exitcode == NO_GUARD_EXIT:
+                raise ConfigError(NO_GUARD) from None
             raise ManagerLostError(f"the manager process died while it started: {error!r}") from None
         self._manager = manager
 

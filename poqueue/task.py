@@ -83,7 +83,8 @@ class Report(NamedTuple):
     """How one attempt ended, as a worker tells it.
 
     With a `result` (frozen) it is final: COMPLETED, or FAILED by its `success`. With an `error` (plain data) the attempt
-    failed: the task is retried, after `retry_after_s` seconds if the worker names them, unless `give_up` says never.
+    failed: the task is retried, after `retry_after_s` seconds if the worker names them, unless `give_up` says never. With
+    neither the attempt was never begun, and its lease is undone.
     """
 
     task_id: str
@@ -120,6 +121,7 @@ class TaskRecord(NamedTuple):
     completed_at: float | None
     result: bytes | None
     error_history: list[dict[str, Any]]
+    po_number: str
 
 
 class Event(NamedTuple):

@@ -240,9 +240,19 @@ class TaskQueue:
         """
         with self._lock:
             self._retired.add(worker_id)
-            held = [
-                e for e in self._ledger.of_worker(worker_id) if e.status is S.PROCESSING and e.worker_id == worker_id
-            ]
+            return self.take_back(worker_id)
+
+    def take_back(self, worker_id: str, but: int = 0) -> list[str]:
+        """Undo, uncharged, the leases that a worker holds and has not begun; `but` is the token of the one it works on.
+
+        Only for a caller who knows that the worker will not begin them any more.
+
+        Returns:
+            The ids of the tasks that wait again.
+        """
+        with self._lock:
+            of_worker = self._ledger.of_worker(worker_id)
+            held = [e for e in of_worker if e.status is S.PROCESSING and e.worker_id == worker_id and e.token != but]
             for entry in held:
                 self._undo(entry)
             self._work.notify_all()
@@ -619,8 +629,11 @@ class TaskQueue:
         if entry is None or not is_live or entry.token != report.token or entry.worker_id != worker_id:
             logger.info("report of %s on task %s came too late; ignored", worker_id, report.task_id)
             return
-        if report.error is None:
+        if report.result is not None:
             self._end(entry, report.result, None)
+        elif report.error is None:
+            self._undo(entry)
+            self._wake(1)
         elif report.give_up:
             self._fail(entry, report.error, report.processing_time)
         else:

@@ -18,6 +18,7 @@ from typing import Any
 from poqueue.errors import ConfigError, OrdersError, ServiceError
 from poqueue.payload import thaw, thaw_result
 from poqueue.report import as_csv, as_yaml
+from poqueue.service import leave_if_imported_again
 from poqueue.task import Event, ProcessingTask, TaskStatus
 from workers.log import RunLogging
 from workers.orders import OrderBook, OrderSource, read_orders
@@ -49,7 +50,7 @@ class BatchReport:
         exit_code: as the command line would end (README, exit codes).
         accounts: what became of every input row.
         tasks: POs by status: succeeded, failed, not_run.
-        files: what was written, by name.
+        files: what was written: by name in the run directory, by path elsewhere.
         seconds: from the first worker's start to the last PO's end.
         reason: "done", "interrupted", "halted" or "nothing to do"; `message` says more.
         report: the queue's report, as export_queue_report("json") gives it, with `run` and `accounts`.
@@ -81,6 +82,9 @@ def run_batch(
     Raises:
         ConfigError, ProcessorError, OrdersError: nothing ran; the text says what to do.
     """
+    leave_if_imported_again()
+    if "workers" in settings and "jobs" in settings:
+        raise ConfigError("jobs and workers are two names of one setting: give one of them")
     if "workers" in settings:
         settings["jobs"] = settings.pop("workers")
     named = {"processor": processor} if isinstance(processor, str) else {}
@@ -117,10 +121,11 @@ class Batch:
             return self._nothing_to_do(book)
         for path in (*self._settings.report, *([self._settings.results] if self._settings.results else [])):
             _check_writable(path, self._orders)
-        run_dir = make_run_dir(self._settings.run_dir, self._orders)
-        results = ResultsWriter(run_dir, book, self._settings.results)
-        with contextlib.closing(results), self._logging(run_dir), SignalInbox() as signals:
-            return _Run(self, book, run_dir, results, signals).go()
+        with SignalInbox() as signals:  # from here on there is something to be written, whatever comes
+            run_dir = make_run_dir(self._settings.run_dir, self._orders)
+            results = ResultsWriter(run_dir, book, self._settings.results)
+            with contextlib.closing(results), self._logging(run_dir):
+                return _Run(self, book, run_dir, results, signals).go()
 
     def supervisor(self, run_dir: Path, on_event: Any, signals: SignalInbox) -> Supervisor:
         """The supervisor that these settings ask for."""
@@ -209,8 +214,9 @@ class _Run:
         not_run = self._not_run if self._not_run is not None else self._left_over()
         self._counts["not_run"] = len(not_run)
         accounts = self._results.finish(not_run)
-        if (self._run_dir / "manager.log").stat().st_size == 0:
-            (self._run_dir / "manager.log").unlink()
+        with contextlib.suppress(FileNotFoundError):  # it may have died before it made the file
+            if (self._run_dir / "manager.log").stat().st_size == 0:
+                (self._run_dir / "manager.log").unlink()
         files = {
             name: self._run_dir / name
             for name in ("results.csv", "failed.csv", "not_run.csv", "run.log", "manager.log")
@@ -222,7 +228,10 @@ class _Run:
         }
         report["run"] |= {"seconds": round(seconds, 3), "reason": end.reason, "message": end.message}
         for path in (self._run_dir / "report.json", *self._batch._settings.report):
-            files[path.name] = write_report(report, path)
+            name = path.name if path.parent == self._run_dir else str(path)
+            files[name] = write_report(report, path)
+        if self._batch._settings.results is not None:
+            files[str(self._batch._settings.results)] = self._batch._settings.results
         code = self._exit_code(end, accounts, total)
         files = {name: path for name, path in files.items() if path.exists()}
         return BatchReport(
@@ -305,7 +314,11 @@ class _Run:
         """What has not ended, if the queue cannot say: from the order file again."""
         if all(self._ended):
             return []
-        orders = self._batch._read().orders
+        book = self._batch._read()
+        if book.sha256 != self._book.sha256:
+            logger.error("%s has changed meanwhile: what is left of it cannot be written", self._batch._orders)
+            return []
+        orders = book.orders
         return [po for number, po in enumerate(orders) if not self._ended[number]]
 
     def _exit_code(self, end: RunEnd, accounts: Accounts, total: int) -> int:

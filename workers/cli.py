@@ -24,11 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     from poqueue.errors import InputError, OrdersError, PoqueueError
 
+    _fill_standard_descriptors()
+    signal.signal(signal.SIGTERM, _leave)
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
         code: int = arguments.command_function(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # started without one (>&-)
+            sys.stdout.flush()
         return code
     except OrdersError as error:
         return _complain(error, EXIT_ORDERS)
@@ -41,6 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, EXIT_INTERNAL)
     except KeyboardInterrupt:
         return _complain("interrupted before anything ran", 128 + signal.SIGINT)
+
+
+def _leave(number: int, frame: object) -> None:
+    """TERM before there is a run: leave, and clean up on the way."""
+    raise SystemExit(128 + number)
+
+
+def _fill_standard_descriptors() -> None:
+    """Started without stdin, stdout or stderr, the next file opened would take its place, and be written into."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, so this one
 
 
 def _complain(error: object, code: int) -> int:
@@ -114,6 +131,9 @@ class _Parser(argparse.ArgumentParser):
             known = [flag for action in self._all_actions() for flag in action.option_strings]
             unknown = message.removeprefix(prefix).split()[0].split("=")[0]
             message += did_you_mean(nearest(unknown, known))
+        if "invalid choice: " in message:
+            wrong, _, choices = message.partition("invalid choice: ")[2].partition(" (choose from ")
+            message += did_you_mean(nearest(wrong.strip("'"), [word.strip(" ')") for word in choices.split(",")]))
         self.print_usage(sys.stderr)
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
 
@@ -282,7 +302,7 @@ def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
         _say(line)
     _say(f"{report.seconds:.1f} s, {rate:.1f} POs/s")
     _say_errors(report)
-    _say(f"files in {_shown(report.run_dir)}: {', '.join(path.name for path in report.files.values())}")
+    _say(f"files in {_shown(report.run_dir)}: {', '.join(report.files)}")
     if report.message:
         _say(report.message)
     for words, name in (("run the failures again", "failed.csv"), ("run the rest", "not_run.csv")):

@@ -181,7 +181,7 @@ def _import_target(spec: ProcessorSpec) -> Any:
         raise ProcessorError(
             f"processor {path!r}: importing {module_name} ended the process (exit {error.code})"
         ) from None
-    except Exception as error:  # a module may raise anything while it is imported
+    except BaseException as error:  # a module may raise anything while it is imported
         raise ProcessorError(
             f"processor {path!r}: importing {module_name} failed: {_last_line(error)}{_place_of(error)}"
         ) from error

@@ -6,10 +6,11 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
-from poqueue.errors import ProcessorError
+from poqueue.errors import ConfigError, ProcessorError
+from poqueue.service import NO_GUARD, NO_GUARD_EXIT
 from workers.own_process import die_with_parent
 from workers.process_control import quiet_start
-from workers.processing import ProcessorSpec, load_target
+from workers.processing import ProcessorSpec, check_importable, load_target
 
 TIME_LIMIT_S = 60.0
 SHIPPED = "workers.processors."
@@ -24,6 +25,8 @@ class ProcessorCheck:
         self._process: Any = None
         if not isinstance(spec.target, str) or spec.target.startswith(SHIPPED):
             load_target(spec)
+            if not isinstance(spec.target, str):
+                check_importable(spec.target)
             return
         self._output = tempfile.NamedTemporaryFile(prefix="poqueue-check-")  # noqa: SIM115  (closed by close)
         context = get_context("spawn")
@@ -55,6 +58,8 @@ class ProcessorCheck:
                 message = self._answers.recv()
             except EOFError:
                 self._process.join()
+                if self._process.exitcode == NO_GUARD_EXIT:
+                    raise ConfigError(NO_GUARD) from None
                 raise ProcessorError(
                     f"processor {self._spec.name!r}: importing it ended the process "
                     f"(exit code {self._process.exitcode}){self._said()}"

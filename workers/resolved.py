@@ -1,6 +1,6 @@
 """The settings of one run, merged from their sources, each value with where it came from.
 
-    command line > environment POQUEUE_<KEY> > YAML file > default
+command line > environment POQUEUE_<KEY> > YAML file > default
 """
 
 from collections.abc import Mapping, Sequence

@@ -91,9 +91,9 @@ class Staff:
             return
         reason = worker.files.boot_failure()
         self._boot_failures += 1
-        self._boot_reason = reason.strip() or f"it ended by {worker.how_it_ended()}"
+        self._boot_reason = (reason.strip() or f"it ended by {worker.how_it_ended()}").splitlines()[-1]
         self._not_before = now + min(MAX_BOOT_DELAY_S, 0.1 * 2.0 ** (self._boot_failures - 1))
-        logger.warning("a worker could not start: %s", self._boot_reason.splitlines()[-1], extra={"traceback": reason})
+        logger.warning("a worker could not start: %s", self._boot_reason, extra={"traceback": reason})
 
     def _employ(self, worker: WorkerProcess, slot: int) -> None:
         incarnation = self._incarnations[slot] = self._incarnations.get(slot, 0) + 1

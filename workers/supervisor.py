@@ -39,7 +39,7 @@ from workers.processing import ProcessorSpec, check_importable, load_target
 from workers.progress import Snapshot, WorkerView
 from workers.signals import SignalInbox
 from workers.staff import Staff
-from workers.worker import WorkerSettings
+from workers.worker import RELIEF_S, WorkerSettings
 from workers.worker_files import Phase, Status
 from workers.worker_process import WorkerProcess
 
@@ -343,7 +343,7 @@ class Supervisor:
             return
         latest = task.error_history[-1] if task.error_history else {}
         ids = {"worker_id": task.worker_id, "task_id": task.task_id, "attempt": task.attempt}
-        ids |= {"po_number": latest.get("po_number", "")}
+        ids["po_number"] = task.po_number
         if event.kind == "completed":
             logger.debug("completed", extra=ids)
             return
@@ -440,11 +440,23 @@ class Supervisor:
                     "no end after %.3g s: killing the worker", now - status.started, extra=_ids(worker, status)
                 )
                 worker.begin_kill("timeout", status.token, now, wants_evidence=True)
+            elif status.token not in (0, worker.relieved_token) and now - status.started > RELIEF_S:
+                self._relieve(worker, status)
         for standby in self._staff.standbys:
             standby.advance_kill(now, self._grace_s)
         if self._max_memory is not None and now >= self._next_memory_check:
             self._next_memory_check = now + MEMORY_CHECK_S
             self._retire_large()
+
+    def _relieve(self, worker: WorkerProcess, status: Status) -> None:
+        """A PO takes its time: what its worker finished before it is told, what it holds behind it goes to others.
+
+        The worker begins none of those any more (Worker._process says why), and what it tells again changes nothing.
+        """
+        worker.relieved_token = status.token
+        if untold := worker.files.untold_reports():
+            self._report_for(worker.worker_id, untold)
+        self.queue.take_back(worker.worker_id, but=status.token)
 
     def _deadline(self, status: Status) -> float:
         return status.started + status.task_timeout + self._lost_since(status.started)

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 WAIT_S = 5.0
 LEASE_AHEAD_S = 0.010
+HOLD_S = 0.050  # a lease held ahead is begun within this time, or not at all
+RELIEF_S = 5 * HOLD_S  # a PO that takes this long holds others up: the supervisor sees to them
 MAX_LEASES = 64
 STRAY_CHILD_EXIT = 70
 BOOT_EXIT = 3
@@ -116,14 +118,23 @@ class Worker:
             if is_last or grant.stop:
                 self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)
                 return
+            latest_start = time.monotonic() + HOLD_S
             for lease in grant.leases:
-                self._process(lease, context)
+                self._process(lease, context, latest_start if lease is not grant.leases[0] else None)
             self._files.idle()
 
-    def _process(self, lease: Lease, context: WorkerContext) -> None:
+    def _process(self, lease: Lease, context: WorkerContext, latest_start: float | None) -> None:
+        """Run one attempt, or give a lease back that was held for too long.
+
+        First the mark, then the look at the clock: whoever reads another PO's mark after `latest_start` then knows that
+        this one will not begin here, and may give it to somebody else (the supervisor does, at RELIEF_S).
+        """
         files = self._files
         begin = time.monotonic()
         files.begin(lease.token, lease.attempt, begin, lease.task_timeout, lease.po_number, lease.task_id)
+        if latest_start is not None and time.monotonic() > latest_start:
+            self._reports.append(Report(lease.task_id, lease.token, 0.0))
+            return
         report = run_attempt(self._processor, lease, context)
         if os.getpid() != self._pid:
             os._exit(STRAY_CHILD_EXIT)  # the processor forked, and this is the child coming back into our loop
@@ -212,8 +223,7 @@ def _capture_output(files: WorkerWriter) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     os.dup2(files.output_fd, 1)
     os.dup2(files.output_fd, 2)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115  (for the life of the process)
@@ -222,7 +232,7 @@ def _capture_output(files: WorkerWriter) -> None:
     stack = open(files.folder / "stack", "w")  # noqa: SIM115
     faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True, chain=False)
     faulthandler.enable(file=sys.stderr)
-    logging.basicConfig(handlers=[_FilesHandler(files)], level=logging.INFO, force=True)
+    logging.basicConfig(handlers=[_FilesHandler(files)], level=logging.INFO, format="%(message)s", force=True)
     logging.captureWarnings(True)
 
 

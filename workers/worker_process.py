@@ -40,6 +40,7 @@ class WorkerProcess:
         self.slot = 0
         self.kill: Kill | None = None
         self.is_retiring = False
+        self.relieved_token = 0
         self.started = time.monotonic()
         self.started_at = time.time()
         self.files = WorkerReader(folder)

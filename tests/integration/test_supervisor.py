@@ -1,11 +1,14 @@
 """The supervisor and its processes as a whole: what is lost when anything at all is killed, and that nothing stays behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,7 +237,7 @@ def test_time_in_which_the_supervisor_did_not_run_counts_against_no_po(tmp_path:
         wait_until(has_begun(tmp_path, 1), "A has begun")
         run.send_signal(signal.SIGSTOP)
         begun = history(tmp_path)[0]["at"]
-        wait_until(lambda: __import__("time").monotonic() > begun + 5.0, "its time is over")
+        wait_until(lambda: time.monotonic() > begun + 5.0, "its time is over")
         run.send_signal(signal.SIGCONT)
         (tmp_path / "go").touch()
         assert run.communicate(timeout=20)[0].split() == ["completed", "0"]
@@ -317,6 +320,7 @@ def test_nothing_survives_a_supervisor_that_is_killed(start_method: str, tmp_pat
         end_script(run)
         for pid in living([pid for do in bad for pid in started_pids(tmp_path / do)]):
             os.kill(pid, signal.SIGKILL)
+        clear_temporary_folder("pymp-*")  # multiprocessing's own, for the fork server
 
 
 def test_a_manager_that_dies_with_its_supervisor_takes_the_workers_along(tmp_path: Path, mark: str) -> None:
@@ -342,15 +346,11 @@ def test_a_manager_that_dies_with_its_supervisor_takes_the_workers_along(tmp_pat
         wait_until(lambda: not marked(mark), "nothing is left", within_s=5.0)
     finally:
         end_script(run)
-        # nobody is left to remove the socket's folder; the operating system's own cleaner does
-        clear_temporary_folder()
+        clear_temporary_folder("poqueue-*")  # nobody was left to do it
 
 
-def clear_temporary_folder() -> None:
-    import shutil
-    import tempfile
-
-    for path in Path(tempfile.gettempdir()).iterdir():
+def clear_temporary_folder(pattern: str) -> None:
+    for path in Path(tempfile.gettempdir()).glob(pattern):
         shutil.rmtree(path, ignore_errors=True)
 
 

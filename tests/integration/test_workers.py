@@ -166,19 +166,19 @@ def output(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def test_whatever_a_processor_says_is_told_with_its_po(tmp_path: Path, output: pytest.LogCaptureFixture) -> None:
-    perform(tmp_path, po("A", "talk", tmp_path), po("B", "talk", tmp_path), jobs=1)
+    numbers = {"PO-1", "PO-2"}
+    perform(tmp_path, *(po(number, "talk", tmp_path) for number in sorted(numbers)), jobs=1)
 
     lines = said(output)
-    for number in "AB":
+    for number in numbers:
         texts = [text for whose, attempt, text in lines if (whose, attempt) == (number, 1)]
         assert f"printed by {number}" in texts
         assert f"complaint of {number}" in texts
         assert f"echoed by {number}" in texts
-        assert any(f"first line of {number}\nsecond line" in text for text in texts)
-        assert not any(other in text for text in texts for other in {"A", "B"} - {number})
+        assert f"my.site: first line of {number}\nsecond line" in texts
+        assert not any(other in text for text in texts for other in numbers - {number})
     assert all(record.worker_id == "w1.1" for record in output.records if record.name == "workers.output")  # type: ignore[attr-defined]
-    levels = {record.getMessage().split()[1]: record.levelname for record in output.records if "my.site" in record.getMessage()}
-    assert levels["first"] == "WARNING"
+    assert {record.levelname for record in output.records if "first line" in record.getMessage()} == {"WARNING"}
 
 
 def test_a_log_record_in_the_middle_of_a_line_stays_a_log_record(
@@ -197,6 +197,12 @@ def test_the_last_words_of_a_worker_that_is_killed_are_told(tmp_path: Path, outp
     for attempt in (1, 2):
         assert ("BAD", attempt, "last words") in said(output)
         assert ("BAD", attempt, "no newline at the end") in said(output)
+
+
+def test_last_words_are_told_however_much_was_said_before(tmp_path: Path, output: pytest.LogCaptureFixture) -> None:
+    perform(tmp_path, po("BAD", "shout_and_die", tmp_path), task_timeout=20.0)
+
+    assert ("BAD", 1, "last words") in said(output)
 
 
 def test_text_that_looks_like_our_marks_is_text(tmp_path: Path, output: pytest.LogCaptureFixture) -> None:

@@ -130,6 +130,12 @@ def say_and_die(po: dict[str, Any], context: WorkerContext) -> NoReturn:
     kill_itself(po, context)
 
 
+def shout_and_die(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    """More than a reader takes at once, and then what matters."""
+    os.write(1, (b"z" * 999 + b"\n") * 12_000)
+    say_and_die(po, context)
+
+
 def own_and_die(po: dict[str, Any], context: WorkerContext) -> NoReturn:
     """Owns a folder, a file and a process that has left the worker's family."""
     folder = Path(po["folder"], "profile")

@@ -19,6 +19,7 @@ from workers.quantities import did_you_mean, nearest
 
 TARGET = "workers.processors.command:Command"
 OPTION, SHELL_OPTION = "command", "shell"
+_FIELD_MARK = 0xF0000  # a plane of Unicode for private use
 
 
 class CommandFailed(Exception):
@@ -52,7 +53,7 @@ class Command:
         if self._is_shell:
             quoted = {name: shlex.quote(value) for name, value in fields.items()}
             return ["/bin/sh", "-c", fill_in(self._template, quoted)]
-        return [fill_in(argument, fields) for argument in shlex.split(self._template)]
+        return [fill_in(argument, fields) for argument in split_template(self._template)]
 
 
 def check_command(template: str, names: Iterable[str]) -> None:
@@ -62,10 +63,14 @@ def check_command(template: str, names: Iterable[str]) -> None:
         ConfigError: it cannot be split, is empty, or names a field that no order has.
     """
     try:
-        parts = shlex.split(template)
-        wanted = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parts = split_template(template)
+        fields_found = [found for found in string.Formatter().parse(template) if found[1] is not None]
     except ValueError as error:
         raise ConfigError(f"--command {template!r}: {error}") from None
+    for _, name, form, conversion in fields_found:
+        if form or conversion:
+            raise ConfigError(f"--command {template!r}: {{{name}}} takes no format; values are filled in as they stand")
+    wanted = [str(name) for _, name, _, _ in fields_found]
     if not parts:
         raise ConfigError("--command is empty")
     known = {*names, "po_number", "task_id", "attempt", "output_dir"}
@@ -75,6 +80,16 @@ def check_command(template: str, names: Iterable[str]) -> None:
             raise ConfigError(
                 f"--command: the orders have no field {name!r}{did_you_mean(nearest(name, known))}; fields: {fields}"
             )
+
+
+def split_template(template: str) -> list[str]:
+    """The arguments of a template, as a shell would split it; a field is never split, whatever its name holds."""
+    found = list(string.Formatter().parse(template))
+    # Each field travels through the split as one character that no template holds.
+    line = "".join(text + ("" if name is None else chr(_FIELD_MARK + n)) for n, (text, name, _, _) in enumerate(found))
+    names = {chr(_FIELD_MARK + n): f"{{{name}}}" for n, (_, name, _, _) in enumerate(found) if name is not None}
+    doubled = {"{": "{{", "}": "}}"}
+    return ["".join(names.get(c) or doubled.get(c, c) for c in argument) for argument in shlex.split(line)]
 
 
 def fill_in(template: str, fields: Mapping[str, str]) -> str:

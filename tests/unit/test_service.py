@@ -1,0 +1,651 @@
+"""The queue in a process of its own: time limits, lost and stopped managers, streams that must not shift, who may connect."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import connection, get_context
+from multiprocessing.managers import BaseManager, Server
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+import pytest
+
+from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
+from poqueue import client as client_module
+from poqueue.client import QueueClient
+from poqueue.errors import CallTimeoutError, ManagerLostError, PoqueueError, QueueError, ServiceError, TaskNotFoundError
+from poqueue.service import METHODS, QueueServer, QueueService, connect
+
+ROOT = Path(__file__).parents[2]
+SHORT_S = 0.3
+SOON_S = 5.0  # "quickly", on a machine that does other things as well
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+def wait_until(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def service() -> Iterator[QueueService]:
+    with QueueService(start_method="fork") as service:
+        yield service
+
+
+@pytest.fixture
+def queue(service: QueueService) -> QueueClient:
+    return service.client()
+
+
+def task(number: str) -> ProcessingTask:
+    return ProcessingTask(number, {"po_number": number})
+
+
+def is_well(queue: QueueClient) -> bool:
+    """The stream of this thread is in step: every answer belongs to its question."""
+    return all(queue.find_task(task_id=number) is None for number in ("x", "y")) and (
+        queue.get_queue_status()["status"] == "ACTIVE" and queue.get_tasks_by_worker("nobody") == []
+    )
+
+
+# ── time limits ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def stopped(service: QueueService) -> Iterator[None]:
+    os.kill(service.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(service.pid, signal.SIGCONT)
+
+
+def test_a_call_to_a_stopped_manager_ends_in_time_and_the_next_one_works(
+    service: QueueService, queue: QueueClient
+) -> None:
+    queue.add_task(task("A"))
+
+    with stopped(service), pytest.raises(CallTimeoutError):
+        queue.call("find_task", None, "A", timeout_s=SHORT_S)
+
+    assert is_well(queue)
+    assert queue.find_task(task_id="A") is not None
+
+
+def test_a_new_connection_to_a_stopped_manager_ends_in_time(
+    service: QueueService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "CALL_TIMEOUT_S", SHORT_S)
+    fresh = service.client()
+
+    with stopped(service), pytest.raises(ServiceError):
+        fresh.get_queue_status()
+
+    monkeypatch.undo()
+    assert is_well(fresh)
+
+
+def test_a_request_too_large_for_the_socket_ends_in_time_as_well(service: QueueService, queue: QueueClient) -> None:
+    queue.get_queue_status()
+
+    with stopped(service), pytest.raises(ServiceError):
+        queue.call("find_task", "x" * 50_000_000, timeout_s=SHORT_S)
+
+    assert is_well(queue)
+
+
+def test_a_service_whose_manager_is_stopped_can_be_ended(service: QueueService) -> None:
+    pid = service.pid
+    os.kill(pid, signal.SIGSTOP)
+
+    service.stop()
+
+    assert not psutil.pid_exists(pid)
+
+
+# ── a lost manager ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_lost_manager_is_told_at_once_and_every_time(service: QueueService, queue: QueueClient) -> None:
+    queue.get_queue_status()
+    os.kill(service.pid, signal.SIGKILL)
+    begun = time.monotonic()
+
+    for _ in range(3):
+        with pytest.raises(ManagerLostError):
+            queue.get_queue_status()
+    with pytest.raises(ManagerLostError):
+        connect(service.address, service.key)
+
+    assert time.monotonic() - begun < SOON_S
+
+
+def test_a_call_that_waits_notices_the_loss(service: QueueService, queue: QueueClient) -> None:
+    queue.get_queue_status()
+    pid = service.pid
+    threading.Timer(SHORT_S, os.kill, (pid, signal.SIGKILL)).start()
+
+    with pytest.raises(ManagerLostError):
+        queue.exchange("w", (), 1, 5.0)
+
+
+def test_a_closed_client_says_so_and_wakes_a_waiting_thread(queue: QueueClient) -> None:
+    faults: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            queue.read_events(1, 0, wait_s=5.0)
+        except BaseException as error:
+            faults.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    wait_until(lambda: queue._connections, "the thread has connected")
+    begun = time.monotonic()
+    queue.close()
+    waiting.join()
+
+    assert time.monotonic() - begun < SOON_S
+    assert isinstance(faults[0], ManagerLostError)
+    with pytest.raises(ManagerLostError):
+        queue.get_queue_status()
+
+
+def test_a_manager_that_cannot_start_is_an_error_of_ours(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "queue.sock").write_text("in the way")
+
+    with pytest.raises(ManagerLostError):
+        QueueService(start_method="fork", directory=tmp_path).start()
+
+
+# ── streams that must not shift ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Interrupt(Exception):
+    """Raised by a signal handler, as a Ctrl-C would be."""
+
+
+@pytest.fixture
+def alarm() -> Iterator[Callable[[float], None]]:
+    """Raises Interrupt in the main thread after some seconds."""
+
+    def ring(number: int, frame: Any) -> NoReturn:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, ring)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_an_exception_between_question_and_answer_shifts_nothing(
+    service: QueueService, queue: QueueClient, alarm: Callable[[float], None]
+) -> None:
+    queue.add_task(task("A"))
+
+    for _ in range(3):
+        with stopped(service), pytest.raises(Interrupt):
+            alarm(0.05)
+            queue.find_task(task_id="A")
+        assert is_well(queue)
+
+
+def test_an_exception_while_a_connection_is_made_shifts_nothing(
+    service: QueueService, alarm: Callable[[float], None]
+) -> None:
+    fresh = service.client()
+    with stopped(service), pytest.raises(Interrupt):
+        alarm(0.05)
+        fresh.get_queue_status()
+
+    assert is_well(fresh)
+
+
+def test_exceptions_at_any_moment_shift_nothing(service: QueueService, alarm: Callable[[float], None]) -> None:
+    """Also right after the connection was made, and before it was used."""
+    queue = service.client()
+    for number in range(150):
+        fresh = queue if number % 2 else service.client()
+        with contextlib.suppress(Interrupt):
+            alarm(0.00002 * number + 0.00001)
+            for _ in range(20):
+                assert fresh.get_queue_status()["status"] == "ACTIVE"
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert is_well(fresh)
+
+
+def test_an_exception_after_half_of_the_greeting_does_not_poison_the_connection(
+    service: QueueService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key is proved, and the answer to accept_connection is not read."""
+    fresh = service.client()
+    real_dial = client_module.dial
+
+    class Deaf:
+        def __init__(self, conn: Any) -> None:
+            self._conn = conn
+
+        def recv(self) -> NoReturn:
+            raise Interrupt
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._conn, name)
+
+    monkeypatch.setattr(client_module, "dial", lambda *args: Deaf(real_dial(*args)))
+    with pytest.raises(Interrupt):
+        fresh.get_queue_status()
+    monkeypatch.undo()
+
+    assert is_well(fresh)
+
+
+@pytest.mark.parametrize("fault", [EOFError(), ConnectionResetError(), BlockingIOError()])
+def test_a_manager_lost_while_it_greets_is_an_error_of_ours(
+    fault: Exception, service: QueueService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = service.client()
+    real_dial = client_module.dial
+
+    class Broken:
+        def __init__(self, conn: Any) -> None:
+            self._conn = conn
+
+        def recv(self) -> NoReturn:
+            raise fault
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._conn, name)
+
+    monkeypatch.setattr(client_module, "dial", lambda *args: Broken(real_dial(*args)))
+    with pytest.raises(ServiceError):
+        fresh.get_queue_status()
+
+
+def test_threads_have_streams_of_their_own(queue: QueueClient) -> None:
+    queue.add_tasks([task(f"P{n}") for n in range(50)])
+    wrong: list[str] = []
+
+    def look() -> None:
+        for n in range(50):
+            found = queue.find_task(task_id=f"P{n}")
+            if found is None or found.task_id != f"P{n}":
+                wrong.append(f"P{n}")
+
+    threads = [threading.Thread(target=look) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+
+
+# ── forks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def in_forked_child(body: Callable[[], object]) -> int:
+    """Exit code of a child that runs this: 0 if it returned true."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if body() else 2
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_forked_copy_has_a_stream_of_its_own(queue: QueueClient) -> None:
+    queue.add_tasks([task(f"P{n}") for n in range(30)])
+
+    def look() -> bool:
+        return all(queue.find_task(task_id=f"P{n}") is not None for n in range(30))
+
+    assert in_forked_child(look) == 0
+    assert look() and is_well(queue)
+
+
+def test_a_forked_copy_that_is_closed_leaves_the_original_alone(queue: QueueClient) -> None:
+    assert is_well(queue)
+    conn = queue._local.connection
+
+    def close() -> bool:
+        queue.close()
+        return True
+
+    assert in_forked_child(close) == 0
+    assert is_well(queue)
+    assert queue._local.connection is conn
+
+
+def test_a_forked_copy_of_the_service_ends_nothing(service: QueueService, queue: QueueClient) -> None:
+    """A child that unwinds through the owner's `with` block."""
+    assert in_forked_child(lambda: service.stop() or True) in (0, 1)
+
+    assert is_well(queue)
+    assert is_well(connect(service.address, service.key))
+
+
+# ── who may connect ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_wrong_key_is_refused_without_being_shown(service: QueueService) -> None:
+    key = b"0123456789abcdef-wrong"
+
+    with pytest.raises(ManagerLostError) as caught:
+        connect(service.address, key)
+
+    assert "wrong" not in str(caught.value) and service.key.hex() not in str(caught.value)
+    assert is_well(service.client())
+
+
+@pytest.mark.parametrize(
+    "address", [("127.0.0.1", 5000), ("", 0), "\0abstract", "relative/path", "", None, 7, "/" + "x" * 101]
+)
+def test_other_kinds_of_address_are_refused(address: Any) -> None:
+    with pytest.raises(ValueError):
+        QueueClient(address, b"0" * 32)
+
+
+@pytest.mark.parametrize("key", [b"", b"short", None, "0" * 32])
+def test_keys_that_are_none_are_refused(key: Any) -> None:
+    with pytest.raises(ValueError, match="key"):
+        QueueClient("/tmp/queue.sock", key)
+
+
+def test_a_socket_that_others_could_reach_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+
+    with pytest.raises(ValueError, match="0700"):
+        QueueService(start_method="fork", directory=tmp_path).start()
+
+
+def test_silent_connections_hold_up_nobody(service: QueueService, queue: QueueClient) -> None:
+    silent = []
+    try:
+        for _ in range(30):
+            plug = socket.socket(socket.AF_UNIX)
+            silent.append(plug)
+            plug.connect(service.address)
+        begun = time.monotonic()
+        assert is_well(queue) and is_well(connect(service.address, service.key))
+        assert time.monotonic() - begun < SOON_S
+    finally:
+        for plug in silent:
+            plug.close()
+
+
+def test_a_silent_connection_is_dropped(service: QueueService) -> None:
+    with socket.socket(socket.AF_UNIX) as plug:
+        plug.settimeout(15.0)
+        plug.connect(service.address)
+        while plug.recv(4096):  # its challenge, and then the end
+            pass
+
+
+@pytest.mark.parametrize("junk", [b"\xff" * 64, b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff" + b"\x7f" * 8, b"GET / HTTP/1.0\r\n\r\n"])
+def test_junk_harms_only_its_own_connection(junk: bytes, service: QueueService, queue: QueueClient) -> None:
+    with socket.socket(socket.AF_UNIX) as plug:
+        plug.connect(service.address)
+        plug.sendall(junk)
+
+    assert is_well(queue)
+
+
+def test_a_client_killed_in_the_middle_of_a_message_harms_nobody(service: QueueService, queue: QueueClient) -> None:
+    conn = client_module.dial(service.address, service.key, 5.0)
+    conn.send((None, "accept_connection", ("x",), {}))
+    conn.recv()
+    os.write(conn.fileno(), (1000).to_bytes(4, "big") + b"half")
+    conn.close()
+
+    assert is_well(queue)
+
+
+# ── what may go wrong inside ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Exits:
+    """Ends whoever opens it."""
+
+    def __init__(self, error: str) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return _raise, (self.error,)
+
+
+class Unpresentable(Exception):
+    """Cannot even be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    __str__ = __repr__
+
+
+def _raise(name: str) -> NoReturn:
+    raise {
+        "SystemExit": SystemExit(0), "KeyboardInterrupt": KeyboardInterrupt(), "EOFError": EOFError(),
+        "OSError": OSError(5, "io"), "GeneratorExit": GeneratorExit(), "Unpresentable": Unpresentable(),
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error", ["SystemExit", "KeyboardInterrupt", "EOFError", "OSError", "GeneratorExit", "Unpresentable"]
+)
+def test_an_argument_that_raises_while_it_is_opened_is_an_error_of_this_call(error: str, queue: QueueClient) -> None:
+    with pytest.raises(QueueError):
+        queue.call("find_task", Exits(error))
+
+    assert is_well(queue)
+
+
+def _misbehave(self: TaskQueue, name: str) -> NoReturn:
+    _raise(name)
+
+
+@pytest.mark.parametrize(
+    "error", ["SystemExit", "KeyboardInterrupt", "EOFError", "OSError", "GeneratorExit", "Unpresentable"]
+)
+def test_whatever_a_method_raises_comes_back_as_an_error_of_ours(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken along by the fork; a lost manager would be another error."""
+    monkeypatch.setattr(TaskQueue, "retire_worker", _misbehave)
+    with QueueService(start_method="fork") as service:
+        queue = service.client()
+
+        with pytest.raises(QueueError):
+            queue.retire_worker(error)
+
+        assert is_well(queue)
+
+
+def test_an_answer_that_cannot_be_pickled_is_an_error_of_this_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TaskQueue, "drain_queue", lambda self: threading.Lock())
+    with QueueService(start_method="fork") as service:
+        queue = service.client()
+
+        with pytest.raises((QueueError, ValueError, TypeError)):
+            queue.drain_queue()
+
+        assert is_well(queue)
+
+
+def test_an_argument_that_cannot_be_pickled_is_a_value_error_and_sends_nothing(queue: QueueClient) -> None:
+    for value in (threading.Lock(), lambda: None, (n for n in ())):
+        with pytest.raises(ValueError, match="pickled"):
+            queue.call("find_task", value)
+        with pytest.raises(ValueError, match="pickled"):
+            queue.add_task(ProcessingTask(po_data={"po_number": "A", "x": value}))
+        with pytest.raises(ValueError, match="pickled"):
+            queue.retry_task("A", {}) if value is None else queue.complete_task("A", "w", TaskResult(True, [value]))
+
+    assert is_well(queue)
+
+
+def test_the_manager_never_opens_what_it_carries(queue: QueueClient) -> None:
+    """A PO whose data end whoever opens them passes through, and harms only its worker."""
+    queue.add_task(ProcessingTask("BOMB", {"po_number": "BOMB", "bomb": Exits("SystemExit")}))
+    queue.add_task(task("B"), priority=6)
+
+    grant = queue.exchange("w", (), 2)
+
+    assert [lease.task_id for lease in grant.leases] == ["BOMB", "B"]
+    assert queue.get_queue_status()["processing_tasks"] == 2
+    with pytest.raises(SystemExit):
+        queue.find_task(task_id="BOMB")
+    assert queue.find_task(task_id="B") is not None
+
+
+def test_a_report_survives_a_po_that_cannot_be_opened(queue: QueueClient) -> None:
+    queue.add_task(ProcessingTask("BOMB", {"po_number": "BOMB", "bomb": Exits("OSError")}))
+    queue.add_task(task("B"))
+
+    report = queue.export_queue_report("json")
+
+    assert isinstance(report, dict) and len(report["tasks"]) == 2
+
+
+# ── what is exposed ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_exactly_the_public_methods_are_exposed(service: QueueService, queue: QueueClient) -> None:
+    public = {name for name in dir(TaskQueue) if not name.startswith("_")}
+    assert set(METHODS) == public
+    assert public <= {name for name in dir(QueueClient) if not name.startswith("_")}
+
+    for name in ("_cleanup_resources", "_ledger", "_lock", "__class__", "__init__", "_require", "nothing", "__reduce__"):
+        with pytest.raises(PoqueueError):
+            queue.call(name)
+    assert is_well(queue)
+
+
+@pytest.mark.parametrize("name", ["create", "number_of_objects", "debug_info", "get_methods", "incref", "serve_client", "__init__"])
+def test_what_the_standard_server_offers_beside_is_refused(name: str, service: QueueService, queue: QueueClient) -> None:
+    conn = client_module.dial(service.address, service.key, 2.0)
+    try:
+        conn.send((None, name, (), {}))
+        with pytest.raises((EOFError, OSError)):
+            conn.recv()
+    finally:
+        conn.close()
+    assert is_well(queue)
+
+
+def test_the_private_names_of_multiprocessing_that_we_use_are_there() -> None:
+    context = get_context("spawn")
+    manager = BaseManager("/tmp/none.sock", b"0" * 32, ctx=context)
+    assert BaseManager._Server is Server  # type: ignore[attr-defined]
+    for name in ("_registry", "_state", "_address", "_authkey", "_ctx"):
+        assert hasattr(manager, name)
+    for name in ("accepter", "serve_forever", "serve_client", "shutdown", "dummy", "accept_connection"):
+        assert callable(getattr(Server, name))
+    assert issubclass(QueueServer, Server)
+    for name in ("deliver_challenge", "answer_challenge", "Connection", "wait"):
+        assert callable(getattr(connection, name))
+    with connection.Listener("/tmp/pq-pinned-names.sock" if not os.path.exists("/tmp/pq-pinned-names.sock") else None) as listener:
+        assert isinstance(listener._listener._socket, socket.socket)  # type: ignore[attr-defined]
+
+
+def test_the_private_names_of_a_started_manager_are_there(service: QueueService) -> None:
+    manager = service._manager
+    assert manager is not None
+    assert manager._process.pid == service.pid
+    assert callable(manager.shutdown.cancel)  # type: ignore[attr-defined]
+
+
+# ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+def test_the_manager_ends_when_its_owner_is_killed(start_method: str, tmp_path: Path) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import os, signal, time
+            from poqueue.service import QueueService
+            if __name__ == "__main__":
+                service = QueueService(start_method={start_method!r})
+                service.start()
+                print(service.pid, service.address, flush=True)
+                time.sleep(60)
+        """)
+    )
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as owner:
+        try:
+            assert owner.stdout is not None
+            pid, address = owner.stdout.readline().split()
+            manager = psutil.Process(int(pid))
+        finally:
+            owner.kill()
+    wait_until(lambda: not manager.is_running() or manager.status() == psutil.STATUS_ZOMBIE, "the manager has ended")
+    wait_until(lambda: not os.path.exists(os.path.dirname(address)), "its folder is gone")
+
+
+def test_signals_of_the_terminal_do_not_end_the_manager(service: QueueService, queue: QueueClient) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+        os.kill(service.pid, number)
+
+    assert is_well(queue)
+    assert os.getsid(service.pid) == service.pid
+
+
+def test_ending_the_service_leaves_neither_process_nor_file() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with QueueService(start_method="fork") as service:
+            queue = service.client()
+            queue.get_queue_status()
+            pid, folder = service.pid, os.path.dirname(service.address)
+            assert os.stat(folder).st_mode & 0o077 == 0
+        assert not psutil.pid_exists(pid) and not os.path.exists(folder)
+        queue.close()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_the_key_is_in_no_environment_and_on_no_command_line() -> None:
+    with QueueService(start_method="spawn") as service:
+        service.client().get_queue_status()
+        for pid in (os.getpid(), service.pid):
+            for name in ("environ", "cmdline"):
+                text = Path(f"/proc/{pid}/{name}").read_bytes()
+                assert service.key not in text and service.key.hex().encode() not in text
+        assert service.key.hex() not in repr(service.client()) and repr(service.key) not in repr(vars(service.client()).get("_address"))
+
+
+def test_event_handlers_run_in_the_clients_process(queue: QueueClient) -> None:
+    heard: list[Any] = []
+    queue.set_event_handlers(
+        on_task_complete=lambda done: heard.append((os.getpid(), done.task_id)), on_queue_empty=lambda: heard.append("empty")
+    )
+    queue.add_task(task("A"))
+    leased = queue.get_next_task("w")
+    assert leased is not None
+    queue.complete_task("A", "w", TaskResult(True))
+
+    wait_until(lambda: len(heard) == 2, "both are heard")
+    assert heard == [(os.getpid(), "A"), "empty"]
+
+
+def test_contract_errors_cross_whole(queue: QueueClient) -> None:
+    with pytest.raises(TaskNotFoundError, match="no task has the id 'x'"):
+        queue.retry_task("x", {})
+    with pytest.raises(ValueError, match="invalid"):
+        queue.add_task(ProcessingTask(po_data={}))
+    queue.add_task(task("A"))
+    assert queue.get_tasks_by_status(TaskStatus.PENDING)[0].task_id == "A"
