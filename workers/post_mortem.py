@@ -15,20 +15,27 @@ def describe_timeout(limit_s: float, ran_s: float, ended_by: str, stack: str) ->
     }
 
 
-def describe_death(exit_code: int | None, is_out_of_memory: bool) -> dict[str, Any]:
-    """An attempt whose worker ended in the middle of it, unasked."""
+def describe_death(exit_code: int | None, is_out_of_memory: bool, stack: str = "") -> dict[str, Any]:
+    """An attempt whose worker ended in the middle of it, unasked; `stack` is what Python wrote about it, if it could."""
+    evidence = {"stack": stack[-STACK_CHARS:]} if stack else {}
     if exit_code is not None and exit_code < 0:
         number = -exit_code
         name = signal_name(number)
         if number == signal.SIGKILL and is_out_of_memory:
             message = "the kernel killed the worker because memory ran out"
-            return {"error_type": "OutOfMemory", "message": message, "signal": name}
+            return {"error_type": "OutOfMemory", "message": message, "signal": name, **evidence}
         hint = " (from outside, or by the kernel for want of memory)" if number == signal.SIGKILL else ""
-        return {"error_type": "WorkerKilled", "message": f"the worker was killed by {name}{hint}", "signal": name}
+        return {
+            "error_type": "WorkerKilled",
+            "message": f"the worker was killed by {name}{hint}",
+            "signal": name,
+            **evidence,
+        }
     return {
         "error_type": "WorkerExited",
         "message": f"the worker ended with exit code {exit_code} in the middle of the PO",
         "exit_code": exit_code,
+        **evidence,
     }
 
 

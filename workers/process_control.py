@@ -126,14 +126,19 @@ def is_same_after_stop(pid: int, check: Callable[[], bool]) -> bool:
     return False
 
 
-def terminate_tree(pid: int, process_id: str) -> None:
-    """Ask a worker and all that belongs to it to end (SIGTERM); stopped ones are woken to hear it."""
-    others = [process.pid for process in belongings(pid, process_id)]
+def terminate_tree(pid: int, process_id: str) -> set[int]:
+    """Ask a worker and all that belongs to it to end (SIGTERM); stopped ones are woken to hear it.
+
+    Returns:
+        The pids of those who were asked, the worker left out.
+    """
+    others = {process.pid for process in belongings(pid, process_id)}
     _signal_main_thread(pid, signal.SIGTERM)
     for target in others:
         _signal(target, signal.SIGTERM)
     for target in [pid, *others]:
         _signal(target, signal.SIGCONT)
+    return others
 
 
 def _signal_main_thread(pid: int, number: int) -> None:
@@ -204,6 +209,15 @@ def _reap_adopted(doomed: dict[int, psutil.Process]) -> None:
                 waiting.discard(pid)
         if waiting:
             time.sleep(0.002)
+
+
+def reap_adopted(sessions: Iterable[int]) -> None:
+    """Bury orphans that became our children and have ended: those of the sessions that dead workers led."""
+    led = set(sessions)
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error, OSError):
+            if child.status() == psutil.STATUS_ZOMBIE and os.getsid(child.pid) in led:
+                os.waitpid(child.pid, os.WNOHANG)
 
 
 def _is_ours(process: psutil.Process) -> bool:

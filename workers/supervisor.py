@@ -50,6 +50,7 @@ TICK_S = 0.2
 SHOW_S = 0.25
 GAP_S = 2.0  # a loop that stood still for longer was stopped, or the machine was; no PO is to blame
 MEMORY_CHECK_S = 1.0
+ORPHAN_CHECK_S = 5.0
 BOOT_TIMEOUT_S = 120.0
 TEARDOWN_S = 10.0
 EVENTS_AT_ONCE = 500
@@ -147,6 +148,8 @@ class Supervisor:
         self._last_loop = 0.0
         self._next_show = 0.0
         self._next_memory_check = 0.0
+        self._next_orphan_check = time.monotonic() + ORPHAN_CHECK_S
+        self._sessions: set[int] = set()  # each worker leads one
         self._begun = time.monotonic()
         self._note = ""
 
@@ -192,6 +195,7 @@ class Supervisor:
         self._staff.workers, self._staff.standbys = [], []
         self._service.stop()
         control.kill_run(self.run_id, keep=control.helper_pids())
+        control.reap_adopted(self._sessions)
         shutil.rmtree(self._work_dir, ignore_errors=True)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
@@ -363,7 +367,9 @@ class Supervisor:
 
     def _reap(self, now: float) -> None:
         for worker in self._staff.workers:
+            self._sessions.add(worker.pid)
             self._hand_on_output(worker, is_dead=False)
+        self._reap_orphans(now)
         for worker in self._staff.remove_dead():
             if not self._is_draining and (worker.kill is None or worker.kill.reason != "stop"):
                 self._staff.note_end(worker, now)
@@ -372,6 +378,12 @@ class Supervisor:
             else:
                 worker.bury()
             worker.forget()
+
+    def _reap_orphans(self, now: float) -> None:
+        """Orphans that end by themselves, of workers alive and dead, would otherwise stay as zombies."""
+        if now >= self._next_orphan_check:
+            self._next_orphan_check = now + ORPHAN_CHECK_S
+            control.reap_adopted(self._sessions)
 
     def _bury(self, worker: WorkerProcess, now: float) -> None:
         """After proof of death, and only then: what it had finished counts, what it ran is charged, the rest goes back."""
@@ -400,7 +412,7 @@ class Supervisor:
                 status.task_timeout, now - status.started, worker.how_it_ended(), worker.kill.stack
             )
         else:
-            details = describe_death(worker.exit_code, is_out_of_memory)
+            details = describe_death(worker.exit_code, is_out_of_memory, worker.files.stack())
         details |= {
             "worker_id": worker.worker_id,
             "pid": worker.pid,
@@ -431,10 +443,11 @@ class Supervisor:
                 worker.advance_kill(now, self._grace_s)
                 continue
             status = worker.status()
-            if status.phase < Phase.WORKING and now - worker.started > BOOT_TIMEOUT_S + self._lost_since(
-                worker.started
-            ):
-                worker.begin_kill("boot", 0, now, wants_evidence=False)
+            if status.phase is not Phase.WORKING and now - worker.since > self._patience(status.phase, worker.since):
+                logger.warning(
+                    "no end of its %s: killing the worker", status.phase.name.lower(), extra=_ids(worker, status)
+                )
+                worker.begin_kill("phase", 0, now, wants_evidence=False)
             elif status.token and now >= self._deadline(status):
                 logger.warning(
                     "no end after %.3g s: killing the worker", now - status.started, extra=_ids(worker, status)
@@ -457,6 +470,10 @@ class Supervisor:
         if untold := worker.files.untold_reports():
             self._report_for(worker.worker_id, untold)
         self.queue.take_back(worker.worker_id, but=status.token)
+
+    def _patience(self, phase: Phase, since: float) -> float:
+        """How long a worker may take to start, or to end."""
+        return (TEARDOWN_S if phase > Phase.WORKING else BOOT_TIMEOUT_S) + self._lost_since(since)
 
     def _deadline(self, status: Status) -> float:
         return status.started + status.task_timeout + self._lost_since(status.started)
@@ -486,9 +503,9 @@ class Supervisor:
         if not self._is_draining:
             self._staff.top_up(now)
 
-    def _worker_settings(self, folder: Path, marks: dict[str, str]) -> WorkerSettings:
+    def _worker_settings(self, folder: Path, marks: dict[str, str], mark: str) -> WorkerSettings:
         return WorkerSettings(
-            self._service.address, self._service.key, folder, self._output_dir, self._spec, marks,
+            self._service.address, self._service.key, folder, self._output_dir, self._spec, marks, mark,
             self._max_tasks, self._max_memory, self._lease_ahead,
         )  # fmt: skip
 

@@ -46,6 +46,7 @@ class WorkerSettings:
     output_dir: Path
     spec: ProcessorSpec
     marks: dict[str, str]
+    mark: str
     max_tasks: int | None = None
     max_memory_bytes: int | None = None
     lease_ahead: bool = True
@@ -54,12 +55,12 @@ class WorkerSettings:
 def main(settings: WorkerSettings, orders: "Connection[Any, Any]") -> None:
     """The body of a worker process. `orders` gives its worker id when it may begin, or ends it."""
     become_worker(settings.marks)
-    files = WorkerWriter(settings.folder)
-    _capture_output(files)
+    files = WorkerWriter(settings.folder, settings.mark)
+    streams = _Streams(files)
     _watch_parent()
     try:
         signal.signal(signal.SIGTERM, _on_term)
-        worker = Worker(settings, files)
+        worker = Worker(settings, files, streams)
         files.phase(Phase.STANDBY)
         try:
             worker_id = orders.recv()
@@ -76,7 +77,7 @@ def main(settings: WorkerSettings, orders: "Connection[Any, Any]") -> None:
 class Worker:
     """One worker's loop and what it keeps between tasks."""
 
-    def __init__(self, settings: WorkerSettings, files: WorkerWriter) -> None:
+    def __init__(self, settings: WorkerSettings, files: WorkerWriter, streams: "_Streams") -> None:
         self._settings = settings
         self._files = files
         self._pid = os.getpid()
@@ -87,6 +88,8 @@ class Worker:
             self._processor = Processor(load_target(settings.spec))
         self._client = connect(settings.address, settings.key)
         self._home = os.getcwd()
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._streams = streams
         self._umask = os.umask(0o077)
         os.umask(self._umask)
 
@@ -110,7 +113,7 @@ class Worker:
 
     def _serve(self, worker_id: str, client: QueueClient, context: WorkerContext) -> None:
         while True:
-            is_last = self._is_worn_out()
+            is_last = _term_came or self._is_worn_out()
             reports, self._reports = self._reports, []
             grant = client.exchange(worker_id, reports, 0 if is_last else self._appetite(), WAIT_S)
             if reports:
@@ -132,7 +135,7 @@ class Worker:
         files = self._files
         begin = time.monotonic()
         files.begin(lease.token, lease.attempt, begin, lease.task_timeout, lease.po_number, lease.task_id)
-        if latest_start is not None and time.monotonic() > latest_start:
+        if _term_came or (latest_start is not None and time.monotonic() > latest_start):
             self._reports.append(Report(lease.task_id, lease.token, 0.0))
             return
         report = run_attempt(self._processor, lease, context)
@@ -162,7 +165,7 @@ class Worker:
 
     def _tidy_up(self) -> None:
         """Undo what a processor may leave behind for the next PO: folder, umask, our signal handler, unwritten text."""
-        _flush()
+        self._streams.restore()
         try:
             is_away = os.getcwd() != self._home
         except OSError:  # it removed the folder it stood in
@@ -170,6 +173,7 @@ class Worker:
         if is_away:
             os.chdir(self._home)
         os.umask(self._umask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         if signal.getsignal(signal.SIGTERM) is not _on_term:
             signal.signal(signal.SIGTERM, _on_term)
 
@@ -200,7 +204,12 @@ class _boot_failure_to:
         os._exit(BOOT_EXIT)
 
 
+_term_came = False
+
+
 def _on_term(number: int, frame: Any) -> NoReturn:
+    global _term_came
+    _term_came = True  # a processor may swallow what is raised; no further PO is begun all the same
     raise Terminated
 
 
@@ -218,22 +227,49 @@ def _watch_parent() -> None:
     threading.Thread(target=leave, daemon=True, name="poqueue-parent-watch").start()
 
 
-def _capture_output(files: WorkerWriter) -> None:
-    """stdout, stderr and logging go into the worker's files; stdin is empty."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    _flush()
-    os.dup2(files.output_fd, 1)
-    os.dup2(files.output_fd, 2)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115  (for the life of the process)
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    stack = open(files.folder / "stack", "w")  # noqa: SIM115
-    faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True, chain=False)
-    faulthandler.enable(file=sys.stderr)
-    logging.basicConfig(handlers=[_FilesHandler(files)], level=logging.INFO, format="%(message)s", force=True)
-    logging.captureWarnings(True)
+class _Streams:
+    """stdout, stderr and logging go into the worker's files, stdin is empty; and they do so again for each PO."""
+
+    def __init__(self, files: WorkerWriter) -> None:
+        self._output_fd = files.output_fd
+        _flush()
+        self._connect_descriptors()
+        self._open()
+        stack = open(files.folder / "stack", "w")  # noqa: SIM115  (for the life of the process)
+        faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True, chain=False)
+        faulthandler.enable(file=stack)
+        logging.basicConfig(handlers=[_FilesHandler(files)], level=logging.INFO, format="%(message)s", force=True)
+        logging.captureWarnings(True)
+
+    def restore(self) -> None:
+        """What a processor has closed or replaced is there again; what it has written is handed to the system."""
+        _flush()
+        try:
+            for number in (0, 1, 2):
+                os.fstat(number)
+        except OSError:
+            self._connect_descriptors()
+        if (
+            sys.stdout is not self._stdout
+            or sys.stderr is not self._stderr
+            or self._stdout.closed
+            or self._stderr.closed
+        ):
+            self._open()
+
+    def _connect_descriptors(self) -> None:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        if nothing > 2:
+            os.close(nothing)
+        os.dup2(self._output_fd, 1)
+        os.dup2(self._output_fd, 2)
+
+    def _open(self) -> None:
+        text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
+        sys.stdin = open(0, **text)  # noqa: SIM115  (for the life of the process)
+        sys.stdout = self._stdout = open(1, "w", buffering=1, **text)  # noqa: SIM115
+        sys.stderr = self._stderr = open(2, "w", buffering=1, **text)  # noqa: SIM115
 
 
 class _FilesHandler(logging.Handler):

@@ -14,8 +14,10 @@ import json
 import logging
 import mmap
 import os
+import secrets
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -25,7 +27,6 @@ from poqueue.payload import FrozenResult
 from poqueue.task import Report
 
 _STATUS = struct.Struct("<QQQddQ160s64sQ")
-_MARK = "\x1e"  # begins the lines that are ours among a processor's output
 MAX_LINE_CHARS = 10_000
 MAX_READ_BYTES = 4_000_000
 _MAX_BOOT_CHARS = 8_000
@@ -58,8 +59,9 @@ class Status(NamedTuple):
 class WorkerWriter:
     """The worker's side."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mark: str) -> None:
         self.folder = folder
+        self._mark = mark
         with open(folder / "status", "r+b") as file:
             self._map = mmap.mmap(file.fileno(), _STATUS.size)
         self._phase = Phase.BOOTING
@@ -70,7 +72,7 @@ class WorkerWriter:
     def phase(self, phase: Phase) -> None:
         """Say how far the worker has come, with nothing in hand."""
         self._phase = phase
-        self.idle()
+        self._write(0, 0, time.monotonic(), 0.0, b"", b"")
 
     def begin(
         self, token: int, attempt: int, started: float, task_timeout: float, po_number: str, task_id: str
@@ -84,7 +86,7 @@ class WorkerWriter:
         """The PO is done; if it wrote output, mark where that ends."""
         if os.lseek(self.output_fd, 0, os.SEEK_END) != self._output_end:
             mark = {"token": token, "attempt": attempt, "po_number": po_number, "task_id": task_id}
-            os.write(self.output_fd, f"\n{_MARK}{json.dumps(mark)}\n".encode())
+            os.write(self.output_fd, f"\n{self._mark}{json.dumps(mark)}\n".encode())
             self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)
 
     def idle(self) -> None:
@@ -108,7 +110,7 @@ class WorkerWriter:
     def log(self, record: logging.LogRecord, text: str) -> None:
         """A log record, kept apart from plain output by its level and logger."""
         line = {"level": record.levelname, "logger": record.name, "message": text}
-        os.write(self.output_fd, f"{_MARK}{json.dumps(line)}\n".encode())
+        os.write(self.output_fd, f"\n{self._mark}{json.dumps(line)}\n".encode())
 
     def own(self, pid: int | None, path: str | None) -> None:
         """Name what must be removed if this worker is killed."""
@@ -142,6 +144,7 @@ class WorkerReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(mode=0o700)
+        self.mark = f"\x1e{secrets.token_hex(8)} "  # begins the lines that are ours among a processor's output
         with open(folder / "status", "w+b") as file:
             file.truncate(_STATUS.size)
             self._map = mmap.mmap(file.fileno(), _STATUS.size)
@@ -187,28 +190,31 @@ class WorkerReader:
                 reports.append(Report(task_id, token, seconds, result, *rest))
         return reports
 
-    def output(self, is_dead: bool = False) -> list[OutputLine]:
-        """The lines written since the last call whose PO is known; of a dead worker, all."""
-        status = self.status()
-        data = self._read_new()
-        if not data and not (is_dead and (self._rest or self._pending)):
+    def output(self, is_dead: bool = False) -> Iterator[OutputLine]:
+        """The lines written since the last call whose PO is known; of a dead worker, all to the last."""
+        while True:
+            status = self.status()
+            data = self._read_new()
+            is_end = is_dead and not data
+            lines = (self._rest + data).split(b"\n")
+            self._rest = b"" if is_end else lines.pop()
+            for raw in lines:
+                yield from self._take_line(raw)
+            if self._pending and (is_end or (status.token and self._pending_is_of(status))):
+                yield from self._attributed(status.po_number, status.task_id, status.attempt)
+            if is_end or not is_dead:
+                return
+
+    def _take_line(self, raw: bytes) -> list[OutputLine]:
+        mark = self._as_mark(raw)
+        if mark is None:
+            if raw:
+                self._pending.append((raw[:MAX_LINE_CHARS].decode(errors="replace").rstrip("\r"), "", ""))
             return []
-        lines = (self._rest + data).split(b"\n")
-        self._rest = b"" if is_dead else lines.pop()
-        found: list[OutputLine] = []
-        for raw in lines:
-            text = raw[:MAX_LINE_CHARS].decode(errors="replace").rstrip("\r")
-            mark = _as_mark(raw)
-            if mark is None:
-                if text:
-                    self._pending.append((text, "", ""))
-            elif "token" in mark:
-                found += self._attributed(str(mark["po_number"]), str(mark["task_id"]), int(mark["attempt"]))
-            else:
-                self._pending.append((str(mark["message"]), str(mark["level"]), str(mark["logger"])))
-        if self._pending and (is_dead or (status.token and self._pending_is_of(status))):
-            found += self._attributed(status.po_number, status.task_id, status.attempt)
-        return found
+        if "token" in mark:
+            return self._attributed(str(mark["po_number"]), str(mark["task_id"]), int(mark["attempt"]))
+        self._pending.append((str(mark["message"]), str(mark["level"]), str(mark["logger"])))
+        return []
 
     def remove(self) -> None:
         """Let go of the folder."""
@@ -243,13 +249,12 @@ class WorkerReader:
         except FileNotFoundError:
             return ""
 
-
-def _as_mark(raw: bytes) -> dict[str, Any] | None:
-    if not raw.startswith(_MARK.encode()):
-        return None
-    try:
-        mark = json.loads(raw[1:])
-    except ValueError:
-        return None
-    is_ours = isinstance(mark, dict) and ("token" in mark or {"level", "logger", "message"} <= mark.keys())
-    return mark if is_ours else None
+    def _as_mark(self, raw: bytes) -> dict[str, Any] | None:
+        """One of the lines that begin with this worker's own mark, which no other text does."""
+        if not raw.startswith(self.mark.encode()):
+            return None
+        try:
+            mark: dict[str, Any] = json.loads(raw[len(self.mark) :])
+        except ValueError:  # the worker died while it wrote
+            return None
+        return mark

@@ -41,14 +41,16 @@ class WorkerProcess:
         self.kill: Kill | None = None
         self.is_retiring = False
         self.relieved_token = 0
+        self._asked_to_end: set[int] = set()
         self.started = time.monotonic()
         self.started_at = time.time()
         self.files = WorkerReader(folder)
+        mark = self.files.mark
         marks = {control.RUN_MARK: run_id, control.PROCESS_MARK: process_id}
         orders, self._orders = context.Pipe(duplex=False)
         try:
             self._process: Any = context.Process(  # type: ignore[attr-defined]  # every real context has it
-                target=main, args=(settings(folder=folder, marks=marks), orders), name=f"poqueue-{process_id}"
+                target=main, args=(settings(folder, marks, mark), orders), name=f"poqueue-{process_id}"
             )
             with control.quiet_start(marks):
                 self._process.start()
@@ -83,6 +85,12 @@ class WorkerProcess:
         """What it does now."""
         return self.files.status()
 
+    @property
+    def since(self) -> float:
+        """When it came to the phase it is in, monotonic seconds; before it said anything, when it was started."""
+        status = self.status()
+        return max(status.started, self.started) if not status.token else status.started
+
     def employ(self, worker_id: str, slot: int) -> None:
         """Let it work under this id."""
         self.worker_id, self.slot = worker_id, slot
@@ -116,6 +124,9 @@ class WorkerProcess:
         if kill.stage == "evidence" and (now >= kill.due or self._has_stack(kill)):
             self._terminate(kill, now + grace_s)
         elif kill.stage == "term" and now >= kill.due:
+            if kill.token and not control.is_same_after_stop(self.pid, lambda: self.status().token == kill.token):
+                self.kill = None  # the PO ended in the time of grace; whatever the worker does now is another's
+                return
             kill.stage = "kill"
             control.kill_tree(self.pid, self.process_id)
 
@@ -148,11 +159,12 @@ class WorkerProcess:
             self.kill = None
             return
         kill.stage, kill.due = "term", due
-        control.terminate_tree(self.pid, self.process_id)
+        self._asked_to_end |= control.terminate_tree(self.pid, self.process_id)
 
     def bury(self) -> None:
         """After its death: end what it has left behind, and remove what it owned if it did not end by itself."""
         control.kill_belongings(self.pid, self.process_id)
+        control.reap_adopted({self.pid, *self._asked_to_end})
         if self.exit_code != 0 or self.kill is not None or self.status().phase < Phase.RECYCLING:
             control.remove_owned(self.files.owned(), self.started_at)
 
