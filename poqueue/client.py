@@ -41,6 +41,7 @@ class QueueClient:
         self._handlers = HandlerSet()
         self._listener: threading.Thread | None = None
         self._is_closed = False
+        self._pid = os.getpid()
 
     def __repr__(self) -> str:
         return f"QueueClient({self._address!r})"
@@ -59,6 +60,8 @@ class QueueClient:
         """Send a request and do not wait; one at a time for each thread. Errors as in call."""
         if self._is_closed:
             raise ManagerLostError("this client is closed")
+        if getattr(self._local, "is_answer_due", False):
+            self._drop_connection()  # a call was broken off: its answer must not be taken for this one's
         conn = self._own_connection()
         self._local.number = number = getattr(self._local, "number", 0) + 1
         try:
@@ -68,6 +71,7 @@ class QueueClient:
         try:
             if timeout_s != CALL_TIMEOUT_S:
                 set_time_limit_of(conn, timeout_s)
+            self._local.is_answer_due = True
             conn.send_bytes(request)
         except BaseException as error:
             self._drop_connection()
@@ -77,6 +81,8 @@ class QueueClient:
     def close(self) -> None:
         """Hang up; later calls raise ManagerLostError."""
         self._is_closed = True
+        if self._pid != os.getpid():
+            return  # a forked copy: the streams belong to the original
         for conn in list(self._connections):
             self._connections.discard(conn)
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(conn.fileno())) as plug:
@@ -90,14 +96,20 @@ class QueueClient:
             self._local.pid = os.getpid()
         conn = getattr(self._local, "connection", None)
         if conn is None:
-            conn = self._local.connection = dial(self._address, self._key, CALL_TIMEOUT_S)
-            conn.send((None, "accept_connection", (threading.current_thread().name,), {}))
-            conn.recv()
+            conn = dial(self._address, self._key, CALL_TIMEOUT_S)
+            try:
+                conn.send((None, "accept_connection", (threading.current_thread().name,), {}))
+                conn.recv()
+            except BaseException as error:  # also a Ctrl-C: only a connection that is fully open is kept
+                conn.close()
+                raise_mapped("connect", error)
             self._connections.add(conn)
+            self._local.connection = conn
         return conn
 
     def _drop_connection(self) -> None:
         conn = self._local.__dict__.pop("connection", None)
+        self._local.is_answer_due = False
         if conn is not None:
             self._connections.discard(conn)
             conn.close()
@@ -248,6 +260,7 @@ class PendingCall:
                 raise ManagerLostError(f"{self._name}: the answer belongs to another call")
             if self._timeout_s != CALL_TIMEOUT_S:
                 set_time_limit_of(self._connection, CALL_TIMEOUT_S)
+            self._client._local.is_answer_due = False
         except BaseException as error:  # also a Ctrl-C: the answer would be taken for the next call's
             self._client._drop_connection()
             raise_mapped(self._name, error)

@@ -106,3 +106,12 @@ def thaw_task(record: TaskRecord) -> ProcessingTask:
     fields[13] = thaw_result(record.result) if record.result is not None else None
     fields[14] = deepcopy(record.error_history) if record.error_history else []
     return ProcessingTask(*fields)
+
+
+def thaw_for_report(record: TaskRecord) -> ProcessingTask:
+    """Open a record; a payload that cannot be opened here is named in its place, and spoils no report."""
+    try:
+        return thaw_task(record)
+    except Exception as error:
+        told = {"po_number": record.po_number, "cannot_be_opened": f"{type(error).__name__}"}
+        return thaw_task(record._replace(payload=freeze(told, "report"), result=None))

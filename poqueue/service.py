@@ -107,7 +107,7 @@ def _answer(queue: TaskQueue, request: bytes) -> bytes:
     try:
         number, name, args, kwargs = pickle.loads(request)
     except BaseException as error:  # arguments may raise anything while they are opened
-        return pickle.dumps((None, False, QueueError(f"request cannot be read: {error!r}")), 5)
+        return pickle.dumps((None, False, QueueError(f"request cannot be read: {_text_of(error)}")), 5)
     try:
         if name not in METHODS:
             raise QueueError(f"the queue has no public method {name!r}")
@@ -115,10 +115,22 @@ def _answer(queue: TaskQueue, request: bytes) -> bytes:
     except (PoqueueError, ValueError, TypeError) as error:
         kinds = (type(error) if isinstance(error, PoqueueError) else PoqueueError, ValueError, TypeError)
         kind = next(kind for kind in kinds if isinstance(error, kind))  # one string makes each of them again
-        return pickle.dumps((number, False, kind(str(error))), 5)
+        return pickle.dumps((number, False, kind(_message_of(error))), 5)
     except BaseException as error:  # also SystemExit: it would end this thread and look like a lost manager
-        logger.exception("%s failed inside the queue", name)
-        return pickle.dumps((number, False, QueueError(f"{name}: {type(error).__name__}: {error}")), 5)
+        text = _text_of(error)
+        logger.error("%s failed inside the queue: %s", name, text)
+        return pickle.dumps((number, False, QueueError(f"{name}: {text}")), 5)
+
+
+def _message_of(error: BaseException) -> str:
+    return str(error.args[0]) if len(error.args) == 1 and type(error.args[0]) is str else _text_of(error)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except BaseException:  # a __str__ of its own may raise anything
+        return type(error).__name__
 
 
 _hosted_queue: TaskQueue | None = None
@@ -238,6 +250,7 @@ class QueueService:
         self.address = ""
         self._manager: _Manager | None = None
         self._clients: list[QueueClient] = []
+        self._owner_pid = os.getpid()
 
     def __enter__(self) -> "QueueService":
         self.start()
@@ -290,7 +303,9 @@ class QueueService:
         return client
 
     def stop(self) -> None:
-        """End the manager process, whatever state it is in."""
+        """End the manager process, whatever state it is in; a forked copy of this object ends nothing."""
+        if self._owner_pid != os.getpid():
+            return
         for client in self._clients:
             client.close()
         manager, self._manager = self._manager, None

@@ -37,7 +37,7 @@ from poqueue.errors import QueueFullError, TaskNotFoundError, WorkerMismatchErro
 from poqueue.events import UNSET, EventDelivery, EventFeed
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
-from poqueue.payload import FrozenResult, freeze_po, freeze_result, thaw_task
+from poqueue.payload import FrozenResult, freeze_po, freeze_result, thaw_for_report, thaw_task
 from poqueue.retry import backoff_s
 from poqueue.schedule import Schedule
 from poqueue.task import DEFAULT_PRIORITY, Event, Grant, Lease, ProcessingTask, Report, TaskRecord, TaskResult
@@ -410,7 +410,7 @@ class TaskQueue:
             records = [e.record() for e in self._ledger if include_completed or e.status is not S.COMPLETED]
             status, metrics, errors = self.get_queue_status(), self.get_performance_metrics(), self.get_error_summary()
             configuration = asdict(self._config)
-        tasks = [thaw_task(record) for record in records]
+        tasks = [thaw_for_report(record) for record in records]
         built = reports_of.build_report(
             tasks,
             status=status,

@@ -234,17 +234,22 @@ def remove_owned(owned: Iterable[dict[str, Any]], started_at: float) -> None:
         started_at: UTC seconds when the worker was started; an older process cannot be its own, but its pid may be reused.
     """
     for item in owned:
-        if item.get("pid"):
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(int(item["pid"]))
-                if process.create_time() >= started_at - 1.0 and process.pid != os.getpid():
-                    process.kill()
-        path = item.get("path")
-        if path and os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
-        elif path:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(
+            psutil.Error, OSError, ValueError, TypeError, OverflowError
+        ):  # one odd entry spoils no other
+            if item.get("pid"):
+                _kill_if_younger(int(item["pid"]), started_at - 1.0)
+            path = item.get("path")
+            if path and os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path, ignore_errors=True)
+            elif path:
                 os.unlink(path)
+
+
+def _kill_if_younger(pid: int, started_at: float) -> None:
+    process = psutil.Process(pid)
+    if process.create_time() >= started_at and pid != os.getpid():
+        process.kill()
 
 
 def _signal(pid: int, number: int) -> None:

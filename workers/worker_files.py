@@ -28,7 +28,9 @@ from poqueue.task import Report
 
 _STATUS = struct.Struct("<QQQddQ160s64sQ")
 MAX_LINE_CHARS = 10_000
+MAX_LINE_BYTES = 1_000_000
 MAX_READ_BYTES = 4_000_000
+MAX_BEHIND_BYTES = 64_000_000
 _MAX_BOOT_CHARS = 8_000
 
 
@@ -181,8 +183,8 @@ class WorkerReader:
     def untold_reports(self) -> list[Report]:
         """What a dead worker had finished and perhaps not told; a line that it died over is left out."""
         reports = []
-        for line in self._text("reports").splitlines():
-            with contextlib.suppress(ValueError):
+        for line in self._text("reports").split("\n"):
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
                 task_id, token, seconds, result, *rest = json.loads(line)
                 if result is not None:
                     success, processing_time, message, payload = result
@@ -190,14 +192,20 @@ class WorkerReader:
                 reports.append(Report(task_id, token, seconds, result, *rest))
         return reports
 
-    def output(self, is_dead: bool = False) -> Iterator[OutputLine]:
-        """The lines written since the last call whose PO is known; of a dead worker, all to the last."""
+    def output(self, is_dead: bool = False) -> list[OutputLine]:
+        """The lines written since the last call whose PO is known; of a dead worker, all to the last.
+
+        A flood is not kept: what is more than 64 MB behind is left out, and a line says so.
+        """
+        return list(self._lines(is_dead))
+
+    def _lines(self, is_dead: bool) -> Iterator[OutputLine]:
         while True:
             status = self.status()
             data = self._read_new()
             is_end = is_dead and not data
             lines = (self._rest + data).split(b"\n")
-            self._rest = b"" if is_end else lines.pop()
+            self._rest = b"" if is_end else lines.pop()[:MAX_LINE_BYTES]  # a line is cut, however long it is
             for raw in lines:
                 yield from self._take_line(raw)
             if self._pending and (is_end or (status.token and self._pending_is_of(status))):
@@ -239,6 +247,11 @@ class WorkerReader:
                 self._output_fd = os.open(self.folder / "output", os.O_RDONLY)
             except FileNotFoundError:
                 return b""
+        behind = os.fstat(self._output_fd).st_size - self._read_to
+        if behind > MAX_BEHIND_BYTES:
+            self._pending.append((f"[{behind - MAX_READ_BYTES:,} bytes of output are left out here]", "", ""))
+            self._read_to += behind - MAX_READ_BYTES
+            self._rest = b""
         data = os.pread(self._output_fd, MAX_READ_BYTES, self._read_to)
         self._read_to += len(data)
         return data
