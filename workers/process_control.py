@@ -1,8 +1,8 @@
 """Starting processes and ending them, with everything they have started: the only room that does either.
 
-A worker leads a session of its own. What belongs to it is found in three ways, since a process can leave any one of them:
-it descends from the worker, it is in the worker's session, or its environment carries the worker's mark (set before the
-worker was started, so that even a daemon inherits it). Killing goes stop, list, repeat until nobody new appears, kill:
+A worker leads a session of its own. What belongs to it is found in four ways, since a process can leave any one of them:
+it descends from the worker, it is in the worker's session, its environment carries the worker's mark (set before the
+worker was started, so that even a daemon inherits it), or it still holds the worker's reports. Killing goes stop, list, repeat until nobody new appears, kill:
 a list taken of running processes is old before it is used.
 """
 
@@ -50,16 +50,15 @@ def quiet_start(marks: dict[str, str]) -> Iterator[None]:
 # ---------------------------------------------------------------------- finding
 
 
-def belongings(pid: int, process_id: str) -> list[psutil.Process]:
+def belongings(pid: int, process_id: str, folder: Path | None = None) -> list[psutil.Process]:
     """Every living process that belongs to a worker, itself left out; the worker may be dead already."""
-    return [process for process in _others() if process.pid != pid and _belongs(process, pid, process_id)] + [
-        child for child in _descendants(pid) if child.pid != pid
-    ]
+    others = [one for one in _others() if one.pid != pid and _belongs(one, pid, process_id, folder) and _is_living(one)]
+    return others + [child for child in _descendants(pid) if child.pid != pid]
 
 
-def marked_processes(run_id: str) -> list[psutil.Process]:
-    """Every living process of a run: its environment carries the run's mark."""
-    return [process for process in _others() if _environ_has(process.pid, RUN_MARK, run_id)]
+def marked_processes(run_id: str, folder: Path | None = None) -> list[psutil.Process]:
+    """Every living process of a run: its environment carries the run's mark, or it holds a worker's reports."""
+    return [one for one in _others() if _environ_has(one.pid, RUN_MARK, run_id) or _holds_reports_in(one.pid, folder)]
 
 
 def _others() -> Iterator[psutil.Process]:
@@ -70,13 +69,28 @@ def _others() -> Iterator[psutil.Process]:
                 yield psutil.Process(pid)
 
 
-def _belongs(process: psutil.Process, leader: int, process_id: str) -> bool:
+def _belongs(process: psutil.Process, leader: int, process_id: str, folder: Path | None) -> bool:
     try:
         if os.getsid(process.pid) == leader:
-            return _is_living(process)
+            return True
     except OSError:
         return False
-    return _environ_has(process.pid, PROCESS_MARK, process_id) and _is_living(process)
+    return _environ_has(process.pid, PROCESS_MARK, process_id) or _holds_reports_in(process.pid, folder)
+
+
+def _holds_reports_in(pid: int, folder: Path | None) -> bool:
+    """Whether a process has a worker's reports open, below this folder.
+
+    Only the worker itself opens that file, so only its forks have inherited it, whatever else they have shed.
+    """
+    if folder is None:
+        return False
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            targets = [os.readlink(entry.path) for entry in entries]
+    except OSError:
+        return False
+    return any(target.startswith(f"{folder}/") and target.endswith("/reports") for target in targets)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
@@ -126,13 +140,13 @@ def is_same_after_stop(pid: int, check: Callable[[], bool]) -> bool:
     return False
 
 
-def terminate_tree(pid: int, process_id: str) -> set[int]:
+def terminate_tree(pid: int, process_id: str, folder: Path | None = None) -> set[int]:
     """Ask a worker and all that belongs to it to end (SIGTERM); stopped ones are woken to hear it.
 
     Returns:
         The pids of those who were asked, the worker left out.
     """
-    others = {process.pid for process in belongings(pid, process_id)}
+    others = {process.pid for process in belongings(pid, process_id, folder)}
     _signal_main_thread(pid, signal.SIGTERM)
     for target in others:
         _signal(target, signal.SIGTERM)
@@ -148,14 +162,14 @@ def _signal_main_thread(pid: int, number: int) -> None:
         _signal(pid, number)
 
 
-def kill_tree(pid: int, process_id: str) -> None:
+def kill_tree(pid: int, process_id: str, folder: Path | None = None) -> None:
     """Kill a living worker and all that belongs to it."""
-    kill_all(lambda: belongings(pid, process_id), [pid])
+    kill_all(lambda: belongings(pid, process_id, folder), [pid])
 
 
-def kill_belongings(dead_pid: int, process_id: str) -> int:
+def kill_belongings(dead_pid: int, process_id: str, folder: Path | None = None) -> int:
     """Kill what a dead worker has left; returns how many there were."""
-    return kill_all(lambda: belongings(dead_pid, process_id), [])
+    return kill_all(lambda: belongings(dead_pid, process_id, folder), [])
 
 
 def helper_pids() -> list[int]:
@@ -167,10 +181,10 @@ def helper_pids() -> list[int]:
     return [pid for pid in pids if pid]
 
 
-def kill_run(run_id: str, keep: Iterable[int] = ()) -> int:
+def kill_run(run_id: str, folder: Path | None = None, keep: Iterable[int] = ()) -> int:
     """Kill every process that carries a run's mark, this one and `keep` excepted; returns how many there were."""
     spared = set(keep)
-    return kill_all(lambda: [p for p in marked_processes(run_id) if p.pid not in spared and _is_living(p)], [])
+    return kill_all(lambda: [p for p in marked_processes(run_id, folder) if p.pid not in spared and _is_living(p)], [])
 
 
 def kill_all(find: Callable[[], list[psutil.Process]], known: list[int]) -> int:

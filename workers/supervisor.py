@@ -194,7 +194,7 @@ class Supervisor:
             worker.forget()
         self._staff.workers, self._staff.standbys = [], []
         self._service.stop()
-        control.kill_run(self.run_id, keep=control.helper_pids())
+        control.kill_run(self.run_id, self._work_dir, keep=control.helper_pids())
         control.reap_adopted(self._sessions)
         shutil.rmtree(self._work_dir, ignore_errors=True)
 
@@ -591,5 +591,5 @@ def _ids(worker: WorkerProcess, status: Status) -> dict[str, Any]:
 
 def _end_run(run_id: str, work_dir: Path) -> None:
     """In the manager, when the supervisor has died: nothing of the run may stay behind."""
-    control.kill_run(run_id)
+    control.kill_run(run_id, work_dir)
     shutil.rmtree(work_dir, ignore_errors=True)

@@ -29,7 +29,9 @@ from poqueue.task import Report
 _STATUS = struct.Struct("<QQQddQ160s64sQ")
 MAX_LINE_CHARS = 10_000
 MAX_LINE_BYTES = 1_000_000
-MAX_READ_BYTES = 4_000_000
+MAX_READ_BYTES = 250_000
+MAX_READ_LINES = 2_000
+LAST_WORDS_BYTES = 1_000_000
 MAX_BEHIND_BYTES = 64_000_000
 _MAX_BOOT_CHARS = 8_000
 
@@ -195,14 +197,14 @@ class WorkerReader:
     def output(self, is_dead: bool = False) -> list[OutputLine]:
         """The lines written since the last call whose PO is known; of a dead worker, all to the last.
 
-        A flood is not kept: what is more than 64 MB behind is left out, and a line says so.
+        A flood is not kept: what is 64 MB behind, or 1 MB before the end of a dead worker, is left out, and a line says so.
         """
         return list(self._lines(is_dead))
 
     def _lines(self, is_dead: bool) -> Iterator[OutputLine]:
         while True:
             status = self.status()
-            data = self._read_new()
+            data = self._read_new(is_dead)
             is_end = is_dead and not data
             lines = (self._rest + data).split(b"\n")
             self._rest = b"" if is_end else lines.pop()[:MAX_LINE_BYTES]  # a line is cut, however long it is
@@ -241,18 +243,21 @@ class WorkerReader:
         self._pending = []
         return lines
 
-    def _read_new(self) -> bytes:
+    def _read_new(self, is_dead: bool) -> bytes:
+        """The next piece; small enough not to keep the supervisor from its other workers."""
         if self._output_fd < 0:
             try:
                 self._output_fd = os.open(self.folder / "output", os.O_RDONLY)
             except FileNotFoundError:
                 return b""
         behind = os.fstat(self._output_fd).st_size - self._read_to
-        if behind > MAX_BEHIND_BYTES:
-            self._pending.append((f"[{behind - MAX_READ_BYTES:,} bytes of output are left out here]", "", ""))
-            self._read_to += behind - MAX_READ_BYTES
+        if behind > (LAST_WORDS_BYTES if is_dead else MAX_BEHIND_BYTES):
+            self._pending.append((f"[{behind - LAST_WORDS_BYTES:,} bytes of output are left out here]", "", ""))
+            self._read_to += behind - LAST_WORDS_BYTES
             self._rest = b""
         data = os.pread(self._output_fd, MAX_READ_BYTES, self._read_to)
+        if data.count(b"\n") > MAX_READ_LINES:
+            data = b"\n".join(data.split(b"\n", MAX_READ_LINES)[:-1]) + b"\n"
         self._read_to += len(data)
         return data
 

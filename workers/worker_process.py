@@ -128,14 +128,14 @@ class WorkerProcess:
                 self.kill = None  # the PO ended in the time of grace; whatever the worker does now is another's
                 return
             kill.stage = "kill"
-            control.kill_tree(self.pid, self.process_id)
+            control.kill_tree(self.pid, self.process_id, self.files.folder)
 
     def kill_now(self, now: float) -> None:
         """No evidence, no grace."""
         if self.kill is None:
             self.kill = Kill("stop", 0, now, now)
         self.kill.stage = "kill"
-        control.kill_tree(self.pid, self.process_id)
+        control.kill_tree(self.pid, self.process_id, self.files.folder)
 
     def next_step(self) -> float | None:
         """When advance_kill has something to do."""
@@ -159,11 +159,11 @@ class WorkerProcess:
             self.kill = None
             return
         kill.stage, kill.due = "term", due
-        self._asked_to_end |= control.terminate_tree(self.pid, self.process_id)
+        self._asked_to_end |= control.terminate_tree(self.pid, self.process_id, self.files.folder)
 
     def bury(self) -> None:
         """After its death: end what it has left behind, and remove what it owned if it did not end by itself."""
-        control.kill_belongings(self.pid, self.process_id)
+        control.kill_belongings(self.pid, self.process_id, self.files.folder)
         control.reap_adopted({self.pid, *self._asked_to_end})
         if self.exit_code != 0 or self.kill is not None or self.status().phase < Phase.RECYCLING:
             control.remove_owned(self.files.owned(), self.started_at)

@@ -102,7 +102,7 @@ def test_a_fork_bomb_is_defused(tmp_path: Path) -> None:
 # ── daemons ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("how", ["daemon", "shell_daemon", "clean_daemon"])
+@pytest.mark.parametrize("how", ["daemon", "shell_daemon"])
 def test_a_daemon_of_a_hung_po_dies_with_it(how: str, tmp_path: Path) -> None:
     play = beside_six_good_ones(tmp_path, f"{how}_and_hang")
 
@@ -110,7 +110,7 @@ def test_a_daemon_of_a_hung_po_dies_with_it(how: str, tmp_path: Path) -> None:
     assert len(started_pids(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("how", ["daemon", "shell_daemon", "clean_daemon"])
+@pytest.mark.parametrize("how", ["daemon", "shell_daemon"])
 def test_a_daemon_of_a_dead_worker_is_found(how: str, tmp_path: Path) -> None:
     play = beside_six_good_ones(tmp_path, f"{how}_and_die")
 
@@ -133,7 +133,9 @@ def test_orphans_that_end_by_themselves_leave_no_zombies(tmp_path: Path) -> None
 # ── those that do not die ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("do", "error_type"), [("sys_exit", "SystemExit"), ("keyboard_interrupt", "KeyboardInterrupt")])
+@pytest.mark.parametrize(
+    ("do", "error_type"), [("sys_exit", "SystemExit"), ("keyboard_interrupt", "KeyboardInterrupt")]
+)
 def test_leaving_by_an_exception_is_a_failed_attempt_and_the_worker_lives(
     do: str, error_type: str, tmp_path: Path
 ) -> None:
