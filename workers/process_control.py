@@ -2,7 +2,8 @@
 
 A worker leads a session of its own. What belongs to it is found in four ways, since a process can leave any one of them:
 it descends from the worker, it is in the worker's session, its environment carries the worker's mark (set before the
-worker was started, so that even a daemon inherits it), or it still holds the worker's reports. Killing goes stop, list, repeat until nobody new appears, kill:
+worker was started, so that even a daemon inherits it), or (for forks, which start no new
+program) it still maps the worker's mark file. Killing goes stop, list, repeat until nobody new appears, kill:
 a list taken of running processes is old before it is used.
 """
 
@@ -57,8 +58,8 @@ def belongings(pid: int, process_id: str, folder: Path | None = None) -> list[ps
 
 
 def marked_processes(run_id: str, folder: Path | None = None) -> list[psutil.Process]:
-    """Every living process of a run: its environment carries the run's mark, or it holds a worker's reports."""
-    return [one for one in _others() if _environ_has(one.pid, RUN_MARK, run_id) or _holds_reports_in(one.pid, folder)]
+    """Every living process of a run: its environment carries the run's mark, or it maps a worker's mark."""
+    return [one for one in _others() if _environ_has(one.pid, RUN_MARK, run_id) or _maps_mark_in(one.pid, folder)]
 
 
 def _others() -> Iterator[psutil.Process]:
@@ -75,22 +76,22 @@ def _belongs(process: psutil.Process, leader: int, process_id: str, folder: Path
             return True
     except OSError:
         return False
-    return _environ_has(process.pid, PROCESS_MARK, process_id) or _holds_reports_in(process.pid, folder)
+    return _environ_has(process.pid, PROCESS_MARK, process_id) or _maps_mark_in(process.pid, folder)
 
 
-def _holds_reports_in(pid: int, folder: Path | None) -> bool:
-    """Whether a process has a worker's reports open, below this folder.
+def _maps_mark_in(pid: int, folder: Path | None) -> bool:
+    """Whether a process has a worker's mark file mapped, below this folder.
 
-    Only the worker itself opens that file, so only its forks have inherited it, whatever else they have shed.
+    Only the worker itself maps that file, so only its forks have inherited it, even if they have closed everything.
     """
     if folder is None:
         return False
     try:
-        with os.scandir(f"/proc/{pid}/fd") as entries:
-            targets = [os.readlink(entry.path) for entry in entries]
+        maps = Path(f"/proc/{pid}/maps").read_bytes()
     except OSError:
         return False
-    return any(target.startswith(f"{folder}/") and target.endswith("/reports") for target in targets)
+    start = os.fsencode(f" {folder}/")
+    return any(start in line and line.endswith(b"/mark") for line in maps.splitlines())
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -127,11 +127,12 @@ class Supervisor:
         self.run_id = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._work_dir = work_dir or Path(tempfile.gettempdir(), f"poqueue-run-{self.run_id}")
         self._output_dir = output_dir or self._work_dir / "output"
+        self._marked_folder = self._work_dir if start_method == "fork" else None
         self._service = QueueService(
             start_method=start_method,
             directory=self._work_dir if fits_address(self._work_dir) else None,
             log_path=log_path or Path(os.devnull),
-            on_orphan=functools.partial(_end_run, self.run_id, self._work_dir),
+            on_orphan=functools.partial(_end_run, self.run_id, self._work_dir, self._marked_folder),
             **queue_settings,
         )
         self._signals = signals if signals is not None else SignalInbox()
@@ -194,7 +195,7 @@ class Supervisor:
             worker.forget()
         self._staff.workers, self._staff.standbys = [], []
         self._service.stop()
-        control.kill_run(self.run_id, self._work_dir, keep=control.helper_pids())
+        control.kill_run(self.run_id, self._marked_folder, keep=control.helper_pids())
         control.reap_adopted(self._sessions)
         shutil.rmtree(self._work_dir, ignore_errors=True)
 
@@ -589,7 +590,7 @@ def _ids(worker: WorkerProcess, status: Status) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _end_run(run_id: str, work_dir: Path) -> None:
+def _end_run(run_id: str, work_dir: Path, marked_folder: Path | None) -> None:
     """In the manager, when the supervisor has died: nothing of the run may stay behind."""
-    control.kill_run(run_id, work_dir)
+    control.kill_run(run_id, marked_folder)
     shutil.rmtree(work_dir, ignore_errors=True)

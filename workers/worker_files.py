@@ -6,6 +6,7 @@ One private folder a worker process:
     stack    where the Python code is, written by faulthandler when the supervisor asks (SIGUSR1).
     reports  attempts that are over and not yet told to the queue, a JSON list a line: what is done is never done again.
     owned    processes and paths that are to be removed if the worker is killed, a JSON object a line.
+    mark     mapped by the worker alone, and so by all that it forks.
     boot     why the worker could not start.
 """
 
@@ -68,6 +69,10 @@ class WorkerWriter:
         self._mark = mark
         with open(folder / "status", "r+b") as file:
             self._map = mmap.mmap(file.fileno(), _STATUS.size)
+        with open(folder / "mark", "w+b") as file:
+            file.write(b"\0")
+            file.flush()
+            self._mark_map = mmap.mmap(file.fileno(), 1)  # forks of this process are known by it
         self._phase = Phase.BOOTING
         self.output_fd = os.open(folder / "output", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)

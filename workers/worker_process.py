@@ -45,6 +45,7 @@ class WorkerProcess:
         self.started = time.monotonic()
         self.started_at = time.time()
         self.files = WorkerReader(folder)
+        self._marked_folder = folder if context.get_start_method() == "fork" else None
         mark = self.files.mark
         marks = {control.RUN_MARK: run_id, control.PROCESS_MARK: process_id}
         orders, self._orders = context.Pipe(duplex=False)
@@ -128,14 +129,14 @@ class WorkerProcess:
                 self.kill = None  # the PO ended in the time of grace; whatever the worker does now is another's
                 return
             kill.stage = "kill"
-            control.kill_tree(self.pid, self.process_id, self.files.folder)
+            control.kill_tree(self.pid, self.process_id, self._marked_folder)
 
     def kill_now(self, now: float) -> None:
         """No evidence, no grace."""
         if self.kill is None:
             self.kill = Kill("stop", 0, now, now)
         self.kill.stage = "kill"
-        control.kill_tree(self.pid, self.process_id, self.files.folder)
+        control.kill_tree(self.pid, self.process_id, self._marked_folder)
 
     def next_step(self) -> float | None:
         """When advance_kill has something to do."""
@@ -159,11 +160,11 @@ class WorkerProcess:
             self.kill = None
             return
         kill.stage, kill.due = "term", due
-        self._asked_to_end |= control.terminate_tree(self.pid, self.process_id, self.files.folder)
+        self._asked_to_end |= control.terminate_tree(self.pid, self.process_id, self._marked_folder)
 
     def bury(self) -> None:
         """After its death: end what it has left behind, and remove what it owned if it did not end by itself."""
-        control.kill_belongings(self.pid, self.process_id, self.files.folder)
+        control.kill_belongings(self.pid, self.process_id, self._marked_folder)
         control.reap_adopted({self.pid, *self._asked_to_end})
         if self.exit_code != 0 or self.kill is not None or self.status().phase < Phase.RECYCLING:
             control.remove_owned(self.files.owned(), self.started_at)
