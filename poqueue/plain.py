@@ -90,7 +90,9 @@ def _convert(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, 
             return _reduce(value.item(), where, depth + 1, otherwise)
     except NotPlainError:
         raise
-    except Exception as error:  # a foreign class may raise anything from anywhere
+    except BaseException as error:  # a foreign class may raise anything from anywhere
+        if _is_ours_to_pass(error):
+            raise
         return otherwise(value, where, f"which failed to convert ({type(error).__name__})")
     return otherwise(value, where, "which has no plain form")
 
@@ -103,6 +105,11 @@ def _checked_text(text: str, where: str, otherwise: Callable[[Any, str, str], An
     return text
 
 
+def _is_ours_to_pass(error: BaseException) -> bool:
+    """Only what a foreign class can raise is caught: an end that was asked for from outside goes on."""
+    return not isinstance(error, Exception | SystemExit | GeneratorExit)
+
+
 def _refuse(value: Any, where: str, why: str) -> NoReturn:
     raise NotPlainError(f"{where} is a {type(value).__name__} {why}; return str, int, float, bool, None, list or dict")
 
@@ -112,6 +119,8 @@ def _describe(value: Any, where: str, why: str) -> str:
         return value.encode(errors="backslashreplace").decode()
     try:
         text = repr(value)
-    except Exception:  # its __repr__ may raise anything
+    except BaseException as error:  # its __repr__ may raise anything
+        if _is_ours_to_pass(error):
+            raise
         text = f"<{type(value).__name__}>"
     return text[:MAX_DETAIL_CHARS].encode(errors="backslashreplace").decode()

@@ -187,11 +187,18 @@ def _import_target(spec: ProcessorSpec) -> Any:
         ) from error
     target: Any = module
     for part in attribute.split("."):
-        if not hasattr(target, part):
+        if not _has(target, part, path):
             hint = did_you_mean(nearest(part, [name for name in dir(target) if not name.startswith("_")]))
             raise ProcessorError(f"processor {path!r}: {module_name} has no attribute {attribute!r}{hint}")
         target = getattr(target, part)
     return target
+
+
+def _has(target: Any, name: str, path: str) -> bool:
+    try:
+        return hasattr(target, name)
+    except Exception as error:  # a module may have a __getattr__ of its own
+        raise ProcessorError(f"processor {path!r}: looking up {name!r} failed: {_last_line(error)}") from error
 
 
 def _check_fit(target: Any, name: str) -> None:
@@ -212,7 +219,9 @@ def _check_class_fits(target: Any, what: str) -> None:
         target, 0, 0, f"{what}: the class must be constructed without arguments; open sessions in setup(context)"
     )
     _refuse_async(target.process, what)
-    _check_takes(target.process, 2, 3, f"{what}: process must take (self, po) or (self, po, context)")
+    itself = 0 if isinstance(inspect.getattr_static(target, "process"), staticmethod | classmethod) else 1
+    what_it_takes = f"{what}: process must take (self, po) or (self, po, context)"
+    _check_takes(target.process, 1 + itself, 2 + itself, what_it_takes)
     if callable(getattr(target, "setup", None)):
         _check_takes(target.setup, 2, 2, f"{what}: setup must take (self, context)")
     if callable(getattr(target, "teardown", None)):
@@ -220,11 +229,8 @@ def _check_class_fits(target: Any, what: str) -> None:
 
 
 def _refuse_async(function: Any, what: str) -> None:
-    if (
-        inspect.iscoroutinefunction(function)
-        or inspect.isasyncgenfunction(function)
-        or inspect.isgeneratorfunction(function)
-    ):
+    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
+    if any(is_kind(one) for is_kind in kinds for one in (function, type(function).__call__)):
         raise ProcessorError(
             f"{what} is an async function or a generator; a plain function is needed (asyncio.run inside it)"
         )
@@ -292,20 +298,24 @@ def run_attempt(processor: Processor, lease: Lease, context: WorkerContext) -> R
 
 def describe_exception(error: BaseException) -> dict[str, Any]:
     """An exception as plain data: type, message (8,000 characters) and traceback (64,000)."""
-    try:
-        message = str(error)
-    except Exception as fault:  # a __str__ of its own may raise
-        message = f"(its message cannot be shown: {type(fault).__name__})"
-    try:
-        trace = "".join(traceback.format_exception(error))
-    except Exception:
-        trace = "(its traceback cannot be shown)"
     described = {
         "error_type": type(error).__name__,
-        "message": message[:MAX_MESSAGE_CHARS],
-        "traceback": trace[-MAX_TRACEBACK_CHARS:],
+        "message": _shown_by(lambda: str(error), "its message cannot be shown")[:MAX_MESSAGE_CHARS],
+        "traceback": _shown_by(lambda: "".join(traceback.format_exception(error)), "its traceback cannot be shown")[
+            -MAX_TRACEBACK_CHARS:
+        ],
     }
     return plain_details(described)
+
+
+def _shown_by(show: Callable[[], str], otherwise: str) -> str:
+    """A __str__ or __repr__ of a processor's own may raise anything."""
+    try:
+        return show()
+    except Terminated:
+        raise
+    except BaseException as fault:
+        return f"({otherwise}: {type(fault).__name__})"
 
 
 def _report_of(error: BaseException, lease: Lease, seconds: float) -> Report:
@@ -328,6 +338,12 @@ class ResultTooLarge(Exception):
     """The processor returned more than a result may hold."""
 
 
+def _as_list(downloads: Any) -> list[Any]:
+    if isinstance(downloads, list):
+        return downloads
+    return [] if downloads is None else [downloads]
+
+
 def _seconds_of(result: TaskResult, measured: float) -> float:
     """The time that the processor states, if it is one, or else what was measured."""
     stated = plain(result.processing_time)
@@ -340,12 +356,13 @@ def _as_result(value: Any, seconds: float) -> FrozenResult:
         result = TaskResult(True, [], seconds)
     elif isinstance(value, TaskResult):
         message = None if value.error_message is None else str(value.error_message)[:MAX_MESSAGE_CHARS]
-        downloads, data = plain(value.downloads), plain(value.data)
+        downloads, data = _as_list(plain(value.downloads)), plain(value.data) or {}
+        if not isinstance(data, dict):
+            raise NotPlainError(f"the result's data is a {type(data).__name__}; a dict is needed")
         result = TaskResult(bool(value.success), downloads, _seconds_of(value, seconds), message, data)
     elif isinstance(value, dict):
         fields = plain(value)
-        downloads = fields.pop("downloads", None) or []
-        result = TaskResult(True, downloads if isinstance(downloads, list) else [downloads], seconds, None, fields)
+        result = TaskResult(True, _as_list(fields.pop("downloads", None)), seconds, None, fields)
     else:
         raise NotPlainError(f"the processor returned a {type(value).__name__}; return a dict, a TaskResult or None")
     frozen = freeze_plain_result(result)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.contract.mutants import CAUGHT_BY_HISTORIES, HISTORY_TEST, MUTANTS
 
-pytestmark = pytest.mark.contract("Part 1")
+pytestmark = [pytest.mark.contract("Part 1"), pytest.mark.slow]
 
 PROJECT = Path(__file__).parents[2]
 LIMIT_S = 60

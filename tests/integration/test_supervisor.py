@@ -158,7 +158,10 @@ def test_closing_one_run_does_not_kill_an_older_ones_workers(start_method: str, 
     try:
         supervisor.queue.add_task(po("A", "quick", older))
         wait_until(has_begun(older, 1), "the older run works")
-        with on_stage(newer, po("B", "wait_for_go", newer), start_method=start_method, task_timeout=30) as (other, play):
+        with on_stage(newer, po("B", "wait_for_go", newer), start_method=start_method, task_timeout=30) as (
+            other,
+            play,
+        ):
             wait_until(has_begun(newer, 1), "the newer run works")
             supervisor.close()
             (newer / "go").touch()

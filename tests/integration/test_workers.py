@@ -20,8 +20,9 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def check_brake(folder: Path, reason: str, **settings: Any) -> None:
-    with on_stage(folder, po("P", "quick", folder), **settings) as (supervisor, _), pytest.raises(
-        WorkersCannotStartError, match=reason
+    with (
+        on_stage(folder, po("P", "quick", folder), **settings) as (supervisor, _),
+        pytest.raises(WorkersCannotStartError, match=reason),
     ):
         supervisor.run()
     assert 3 <= len(lines_of(folder / "boots")) <= 6, "no storm of starts"
@@ -49,7 +50,7 @@ def test_a_module_that_only_workers_cannot_import_stops_the_run(tmp_path: Path) 
 
 
 def test_the_queue_is_untouched_when_workers_cannot_start(tmp_path: Path) -> None:
-    with on_stage(tmp_path, po("P", "quick", tmp_path), target=villains.SetupRaises) as (supervisor, play):
+    with on_stage(tmp_path, po("P", "quick", tmp_path), target=villains.SetupRaises) as (supervisor, play):  # noqa: SIM117
         with pytest.raises(WorkersCannotStartError):
             supervisor.run()
 
@@ -134,7 +135,9 @@ def test_a_session_that_does_not_close_well_changes_no_result(tmp_path: Path) ->
 def test_a_session_that_does_not_close_at_all_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.supervisor.TEARDOWN_S", 0.3)
 
-    play = perform(tmp_path, *(po(f"P{n}", "quick", tmp_path) for n in range(3)), target=villains.TeardownHangs, grace=0.2)
+    play = perform(
+        tmp_path, *(po(f"P{n}", "quick", tmp_path) for n in range(3)), target=villains.TeardownHangs, grace=0.2
+    )
 
     check_nobody_was_charged(play)
 

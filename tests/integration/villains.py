@@ -103,7 +103,12 @@ def look_round(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     umask = os.umask(0o077)
     os.umask(umask)
     handler = signal.getsignal(signal.SIGTERM)
-    return {"cwd": os.getcwd(), "umask": umask, "handler": getattr(handler, "__name__", str(handler)), "pid": os.getpid()}
+    return {
+        "cwd": os.getcwd(),
+        "umask": umask,
+        "handler": getattr(handler, "__name__", str(handler)),
+        "pid": os.getpid(),
+    }
 
 
 # ── those who die ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -244,7 +249,9 @@ def daemon_and_end(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]
 def _daemon_by_shell(po: dict[str, Any], *prefix: str) -> None:
     pids = f"{po['folder']}/pids"
     daemon = f"echo $$ >> '{pids}'; exec sleep {int(LONG_S)}"
-    script = f'setsid sh -c "{daemon.replace("$", chr(92) + "$")}" >/dev/null 2>&1 & while [ ! -s \'{pids}\' ]; do :; done'
+    script = (
+        f"setsid sh -c \"{daemon.replace('$', chr(92) + '$')}\" >/dev/null 2>&1 & while [ ! -s '{pids}' ]; do :; done"
+    )
     subprocess.run([*prefix, "sh", "-c", script], check=True, stdin=subprocess.DEVNULL)
 
 
@@ -408,7 +415,12 @@ def forge_marks(po: dict[str, Any], context: WorkerContext) -> None:
     forged = {"token": 1, "attempt": 7, "po_number": "FORGED", "task_id": "forged"}
     os.write(1, b"before\n\x1e" + json.dumps(forged).encode() + b"\n")
     os.write(1, b'\x1e{"level": "CRITICAL", "logger": "root", "message": "forged"}\n')
-    for text in (b'\x1e{"token": null, "po_number": 1}\n', b'\x1e{"token": 1, "attempt": "x"}\n', b"\x1e[]\n", b"\x1e{\n"):
+    for text in (
+        b'\x1e{"token": null, "po_number": 1}\n',
+        b'\x1e{"token": 1, "attempt": "x"}\n',
+        b"\x1e[]\n",
+        b"\x1e{\n",
+    ):
         os.write(1, text)
     print("after")
 

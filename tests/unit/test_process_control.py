@@ -1,0 +1,307 @@
+"""Finding and ending processes: everything that belongs to a worker, and nothing else."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from workers import own_process
+from workers import process_control as control
+
+LONG = "300"
+
+
+def wait_until(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts programs that end with the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start_one(*words: str, **options: Any) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, **options)
+        running.append(process)
+        return process
+
+    yield start_one
+    for process in running:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def is_over(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_the_environment_is_as_it_was_after_a_start() -> None:
+    os.environ.pop("PQ_A", None)
+    os.environ["PQ_B"] = "before"
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:
+        with pytest.raises(RuntimeError), control.quiet_start({"PQ_A": "1", "PQ_B": "2"}):
+            assert (os.environ["PQ_A"], os.environ["PQ_B"]) == ("1", "2")
+            assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            raise RuntimeError
+
+        assert "PQ_A" not in os.environ and os.environ["PQ_B"] == "before"
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+    finally:
+        del os.environ["PQ_B"]
+
+
+def test_members_are_found_by_descent_session_and_mark(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    environ = {**os.environ, control.PROCESS_MARK: "w-1"}
+    leader = start(
+        "sh", "-c", f"sleep {LONG} & setsid sleep {LONG} & (setsid sleep {LONG} &) ; echo go; wait",
+        env=environ, start_new_session=True,
+    )  # fmt: skip
+    stranger = start("sleep", LONG, env={**os.environ, control.PROCESS_MARK: "w-11"}, start_new_session=True)
+    assert leader.stdout is not None and leader.stdout.readline() == "go\n"
+    wait_until(lambda: len({p.pid for p in control.belongings(leader.pid, "w-1")}) == 3, "all three are found")
+    found = {process.pid for process in control.belongings(leader.pid, "w-1")}
+
+    control.kill_tree(leader.pid, "w-1")
+
+    wait_until(lambda: all(is_over(pid) for pid in (*found, leader.pid)), "all are dead")
+    assert stranger.poll() is None and stranger.pid not in found
+
+
+def test_what_a_dead_leader_has_left_is_found_and_counted(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    leader = start(
+        "sh", "-c", f"sleep {LONG} & echo $!", env={**os.environ, control.PROCESS_MARK: "w-2"}, start_new_session=True
+    )
+    assert leader.stdout is not None
+    left = int(leader.stdout.readline())
+    leader.wait()
+
+    assert control.kill_belongings(leader.pid, "w-2") == 1
+    wait_until(lambda: is_over(left), "it is dead")
+    assert control.kill_belongings(leader.pid, "w-2") == 0
+
+
+@pytest.mark.parametrize("mark", ["run-1", "run"])
+def test_a_run_is_found_by_the_whole_of_its_mark(mark: str, start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    process = start("sleep", LONG, env={control.RUN_MARK: "run-1"})
+    wait_until(lambda: psutil.Process(process.pid).name() == "sleep", "it runs")
+
+    assert [one.pid for one in control.marked_processes(mark)] == ([process.pid] if mark == "run-1" else [])
+
+
+def test_a_process_that_is_to_be_kept_is_kept(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    kept, other = (start("sleep", LONG, env={control.RUN_MARK: "run-2"}) for _ in range(2))
+    wait_until(lambda: len(control.marked_processes("run-2")) == 2, "both run")
+
+    assert control.kill_run("run-2", keep=[kept.pid]) == 1
+    assert kept.poll() is None
+    assert other.wait() == -signal.SIGKILL or other.returncode == 0  # somebody may have reaped it before us
+
+
+def test_those_who_keep_forking_are_all_caught(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    forker = (
+        "import os, time\n"
+        "end = time.monotonic() + 20\n"
+        "while time.monotonic() < end:\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(0.2)\n"
+        "        os._exit(0)\n"
+        "    try:\n"
+        "        while os.waitpid(-1, os.WNOHANG)[0]: pass\n"
+        "    except ChildProcessError: pass\n"
+        "    time.sleep(0.004)\n"
+    )
+    leader = start(
+        sys.executable, "-c", forker, env={**os.environ, control.PROCESS_MARK: "w-3"}, start_new_session=True
+    )
+    wait_until(lambda: len(control.belongings(leader.pid, "w-3")) > 5, "it forks")
+
+    control.kill_tree(leader.pid, "w-3")
+
+    leader.wait()
+    assert control.belongings(leader.pid, "w-3") == []
+
+
+def test_a_check_while_stopped_decides_whether_it_goes_on(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    process = start("sleep", LONG)
+    seen = []
+
+    def look() -> bool:
+        wait_until(lambda: control.is_stopped(process.pid), "it is stopped")
+        seen.append(True)
+        return False
+
+    assert not control.is_same_after_stop(process.pid, look)
+    wait_until(lambda: not control.is_stopped(process.pid), "it goes on")
+    assert control.is_same_after_stop(process.pid, lambda: True)
+    wait_until(lambda: control.is_stopped(process.pid), "it stays stopped")
+    assert seen == [True]
+
+
+def test_a_process_does_not_move_while_it_is_looked_at(
+    start: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    """The stop must have taken effect before the look, or a PO that ends in between is charged."""
+    counter = tmp_path / "counter"
+    counter.write_bytes(b"\0" * 8)
+    code = (
+        "import mmap, struct, sys\n"
+        "file = open(sys.argv[1], 'r+b')\n"
+        "view = mmap.mmap(file.fileno(), 8)\n"
+        "n = 0\n"
+        "while True:\n"
+        "    n += 1\n"
+        "    struct.pack_into('Q', view, 0, n)\n"
+    )
+    process = start(sys.executable, "-c", code, str(counter))
+    wait_until(lambda: counter.read_bytes() != b"\0" * 8, "it counts")
+    looks: list[bytes] = []
+
+    def look() -> bool:
+        looks.append(counter.read_bytes())
+        return True
+
+    moved = 0
+    for _ in range(200):
+        control.is_same_after_stop(process.pid, look)
+        wait_until(lambda: control.is_stopped(process.pid), "it is stopped")
+        moved += counter.read_bytes() != looks[-1]
+        os.kill(process.pid, signal.SIGCONT)
+
+    assert moved == 0
+
+
+@pytest.mark.parametrize("pid", [2**22 - 1])
+def test_a_pid_of_nobody_is_no_error(pid: int) -> None:
+    control.ask_for_stack(pid)
+    control.terminate_tree(pid, "w-none")
+    control.kill_tree(pid, "w-none")
+    assert control.kill_belongings(pid, "w-none") == 0
+    assert not control.is_stopped(pid)
+    assert control.tree_rss_bytes(pid) == 0 and own_process.rss_bytes(pid) == 0
+
+
+def test_killing_reaps_nobody_elses_child(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    """A general wait would steal the exit code."""
+    mine = start("sh", "-c", "exit 7")
+    wait_until(lambda: is_over(mine.pid), "it has ended")
+    orphan = start("sleep", LONG, env={control.RUN_MARK: "run-3"})
+    wait_until(lambda: control.marked_processes("run-3"), "it runs")
+
+    control.kill_run("run-3")
+
+    assert mine.wait() == 7
+    wait_until(lambda: is_over(orphan.pid), "it is dead")
+
+
+# ── what is owned ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_owned_paths_are_removed_and_links_are_not_followed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("x")
+    link, folder, file = tmp_path / "link", tmp_path / "folder", tmp_path / "file"
+    link.symlink_to(kept)
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "link").symlink_to(kept)
+    file.write_text("x")
+
+    paths = (link, folder, file, tmp_path / "none", tmp_path / "none" / "deeper")
+    control.remove_owned([{"pid": None, "path": str(path)} for path in paths], time.time())
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept"]
+    assert (kept / "file").exists()
+
+
+def test_an_owned_process_is_killed_but_not_an_older_one_with_its_pid(
+    start: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    owned, innocent = start("sleep", LONG), start("sleep", LONG)
+
+    control.remove_owned([{"pid": owned.pid}], time.time() - 5)
+    control.remove_owned([{"pid": innocent.pid}, {"pid": os.getpid()}], time.time() + 60)
+
+    assert owned.wait() == -signal.SIGKILL
+    assert innocent.poll() is None
+
+
+@pytest.mark.parametrize(
+    "item", [{}, {"pid": "x"}, {"pid": 0}, {"pid": -1}, {"pid": 2**40}, {"path": ""}, {"path": "a\0b"}, {"path": 7}]
+)
+def test_odd_things_that_are_owned_are_passed_over(item: dict[str, Any], tmp_path: Path) -> None:
+    """A processor may name what it likes; the supervisor must live through it."""
+    after = tmp_path / "after"
+    after.write_text("x")
+
+    control.remove_owned([item, {"path": str(after)}], time.time() - 5)
+
+    assert not after.exists()
+
+
+# ── becoming a worker ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_process_that_dies_with_its_parent_does_so_in_a_c_loop(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    code = (
+        "import os, sys, time\n"
+        "from workers.own_process import die_with_parent\n"
+        "parent = os.getpid()\n"
+        "if os.fork() == 0:\n"
+        "    die_with_parent()\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    sum(range(10**11))\n"
+        "time.sleep(300)\n"
+    )
+    parent = start(sys.executable, "-c", code, cwd=Path(__file__).parents[2])
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    try:
+        parent.kill()
+        wait_until(lambda: is_over(child), "the child is dead")
+    finally:
+        with contextlib.suppress(OSError):
+            os.kill(child, signal.SIGKILL)
+
+
+def test_memory_of_a_tree_counts_its_children() -> None:
+    with subprocess.Popen(["sleep", LONG]) as child:
+        try:
+            whole, own = control.tree_rss_bytes(os.getpid()), own_process.rss_bytes()
+            assert own > 1_000_000
+            assert whole > own
+        finally:
+            child.kill()
+
+
+def test_the_kernels_count_of_kills_can_be_read() -> None:
+    first = control.oom_kills()
+
+    assert isinstance(first, int) and 0 <= first <= control.oom_kills()
+
+
+def test_signals_are_held_only_in_the_thread_that_starts() -> None:
+    masks: list[Any] = []
+    with control.quiet_start({}):
+        thread = threading.Thread(target=lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+    thread.start()
+    thread.join()
+
+    assert signal.SIGINT not in masks[0]

@@ -1,0 +1,592 @@
+"""Processors: finding one, checking it, and reducing whatever it returns or raises to plain data."""
+
+import asyncio
+import datetime as dt
+import decimal
+import enum
+import math
+import pickle
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from poqueue.errors import ProcessorError
+from poqueue.payload import thaw_result
+from poqueue.task import Lease, Report, TaskResult
+from workers.processing import (
+    MAX_MESSAGE_CHARS,
+    MAX_RESULT_BYTES,
+    MAX_TRACEBACK_CHARS,
+    GiveUp,
+    Processor,
+    ProcessorSpec,
+    RetryLater,
+    Terminated,
+    WorkerContext,
+    check_importable,
+    load_target,
+    run_attempt,
+)
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Writes a module and gives its folder."""
+    before = set(sys.modules)
+
+    def write(text: str, name: str = "my_site") -> str:
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+        return str(tmp_path)
+
+    path = list(sys.path)
+    yield write
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def load(target: Any, folder: str | None = None) -> Any:
+    return load_target(ProcessorSpec(target, app_dir=folder))
+
+
+# ── finding ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("path", ["", "x", "mod:", ":func", "mod:func:x", " : ", "mod.func", "mod: "])
+def test_a_path_that_is_none_says_how_one_is_written(path: str) -> None:
+    with pytest.raises(ProcessorError, match="module:attribute"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [".mod:process", "mod..x:process", "a b:process", "mod:pro cess", "mod/x.py:process", "\0:process", "é\ud800:x"],
+)
+def test_odd_paths_are_processor_errors(path: str) -> None:
+    with pytest.raises(ProcessorError):
+        load(path)
+
+
+def test_an_unknown_module_is_named() -> None:
+    with pytest.raises(ProcessorError, match=r"no module 'no_such_site'.*--app-dir"):
+        load("no_such_site.orders:process")
+
+
+def test_a_module_that_misses_another_one_names_that(module: Callable[[str], str]) -> None:
+    folder = module("import no_such_library")
+
+    with pytest.raises(ProcessorError, match=r"importing my_site failed: .*no_such_library"):
+        load("my_site:process", folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("raise RuntimeError('no display')", "no display"), ("import sys; sys.exit(3)", "exit 3"), ("def (:", "SyntaxError"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"), ("raise GeneratorExit", "GeneratorExit"),
+        ("class E(BaseException): pass\nraise E('own')", "own"),
+        ("class E(Exception):\n    def __str__(self): raise ValueError\nraise E", "E"),
+    ],
+)  # fmt: skip
+def test_a_module_may_raise_anything_while_it_is_imported(text: str, told: str, module: Callable[[str], str]) -> None:
+    folder = module(text)
+
+    with pytest.raises(ProcessorError, match=told):
+        load("my_site:process", folder)
+
+
+def test_an_unknown_attribute_is_answered_with_the_nearest(module: Callable[[str], str]) -> None:
+    folder = module("def process_order(po): ...")
+
+    with pytest.raises(ProcessorError, match=r"did you mean .*process_order"):
+        load("my_site:proces_order", folder)
+
+
+def test_attributes_of_attributes_are_found(module: Callable[[str], str]) -> None:
+    folder = module("class Sites:\n    @staticmethod\n    def first(po): return 1")
+
+    assert load("my_site:Sites.first", folder)({}) == 1
+
+
+def test_a_module_whose_attributes_raise_is_a_processor_error(module: Callable[[str], str]) -> None:
+    folder = module("def __getattr__(name): raise RuntimeError('lazy')")
+
+    with pytest.raises(ProcessorError, match="lazy"):
+        load("my_site:process", folder)
+
+
+def test_lambdas_local_functions_and_classes_are_refused() -> None:
+    def local(po: Any) -> None: ...
+
+    class Local:
+        def process(self, po: Any) -> None: ...
+
+    for target in (lambda po: None, local, Local, Local().process):
+        with pytest.raises(ProcessorError, match="top level"):
+            check_importable(target)
+
+
+# ── checking ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        "po",
+        "po, context",
+        "po, context=None",
+        "*args",
+        "po, *rest",
+        "po, /",
+        "po, *, x=1",
+        "po, **more",
+        "po, x=1, y=2",
+    ],
+)
+def test_functions_that_fit(parameters: str, module: Callable[[str], str]) -> None:
+    folder = module(f"def process({parameters}): return {{'ran': True}}")
+
+    report = attempt(load("my_site:process", folder))
+
+    assert data_of(report) == {"ran": True}
+
+
+@pytest.mark.parametrize("parameters", ["", "po, context, more", "*, po", "po, *, more", "**more"])
+def test_functions_that_do_not_fit(parameters: str, module: Callable[[str], str]) -> None:
+    folder = module(f"def process({parameters}): ...")
+
+    with pytest.raises(ProcessorError, match="must take"):
+        load("my_site:process", folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "async def process(po): ...", "async def process(po):\n    yield 1", "def process(po):\n    yield 1",
+        "class process:\n    async def process(self, po): ...", "class process:\n    def process(self, po):\n        yield",
+        "class P:\n    async def __call__(self, po): ...\nprocess = P()",
+        "import functools\nasync def p(po): ...\nprocess = functools.partial(p)",
+    ],
+)  # fmt: skip
+def test_async_functions_and_generators_are_refused(text: str, module: Callable[[str], str]) -> None:
+    folder = module(text)
+
+    with pytest.raises(ProcessorError, match="async"):
+        load("my_site:process", folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("process = 7", "int"), ("process = None", "NoneType"), ("class process: ...", "needs a method process"),
+        ("class process:\n    def __init__(self, url): ...\n    def process(self, po): ...", "without arguments"),
+        ("class process:\n    def process(self): ...", "process must take"),
+        ("class process:\n    def process(self, a, b, c): ...", "process must take"),
+        ("class process:\n    def setup(self): ...\n    def process(self, po): ...", "setup must take"),
+        ("class process:\n    def process(self, po): ...\n    def teardown(self, x): ...", "teardown must take"),
+        ("import sys as process", "module"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told(text: str, told: str, module: Callable[[str], str]) -> None:
+    folder = module(text)
+
+    with pytest.raises(ProcessorError, match=told):
+        load("my_site:process", folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class process:\n    def process(self, po): return {'ran': True}",
+        "class process:\n    def process(self, po, context): return {'ran': context.attempt == 1}",
+        "class process:\n    @staticmethod\n    def process(po): return {'ran': True}",
+        "class process:\n    @classmethod\n    def process(cls, po): return {'ran': True}",
+        "class P:\n    def __call__(self, po): return {'ran': True}\nprocess = P()",
+        "class P:\n    def process(self, po): return {'ran': True}\nprocess = P().process",
+        "import functools\ndef p(x, po): return {'ran': x}\nprocess = functools.partial(p, True)",
+    ],
+)  # fmt: skip
+def test_classes_and_callables_that_fit(text: str, module: Callable[[str], str]) -> None:
+    folder = module(text)
+
+    assert data_of(attempt(load("my_site:process", folder))) == {"ran": True}
+
+
+# ── results ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def attempt(target: Any, po: Any = None) -> Report:
+    payload = pickle.dumps({"po_number": "A"} if po is None else po)
+    lease = Lease("id-A", 7, 1, 4, 60.0, "A", payload)
+    return run_attempt(Processor(target), lease, WorkerContext("w1.1", Path("/tmp")))
+
+
+def returning(value: Any) -> Report:
+    return attempt(lambda po: value)
+
+
+def raising(error: BaseException) -> dict[str, Any]:
+    def process(po: Any) -> NoReturn:
+        raise error
+
+    report = attempt(process)
+    assert report.result is None and report.error is not None
+    pickle.dumps(report)
+    return report.error
+
+
+def data_of(report: Report) -> dict[str, Any]:
+    assert report.error is None, report.error
+    return thaw_result(report.result.payload).data
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Text(str):
+    """A str with a class of its own, as many libraries have."""
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (decimal.Decimal("1.10"), "1.10"), ({3, 1, 2}, [1, 2, 3]), (frozenset(), []), ((1, (2,)), [1, [2]]),
+        (dt.date(2024, 5, 1), "2024-05-01"), (dt.datetime(2024, 5, 1, 2, 3), "2024-05-01T02:03:00"), (dt.time(1), "01:00:00"),
+        (Path("a/b"), "a/b"), (Colour.RED, "red"), (Text("x"), "x"), (True, True), (None, None), (10**30, 10**30),
+        ("\u2028 \x00 \x85 é", "\u2028 \x00 \x85 é"), ({1: "x", None: "y"}, {"1": "x", "None": "y"}),
+    ],
+)  # fmt: skip
+def test_values_with_a_plain_form_are_kept(value: Any, kept: Any) -> None:
+    assert data_of(returning({"x": value})) == {"x": kept}
+
+
+class ReduceRaises:
+    def __reduce__(self) -> NoReturn:
+        raise RuntimeError("no pickle")
+
+
+class ReduceExits:
+    def __reduce__(self) -> NoReturn:
+        raise SystemExit(0)
+
+
+class LoadExits:
+    def __reduce__(self) -> Any:
+        return sys.exit, (0,)
+
+
+class AttributeRaises:
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__class__":
+            return object.__getattribute__(self, name)
+        raise RuntimeError(name)
+
+
+class AttributeExits:
+    def __getattr__(self, name: str) -> Any:
+        raise SystemExit(name)
+
+
+class HostileRepr:
+    def __repr__(self) -> str:
+        raise SystemExit("repr")
+
+    __str__ = __repr__
+
+
+class HostileList(list[Any]):
+    def __iter__(self) -> Any:
+        raise RuntimeError("iter")
+
+
+class HostileDict(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError("items")
+
+    keys = __iter__ = items  # type: ignore[assignment]
+
+
+def _cycle() -> list[Any]:
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    return cycle
+
+
+def _deep() -> list[Any]:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    return deep
+
+
+NOT_PLAIN: dict[str, Callable[[], Any]] = {
+    "lambda": lambda: lambda: None, "generator": lambda: (n for n in ()), "lock": threading.Lock,
+    "module": lambda: sys, "class": lambda: dict, "bytes": lambda: b"x", "object": object, "exception": lambda: ValueError("x"),
+    "reduce raises": ReduceRaises, "reduce exits": ReduceExits, "load exits": LoadExits, "attribute raises": AttributeRaises,
+    "attribute exits": AttributeExits, "hostile repr": HostileRepr, "nan": lambda: float("nan"), "inf": lambda: float("-inf"),
+    "decimal nan": lambda: decimal.Decimal("NaN"), "decimal snan": lambda: decimal.Decimal("sNaN"), "surrogate": lambda: "\ud800",
+    "cycle": _cycle, "deep": _deep, "same keys": lambda: {1: 0, "1": 0}, "odd key": lambda: {(1, 2): 0},
+    "surrogate key": lambda: {"\ud800": 0}, "nan key": lambda: {float("nan"): 0} and {object(): 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_values_without_a_plain_form_fail_the_attempt_and_name_the_place(name: str) -> None:
+    report = returning({"x": [NOT_PLAIN[name]()]})
+
+    assert report.result is None and report.error is not None
+    assert report.error["error_type"] == "ResultNotSerializable", report.error
+    assert "x" in report.error["message"]
+    assert not report.give_up and report.retry_after_s is None
+
+
+def test_an_open_file_has_no_plain_form() -> None:
+    with open(__file__) as file:
+        report = returning({"x": file})
+
+    assert report.error is not None and report.error["error_type"] == "ResultNotSerializable"
+
+
+@pytest.mark.parametrize("make", [HostileList, HostileDict])
+def test_hostile_containers_end_as_a_failed_attempt_or_as_plain_data(make: Callable[[Any], Any]) -> None:
+    report = returning({"x": make([("a", 1)])})
+
+    assert (report.result is None) != (report.error is None)
+    pickle.dumps(report)
+
+
+@pytest.mark.parametrize("value", [7, "text", [], True, object(), (1, 2), {1}, dict, b""])
+def test_other_results_than_the_three_kinds_are_refused(value: Any) -> None:
+    error = returning(value).error
+
+    assert error is not None and error["error_type"] == "ResultNotSerializable"
+    assert "return a dict, a TaskResult or None" in error["message"]
+
+
+def test_a_coroutine_that_a_function_returns_is_refused() -> None:
+    coroutine = asyncio.sleep(0)
+    report = returning(coroutine)
+    coroutine.close()
+
+    assert report.error is not None
+
+
+def test_a_result_too_large_is_refused() -> None:
+    report = returning({"x": "x" * (MAX_RESULT_BYTES + 1)})
+
+    assert report.error is not None and report.error["error_type"] == "ResultTooLarge"
+    assert len(pickle.dumps(report)) < 100_000
+
+
+def test_a_result_just_small_enough_is_kept() -> None:
+    assert len(data_of(returning({"x": "x" * (MAX_RESULT_BYTES - 1000)}))["x"]) == MAX_RESULT_BYTES - 1000
+
+
+def test_a_task_result_is_taken_as_it_is() -> None:
+    report = returning(TaskResult(False, ["a.pdf", Path("b.pdf")], 2.5, "no such order", {"x": decimal.Decimal("1.0")}))
+
+    result = thaw_result(report.result.payload)
+    assert result == TaskResult(False, ["a.pdf", "b.pdf"], 2.5, "no such order", {"x": "1.0"})
+    assert (report.result.success, report.result.error_message) == (False, "no such order")
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        TaskResult(True, None),  # type: ignore[arg-type]
+        TaskResult(True, "a.pdf"),  # type: ignore[arg-type]
+        TaskResult(True, processing_time="x"),  # type: ignore[arg-type]
+        TaskResult(True, processing_time=float("nan")), TaskResult(True, processing_time=-1.0), TaskResult(1),  # type: ignore[arg-type]
+        TaskResult(True, data=None),  # type: ignore[arg-type]
+        TaskResult(True, data=[1]),  # type: ignore[arg-type]
+        TaskResult(True, error_message=HostileRepr()),  # type: ignore[arg-type]
+        TaskResult(True, error_message="\ud800"), TaskResult(True, error_message="x" * 10**7), TaskResult(HostileRepr()),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_task_results_with_wrong_fields_end_whole_or_as_a_failed_attempt(result: TaskResult) -> None:
+    report = returning(result)
+
+    pickle.dumps(report)
+    if report.error is None:
+        opened = thaw_result(report.result.payload)
+        assert isinstance(opened.downloads, list) and isinstance(opened.data, dict) and opened.success is True
+        assert 0 <= opened.processing_time < 60 and len(opened.error_message or "") <= MAX_MESSAGE_CHARS
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(None, []), ([], []), ("a.pdf", ["a.pdf"]), (["a"], ["a"]), ({"a": 1}, [{"a": 1}])]
+)
+def test_downloads_of_a_dict_become_a_list(given: Any, kept: list[Any]) -> None:
+    report = returning({"downloads": given, "x": 1})
+
+    result = thaw_result(report.result.payload)
+    assert (result.downloads, result.data) == (kept, {"x": 1})
+
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class TwoArguments(Exception):
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} {b}")
+
+
+class StrRaises(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+    __repr__ = __str__
+
+
+class StrExits(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("no text")
+
+    __repr__ = __str__
+
+
+class StrIsNoText(Exception):
+    def __str__(self) -> str:
+        return 7  # type: ignore[return-value]  # noqa: PLE0307
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TwoArguments(1, 2), StrRaises(), StrExits(), StrIsNoText(), ValueError(lambda: None), ValueError(threading.Lock()),
+        ValueError("\ud800"), ValueError(HostileRepr()), KeyError("x"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        ExceptionGroup("several", [ValueError(1), TypeError(2)]), OSError(2, "none", "file\udcff"), StopIteration(7), RecursionError(),  # noqa: E501
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_any_exception_becomes_plain_data(error: BaseException) -> None:
+    details = raising(error)
+
+    assert details["error_type"] == type(error).__name__
+    assert isinstance(details["message"], str) and isinstance(details["traceback"], str)
+    (details["message"] + details["traceback"]).encode()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(0),
+        SystemExit("bye"),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+        BaseException("x"),
+    ],
+)
+def test_exceptions_that_end_programs_are_failed_attempts(error: BaseException) -> None:
+    assert raising(error)["error_type"] == type(error).__name__
+
+
+def test_only_the_workers_own_end_passes_through() -> None:
+    def process(po: Any) -> NoReturn:
+        raise Terminated
+
+    with pytest.raises(Terminated):
+        attempt(process)
+
+
+def test_long_messages_and_tracebacks_are_cut() -> None:
+    details = raising(ValueError("x" * 10_000_000))
+
+    assert len(details["message"]) == MAX_MESSAGE_CHARS
+    assert len(details["traceback"]) <= MAX_TRACEBACK_CHARS
+
+
+def test_endless_recursion_is_a_failed_attempt() -> None:
+    def process(po: Any) -> Any:
+        return process(po)
+
+    report = attempt(process)
+
+    assert report.error is not None and report.error["error_type"] == "RecursionError"
+
+
+def test_causes_and_notes_are_told() -> None:
+    def process(po: Any) -> NoReturn:
+        try:
+            raise KeyError("the cause")
+        except KeyError as cause:
+            error = ValueError("the effect")
+            error.add_note("the note")
+            raise error from cause
+
+    report = attempt(process)
+
+    assert report.error is not None
+    assert all(word in report.error["traceback"] for word in ("the cause", "the effect", "the note", "in process"))
+
+
+def test_a_chain_of_causes_in_a_cycle_ends() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+
+    assert raising(first)["message"] == "first"
+
+
+def test_give_up_says_never_again() -> None:
+    def process(po: Any) -> NoReturn:
+        raise GiveUp("there is no such order")
+
+    report = attempt(process)
+
+    assert report.give_up and report.error is not None and report.error["message"] == "there is no such order"
+
+
+@pytest.mark.parametrize(
+    ("after", "kept"), [(30, 30.0), (0, 0.0), (-5, 0.0), (0.5, 0.5), (decimal.Decimal("1.5"), 1.5), ("7", 7.0)]
+)
+def test_retry_later_names_the_delay(after: Any, kept: float) -> None:
+    def process(po: Any) -> NoReturn:
+        raise RetryLater("busy", after=after)
+
+    report = attempt(process)
+
+    assert report.retry_after_s == kept and not report.give_up
+
+
+@pytest.mark.parametrize("after", [math.nan, math.inf, None, "soon"])
+def test_a_delay_that_is_none_is_a_failed_attempt_all_the_same(after: Any) -> None:
+    def process(po: Any) -> NoReturn:
+        raise RetryLater("busy", after=after)
+
+    report = attempt(process)
+
+    assert report.error is not None
+    assert report.retry_after_s is None or not math.isnan(report.retry_after_s)
+
+
+def test_data_that_cannot_be_opened_are_a_failed_attempt_that_says_so() -> None:
+    for payload in (b"", b"junk", pickle.dumps(LoadExits()), b"\x80\x05cno_such_module\nx\n."):
+        lease = Lease("id", 1, 1, 1, 60.0, "A", payload)
+        report = run_attempt(Processor(lambda po: {}), lease, WorkerContext("w", Path("/tmp")))
+        assert report.error is not None and report.error["error_type"] in ("TaskDataError", "SystemExit")
+
+
+def test_what_a_processor_does_to_its_po_changes_nothing_else() -> None:
+    po = {"po_number": "A", "rows": [{"x": 1}]}
+
+    attempt(lambda given: given["rows"].clear(), po)
+
+    assert po["rows"] == [{"x": 1}]
+
+
+def test_the_context_says_which_attempt_this_is() -> None:
+    seen: list[Any] = []
+
+    def process(po: Any, context: WorkerContext) -> None:
+        seen.append((context.po_number, context.task_id, context.attempt, context.max_attempts, context.worker_id))
+
+    attempt(process)
+
+    assert seen == [("A", "id-A", 1, 4, "w1.1")]
