@@ -9,7 +9,7 @@ from pathlib import Path
 HELD_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}  # until a new process has its handlers
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_OOM_SCORE = "500"
+OOM_SCORE = "557"  # an odd number: inherited by all that a worker starts, it marks them as well
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -23,7 +23,7 @@ def become_worker(marks: dict[str, str]) -> None:
         signal.signal(number, signal.SIG_IGN)  # only the supervisor decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
     with contextlib.suppress(OSError):  # if memory runs out, rather a worker than the queue
-        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
 
 def die_with_parent() -> None:

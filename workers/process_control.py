@@ -14,13 +14,13 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import active_children, resource_tracker
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from workers.own_process import HELD_SIGNALS, rss_bytes
+from workers.own_process import HELD_SIGNALS, OOM_SCORE, rss_bytes
 
 RUN_MARK = "POQUEUE_RUN_ID"
 PROCESS_MARK = "POQUEUE_RUN_ID_OF_PROCESS"
@@ -141,19 +141,14 @@ def is_same_after_stop(pid: int, check: Callable[[], bool]) -> bool:
     return False
 
 
-def terminate_tree(pid: int, process_id: str, folder: Path | None = None) -> set[int]:
-    """Ask a worker and all that belongs to it to end (SIGTERM); stopped ones are woken to hear it.
-
-    Returns:
-        The pids of those who were asked, the worker left out.
-    """
+def terminate_tree(pid: int, process_id: str, folder: Path | None = None) -> None:
+    """Ask a worker and all that belongs to it to end (SIGTERM); stopped ones are woken to hear it."""
     others = {process.pid for process in belongings(pid, process_id, folder)}
     _signal_main_thread(pid, signal.SIGTERM)
     for target in others:
         _signal(target, signal.SIGTERM)
     for target in [pid, *others]:
         _signal(target, signal.SIGCONT)
-    return others
 
 
 def _signal_main_thread(pid: int, number: int) -> None:
@@ -226,13 +221,35 @@ def _reap_adopted(doomed: dict[int, psutil.Process]) -> None:
             time.sleep(0.002)
 
 
-def reap_adopted(sessions: Iterable[int]) -> None:
-    """Bury orphans that became our children and have ended: those of the sessions that dead workers led."""
-    led = set(sessions)
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error, OSError):
-            if child.status() == psutil.STATUS_ZOMBIE and os.getsid(child.pid) in led:
-                os.waitpid(child.pid, os.WNOHANG)
+def orphans() -> list[psutil.Process]:
+    """Children of this process that it did not start: a worker's descendants that lost their parents and became ours.
+
+    They are known by the workers' odd out-of-memory score, which every descendant inherits and a zombie still shows; what
+    the embedding program has started does not have it.
+    """
+    started = {process.pid for process in active_children()}
+    children = [child for child in psutil.Process().children() if child.pid not in started]
+    return [child for child in children if _oom_score(child.pid) == OOM_SCORE]
+
+
+def reap_orphans() -> None:
+    """Bury the orphans that have ended."""
+    for orphan in orphans():
+        if not _is_living(orphan):
+            with contextlib.suppress(OSError):
+                os.waitpid(orphan.pid, os.WNOHANG)
+
+
+def kill_orphans() -> int:
+    """Kill the orphans that live, and bury them; only when no worker of this process lives that they may belong to."""
+    return kill_all(lambda: [orphan for orphan in orphans() if _is_living(orphan)], [])
+
+
+def _oom_score(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/oom_score_adj").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _is_ours(process: psutil.Process) -> bool:

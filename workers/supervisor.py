@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing import connection, get_context
+from multiprocessing import active_children, connection, get_context
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,6 @@ class Supervisor:
         self._next_show = 0.0
         self._next_memory_check = 0.0
         self._next_orphan_check = time.monotonic() + ORPHAN_CHECK_S
-        self._sessions: set[int] = set()  # each worker leads one
         self._begun = time.monotonic()
         self._note = ""
 
@@ -196,7 +195,9 @@ class Supervisor:
         self._staff.workers, self._staff.standbys = [], []
         self._service.stop()
         control.kill_run(self.run_id, self._marked_folder, keep=control.helper_pids())
-        control.reap_adopted(self._sessions)
+        if not active_children():  # of another supervisor in this process, whose orphans these might be
+            control.kill_orphans()
+        control.reap_orphans()
         shutil.rmtree(self._work_dir, ignore_errors=True)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
@@ -368,7 +369,6 @@ class Supervisor:
 
     def _reap(self, now: float) -> None:
         for worker in self._staff.workers:
-            self._sessions.add(worker.pid)
             self._hand_on_output(worker, is_dead=False)
         self._reap_orphans(now)
         for worker in self._staff.remove_dead():
@@ -384,7 +384,7 @@ class Supervisor:
         """Orphans that end by themselves, of workers alive and dead, would otherwise stay as zombies."""
         if now >= self._next_orphan_check:
             self._next_orphan_check = now + ORPHAN_CHECK_S
-            control.reap_adopted(self._sessions)
+            control.reap_orphans()
 
     def _bury(self, worker: WorkerProcess, now: float) -> None:
         """After proof of death, and only then: what it had finished counts, what it ran is charged, the rest goes back."""

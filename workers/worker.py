@@ -141,6 +141,8 @@ class Worker:
         report = run_attempt(self._processor, lease, context)
         if os.getpid() != self._pid:
             os._exit(STRAY_CHILD_EXIT)  # the processor forked, and this is the child coming back into our loop
+        if _term_came and report.error is not None:
+            raise Terminated  # that was no end of its own; the supervisor knows why it was told to end
         files.keep_report(report)
         self._reports.append(report)
         self._tidy_up()

@@ -41,7 +41,6 @@ class WorkerProcess:
         self.kill: Kill | None = None
         self.is_retiring = False
         self.relieved_token = 0
-        self._asked_to_end: set[int] = set()
         self.started = time.monotonic()
         self.started_at = time.time()
         self.files = WorkerReader(folder)
@@ -160,12 +159,12 @@ class WorkerProcess:
             self.kill = None
             return
         kill.stage, kill.due = "term", due
-        self._asked_to_end |= control.terminate_tree(self.pid, self.process_id, self._marked_folder)
+        control.terminate_tree(self.pid, self.process_id, self._marked_folder)
 
     def bury(self) -> None:
         """After its death: end what it has left behind, and remove what it owned if it did not end by itself."""
         control.kill_belongings(self.pid, self.process_id, self._marked_folder)
-        control.reap_adopted({self.pid, *self._asked_to_end})
+        control.reap_orphans()
         if self.exit_code != 0 or self.kill is not None or self.status().phase < Phase.RECYCLING:
             control.remove_owned(self.files.owned(), self.started_at)
 
