@@ -53,30 +53,38 @@ def quiet_start(marks: dict[str, str]) -> Iterator[None]:
 
 def belongings(pid: int, process_id: str, folder: Path | None = None) -> list[psutil.Process]:
     """Every living process that belongs to a worker, itself left out; the worker may be dead already."""
-    others = [one for one in _others() if one.pid != pid and _belongs(one, pid, process_id, folder) and _is_living(one)]
-    return others + [child for child in _descendants(pid) if child.pid != pid]
+    marked = [one for one in _other_pids() if one != pid and _belongs(one, pid, process_id, folder)]
+    return _living(marked) + [child for child in _descendants(pid) if child.pid != pid]
 
 
 def marked_processes(run_id: str, folder: Path | None = None) -> list[psutil.Process]:
     """Every living process of a run: its environment carries the run's mark, or it maps a worker's mark."""
-    return [one for one in _others() if _environ_has(one.pid, RUN_MARK, run_id) or _maps_mark_in(one.pid, folder)]
+    marked = [one for one in _other_pids() if _environ_has(one, RUN_MARK, run_id) or _maps_mark_in(one, folder)]
+    return _living(marked)
 
 
-def _others() -> Iterator[psutil.Process]:
+def _other_pids() -> list[int]:
     mine = os.getpid()
-    for pid in psutil.pids():
-        if pid != mine:
-            with contextlib.suppress(psutil.Error):
-                yield psutil.Process(pid)
+    return [pid for pid in psutil.pids() if pid != mine]
 
 
-def _belongs(process: psutil.Process, leader: int, process_id: str, folder: Path | None) -> bool:
+def _living(pids: list[int]) -> list[psutil.Process]:
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if _is_living(process):
+                found.append(process)
+    return found
+
+
+def _belongs(pid: int, leader: int, process_id: str, folder: Path | None) -> bool:
     try:
-        if os.getsid(process.pid) == leader:
+        if os.getsid(pid) == leader:
             return True
     except OSError:
         return False
-    return _environ_has(process.pid, PROCESS_MARK, process_id) or _maps_mark_in(process.pid, folder)
+    return _environ_has(pid, PROCESS_MARK, process_id) or _maps_mark_in(pid, folder)
 
 
 def _maps_mark_in(pid: int, folder: Path | None) -> bool:

@@ -66,8 +66,9 @@ def main(settings: WorkerSettings, orders: "Connection[Any, Any]") -> None:
             worker_id = orders.recv()
         except EOFError:
             return
-        if worker_id is not None:
-            worker.run(worker_id)
+        if worker_id is None:
+            os._exit(0)  # never employed: there is nothing to close
+        worker.run(worker_id)
     except Terminated:
         os._exit(128 + signal.SIGTERM)
     finally:
