@@ -6,7 +6,8 @@ import os
 import pickle
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from poqueue.error_log import described
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 10.0  # above MAX_WAIT_S of the queue: a waiting call is no lost one
 REPORT_TIMEOUT_S = 600.0
 MIN_KEY_BYTES = 16
+REOPEN_S = 5.0
 
 
 class QueueClient:
@@ -41,6 +43,7 @@ class QueueClient:
         self._handlers = HandlerSet()
         self._listener: threading.Thread | None = None
         self._is_closed = False
+        self._as_json: bool | None = None  # whether the queue has a journal; asked once
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -117,23 +120,26 @@ class QueueClient:
     # --- the queue's public methods, in its order; what they do and raise stands there
 
     def add_task(self, task: ProcessingTask, priority: int = DEFAULT_PRIORITY) -> str:
-        return str(self.call("add_task", _freeze_task(task), priority))
+        return str(self.call("add_task", _freeze_task(task, self._wants_json()), priority))
 
     def add_tasks(self, tasks: Iterable[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
-        ids: list[str] = self.call("add_tasks", [_freeze_task(task) for task in tasks], priority)
+        as_json = self._wants_json()
+        ids: list[str] = self.call("add_tasks", [_freeze_task(task, as_json) for task in tasks], priority)
         return ids
 
     def get_next_task(self, worker_id: str) -> ProcessingTask | None:
         return _thaw_or_none(self.call("get_next_task", worker_id))
 
     def complete_task(self, task_id: str, worker_id: str, result: TaskResult) -> None:
-        self.call("complete_task", task_id, worker_id, freeze_result(result))
+        self.call("complete_task", task_id, worker_id, freeze_result(result, self._wants_json()))
 
     def retry_task(self, task_id: str, error_details: dict[str, Any]) -> bool:
         return bool(self.call("retry_task", task_id, described(error_details)))
 
-    def exchange(self, worker_id: str, reports: Sequence[Report] = (), limit: int = 1, wait_s: float = 0.0) -> Grant:
-        grant: Grant = self.call("exchange", worker_id, reports, limit, wait_s)
+    def exchange(
+        self, worker_id: str, reports: Sequence[Report] = (), limit: int = 1, wait_s: float = 0.0, turn: int = 0
+    ) -> Grant:
+        grant: Grant = self.call("exchange", worker_id, reports, limit, wait_s, turn)
         return grant
 
     def retire_worker(self, worker_id: str) -> None:
@@ -147,12 +153,31 @@ class QueueClient:
         ids: list[str] = self.call("take_back", worker_id, but)
         return ids
 
+    def interrupt_leases(self, begun: Collection[int], reason: str, *, is_crash: bool, all_others: bool = False) -> int:
+        return int(self.call("interrupt_leases", begun, reason, is_crash=is_crash, all_others=all_others))
+
+    def requeue_failed(self, task_ids: Iterable[str] | None = None) -> int:
+        return int(self.call("requeue_failed", None if task_ids is None else list(task_ids)))
+
+    def drop_tasks(self, task_ids: Iterable[str]) -> int:
+        return int(self.call("drop_tasks", list(task_ids)))
+
+    def cancel_task(self, task_id: str) -> str:
+        return str(self.call("cancel_task", task_id))
+
+    def halt_after(self, failed: int | None = None, succeeded: int | None = None, done: int | None = None) -> None:
+        self.call("halt_after", failed, succeeded, done)
+
     def drain_queue(self) -> None:
         self.call("drain_queue")
 
     def get_leases(self) -> dict[int, TaskRecord]:
         leases: dict[int, TaskRecord] = self.call("get_leases")
         return leases
+
+    def get_finished(self, start: int = 0, limit: int = 1000) -> tuple[list[TaskRecord], int]:
+        found: tuple[list[TaskRecord], int] = self.call("get_finished", start, limit, timeout_s=REPORT_TIMEOUT_S)
+        return found
 
     def get_queue_status(self) -> dict[str, Any]:
         return dict(self.call("get_queue_status"))
@@ -162,6 +187,9 @@ class QueueClient:
 
     def resume_queue(self) -> None:
         self.call("resume_queue")
+
+    def hold_queue(self, reason: str) -> None:
+        self.call("hold_queue", reason)
 
     def clear_queue(self, preserve_processing: bool = True) -> int:
         return int(self.call("clear_queue", preserve_processing))
@@ -196,6 +224,11 @@ class QueueClient:
     ) -> None:
         self.call("update_configuration", max_retries, retry_delay, task_timeout, queue_size_limit)
 
+    def reconfigure_tasks(
+        self, max_retries: int | None = None, retry_delay: float | None = None, task_timeout: float | None = None
+    ) -> None:
+        self.call("reconfigure_tasks", max_retries, retry_delay, task_timeout)
+
     def optimize_for_workload(
         self, expected_task_count: int, average_task_duration: float, worker_count: int
     ) -> dict[str, Any]:
@@ -225,18 +258,55 @@ class QueueClient:
     def close_events(self, reader: int) -> None:
         self.call("close_events", reader)
 
+    def post_notice(self, text: str) -> None:
+        self.call("post_notice", text)
+
+    def set_view(self, view: Any) -> None:
+        self.call("set_view", view)
+
+    def get_view(self) -> Any:
+        return self.call("get_view")
+
+    def has_journal(self) -> bool:
+        return bool(self.call("has_journal"))
+
+    def copy_journal(self, path: str) -> None:
+        self.call("copy_journal", path, timeout_s=REPORT_TIMEOUT_S)
+
+    def close_queue(self) -> None:
+        self.call("close_queue")
+
+    def _wants_json(self) -> bool:
+        if self._as_json is None:
+            self._as_json = self.has_journal()
+        return self._as_json
+
     def _listen(self, reader: int, after: int) -> None:
         while not self._is_closed:
             try:
                 events = self.read_events(reader, after, wait_s=2.0)
             except PoqueueError:
-                return  # the service ended, and with it the events
+                again = self._open_events_again()
+                if again is None:
+                    return  # the service ended, and with it the events
+                reader, after = again
+                continue
             for event in events:
                 if event.sequence > after + 1:
                     logger.warning("%d events were dropped before they were read", event.sequence - after - 1)
                 after = event.sequence
                 task = thaw_task(event.task) if event.task is not None and self._handlers.listens(event.kind) else None
                 self._handlers.call(event.kind, task, event.error)
+
+    def _open_events_again(self) -> tuple[int, int] | None:
+        """A lost manager may be replaced; what happened in between is not told."""
+        deadline = time.monotonic() + REOPEN_S
+        while not self._is_closed and time.monotonic() < deadline:
+            try:
+                return self.open_events()
+            except PoqueueError:
+                time.sleep(0.1)
+        return None
 
 
 class PendingCall:
@@ -280,11 +350,11 @@ def connect(address: str, key: bytes) -> QueueClient:
     return client
 
 
-def _freeze_task(task: Any) -> Any:
+def _freeze_task(task: Any, as_json: bool) -> Any:
     if not isinstance(task, ProcessingTask):
         raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")
     return ProcessingTask(
-        task.task_id, freeze_po(task.po_data), task.priority,  # type: ignore[arg-type]  # opened again at the far end
+        task.task_id, freeze_po(task.po_data, as_json), task.priority,  # type: ignore[arg-type]  # opened again at the far end
         max_retries=task.max_retries, retry_delay=task.retry_delay, task_timeout=task.task_timeout,
     )  # fmt: skip
 

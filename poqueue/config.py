@@ -25,6 +25,7 @@ class QueueConfig:
     max_retry_delay: float = DEFAULT_MAX_RETRY_DELAY_S
     retry_jitter: float = 0.0
     retention_s: float = DEFAULT_RETENTION_S
+    start_delay: float = 0.0
 
     def __post_init__(self) -> None:
         check_max_retries(self.max_retries)
@@ -33,6 +34,7 @@ class QueueConfig:
         check_seconds(self.max_retry_delay, "retry delay limit (max_retry_delay)", minimum=0.0)
         check_seconds(self.retry_jitter, "retry jitter (retry_jitter), a share of the delay,", minimum=0.0, maximum=1.0)
         check_seconds(self.retention_s, "retention period (retention_s)", minimum=0.0)
+        check_seconds(self.start_delay, "delay between starts (start_delay)", minimum=0.0)
         if not isinstance(self.enable_priority, bool):
             raise ValueError(f"enable_priority must be True or False, got {self.enable_priority!r}")
         if self.queue_size_limit is not None:

@@ -5,6 +5,8 @@
     ├── WorkerMismatchError     a report by somebody who does not hold the task
     ├── QueueFullError          the size limit is reached; nothing was added
     ├── QueueError              the queue itself failed; its text names the cause
+    ├── JournalError            the journal cannot be opened or written; nothing was changed
+    │   └── JournalGoneError    ... because its file was deleted or replaced
     ├── ServiceError            the queue lives in another process, and ...
     │   ├── ManagerLostError    ... that process is gone or hung up
     │   └── CallTimeoutError    ... it did not answer in time
@@ -35,6 +37,14 @@ class QueueFullError(PoqueueError):
 
 class QueueError(PoqueueError):
     """The queue failed inside; the text names the cause."""
+
+
+class JournalError(PoqueueError):
+    """The journal cannot be opened or written; the queue is as it was."""
+
+
+class JournalGoneError(JournalError):
+    """The journal's file was deleted or replaced under the queue."""
 
 
 class ServiceError(PoqueueError):

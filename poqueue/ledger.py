@@ -5,17 +5,18 @@ Plain and single-threaded: the queue holds the lock. The table below is the only
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from poqueue.task import TaskRecord
 from poqueue.task import TaskStatus as S
 
 TRANSITIONS: dict[S, frozenset[S]] = {  # every arrow a task may take; nothing else in the project writes a status
-    S.PENDING: frozenset({S.PROCESSING}),  # leased
+    S.PENDING: frozenset({S.PROCESSING, S.FAILED}),  # leased | cancelled
     S.PROCESSING: frozenset(
         {S.COMPLETED, S.RETRY_PENDING, S.FAILED, S.PENDING}
     ),  # reported | given back | used up | undone
-    S.RETRY_PENDING: frozenset({S.PROCESSING}),  # due and leased
+    S.RETRY_PENDING: frozenset({S.PROCESSING, S.FAILED}),  # due and leased | cancelled
     S.FAILED: frozenset({S.RETRY_PENDING}),  # somebody asks again
     S.COMPLETED: frozenset(),
 }
@@ -29,6 +30,7 @@ class Entry:
         "assigned_at",
         "attempt",
         "completed_at",
+        "crashes",
         "created_at",
         "error_history",
         "finished",
@@ -68,6 +70,7 @@ class Entry:
         self.attempt = 0
         self.retry_count = 0
         self.interruptions = 0
+        self.crashes = 0  # interruptions by a crash of the whole run, since somebody last asked for the task
         self.token = 0
         self.leased = 0.0
         self.finished = 0.0
@@ -82,7 +85,8 @@ class Entry:
         return TaskRecord(
             self.task_id, self.payload, self.priority, self.status, self.attempt, self.retry_count,
             self.max_retries, self.retry_delay, self.task_timeout, self.worker_id,
-            self.created_at, self.assigned_at, self.completed_at, self.result, list(self.error_history or ()), self.po_number,
+            self.created_at, self.assigned_at, self.completed_at, self.result, list(self.error_history or ()),
+            self.interruptions, self.po_number,
         )  # fmt: skip
 
 
@@ -97,6 +101,7 @@ class Ledger:
         self._by_status: dict[S, dict[str, Entry]] = {status: {} for status in S}
         self._by_po: dict[str, Entry | list[Entry]] = {}
         self._by_worker: dict[str, dict[str, Entry]] = {}
+        self._held: dict[str, dict[int, Entry]] = {}  # worker -> token -> what it holds now
         self._finished: deque[tuple[float, Entry]] = deque()
 
     def __len__(self) -> int:
@@ -125,11 +130,27 @@ class Ledger:
             else:
                 self._by_po[entry.po_number] = [known, entry]
 
+    def lease(self, entry: Entry) -> None:
+        """The task's worker holds it from now on."""
+        self.move(entry, S.PROCESSING)
+        worker_id = entry.worker_id or ""
+        self.note_worker(entry, worker_id)
+        held = self._held.get(worker_id)
+        if held is None:
+            held = self._held[worker_id] = {}
+        held[entry.token] = entry
+
+    def held_by(self, worker_id: str) -> list[Entry]:
+        """What a worker holds now, in the order of the leases."""
+        return list(self._held.get(worker_id, {}).values())
+
     def move(self, entry: Entry, status: S) -> None:
         """Follow one arrow of the table."""
         before = entry.status
         if status not in TRANSITIONS[before]:
             raise AssertionError(f"task {entry.task_id}: {before.name} may not become {status.name}")
+        if before is S.PROCESSING:
+            self._let_go(entry)
         task_id = entry.task_id
         del self._by_status[before][task_id]
         self._by_status[status][task_id] = entry
@@ -172,14 +193,18 @@ class Ledger:
             return found
         return next((e for e in found if e.status not in TERMINAL), found[-1])
 
-    def clear(self, statuses: tuple[S, ...]) -> list[Entry]:
-        """Drop every task of these statuses and count it as cleared."""
-        dropped = [entry for status in statuses for entry in self._by_status[status].values()]
-        for entry in dropped:
-            self.counts[entry.status] -= 1
-            self._drop(entry)
-        self.cleared += len(dropped)
-        return dropped
+    def clear(self, entry: Entry) -> None:
+        """Drop a task and count it as cleared."""
+        if entry.status is S.PROCESSING:
+            self._let_go(entry)
+        self.counts[entry.status] -= 1
+        self.cleared += 1
+        self._drop(entry)
+
+    def finished(self, start: int, limit: int) -> tuple[list[Entry], int]:
+        """Tasks that have ended, in the order of their ends, from a place in that order; and the place to go on from."""
+        found = list(islice(self._finished, start, start + limit))
+        return [entry for at, entry in found if entry.status in TERMINAL and entry.finished == at], start + len(found)
 
     def expire(self, before: float) -> int:
         """Drop the history of tasks that finished earlier than `before`; counters keep them."""
@@ -190,6 +215,14 @@ class Ledger:
                 self._drop(entry)
                 dropped += 1
         return dropped
+
+    def _let_go(self, entry: Entry) -> None:
+        worker_id = entry.worker_id or ""
+        held = self._held.get(worker_id)
+        if held is not None:
+            held.pop(entry.token, None)
+            if not held:
+                del self._held[worker_id]
 
     def _drop(self, entry: Entry) -> None:
         del self._by_id[entry.task_id]

@@ -1,6 +1,7 @@
 """Durations, rates and utilisation, each kept in a few numbers however long the queue lives."""
 
 from collections import deque
+from math import floor, log2
 
 MINUTE_S = 60.0
 HOUR_S = 3600.0
@@ -36,6 +37,25 @@ class RateWindow:
             self._total -= self._buckets.popleft()[1]
 
 
+class DurationHistogram:
+    """How many durations were about how long, in buckets that are an eighth of an octave wide (9 %)."""
+
+    PER_OCTAVE = 8
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def add(self, seconds: float) -> None:
+        """One duration; what a processor states may be any number, NaN and infinity too, and counts as nothing."""
+        bucket = floor(log2(seconds) * 8.0) if 1e-6 < seconds < 1e12 else -160
+        counts = self._counts
+        counts[bucket] = counts[bucket] + 1 if bucket in counts else 1
+
+    def buckets(self) -> tuple[tuple[float, int], ...]:
+        """(middle of the bucket in seconds, count), the shortest first."""
+        return tuple((2.0 ** ((bucket + 0.5) / self.PER_OCTAVE), n) for bucket, n in sorted(self._counts.items()))
+
+
 class _WorkerTime:
     __slots__ = ("busy_s", "first", "running")
 
@@ -59,6 +79,7 @@ class Metrics:
         self.durations = 0
         self.duration_sum_s = 0.0
         self.duration_max_s = 0.0
+        self.histogram = DurationHistogram()
         self._minute = RateWindow(MINUTE_S)
         self._hour = RateWindow(HOUR_S)
         self._workers: dict[str, _WorkerTime] = {}
@@ -99,6 +120,7 @@ class Metrics:
         self.durations += 1
         self.duration_sum_s += duration_s
         self.duration_max_s = max(self.duration_max_s, duration_s)
+        self.histogram.add(duration_s)
         self._minute.add(now)
         self._hour.add(now)
 

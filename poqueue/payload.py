@@ -25,30 +25,46 @@ class FrozenResult(NamedTuple):
     payload: bytes
 
 
-def freeze(value: Any, what: str) -> bytes:
-    """Turn a value into bytes.
+def freeze(value: Any, what: str, as_json: bool = False) -> bytes:
+    """Turn a value into bytes: pickled, or as JSON if anybody is to be able to read it later.
 
     Raises:
-        ValueError: the value cannot be pickled; `what` names it.
+        ValueError: the value cannot be pickled, or would come back from JSON as another; `what` names it.
     """
     try:
-        return pickle.dumps(value, 5)
+        if not as_json:
+            return pickle.dumps(value, 5)
+        frozen = json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        is_same = json.loads(frozen) == (list(value) if type(value) is tuple else value)
     except Exception as error:  # a value's own __reduce__ may raise anything
-        raise ValueError(f"invalid {what}: it cannot be pickled ({type(error).__name__}: {error})") from None
+        done = "written as JSON" if as_json else "pickled"
+        raise ValueError(f"invalid {what}: it cannot be {done} ({type(error).__name__}: {error})") from None
+    if not is_same:
+        raise ValueError(
+            f"invalid {what}: a queue with a journal takes what JSON can hold: dicts with text keys, lists, text, numbers"
+        )
+    return frozen
 
 
 def thaw(blob: bytes) -> Any:
     """Give a frozen value back, a fresh copy each time."""
-    return pickle.loads(blob)
+    return json.loads(blob) if is_json(blob) else pickle.loads(blob)
 
 
-def freeze_po(po_data: Any) -> FrozenPo:
+def is_json(blob: bytes) -> bool:
+    """Which of the two forms it is in."""
+    return blob[:1] in (b"{", b"[")
+
+
+def freeze_po(po_data: Any, as_json: bool = False) -> FrozenPo:
     """Check and freeze a PO.
 
     Raises:
-        ValueError: it is no dict, has no usable po_number (non-blank str, or int), or cannot be pickled.
+        ValueError: it is no dict, has no usable po_number (non-blank str, or int), or cannot be frozen.
     """
     if type(po_data) is FrozenPo:
+        if as_json and not is_json(po_data.payload):
+            raise ValueError("invalid task data: a queue with a journal takes it as JSON")
         return po_data
     if not isinstance(po_data, dict):
         raise ValueError(f"invalid task data: po_data must be a dict, got {type(po_data).__name__}")
@@ -58,20 +74,22 @@ def freeze_po(po_data: Any) -> FrozenPo:
     text = str(number).strip()
     if not text:
         raise ValueError("invalid task data: po_number is blank")
-    return FrozenPo(text, freeze(po_data, "task data"))
+    return FrozenPo(text, freeze(po_data, "task data", as_json))
 
 
-def freeze_result(result: Any) -> FrozenResult:
+def freeze_result(result: Any, as_json: bool = False) -> FrozenResult:
     """Check and freeze a result, field by field: a third of the bytes of the instance.
 
     Raises:
-        ValueError: it is no TaskResult, or cannot be pickled.
+        ValueError: it is no TaskResult, or cannot be frozen.
     """
     if type(result) is FrozenResult:
+        if as_json and not is_json(result.payload):
+            raise ValueError("invalid result: a queue with a journal takes it as JSON")
         return result
     if not isinstance(result, TaskResult):
         raise ValueError(f"invalid result: a TaskResult is needed, got {type(result).__name__}")
-    return _frozen(result, freeze(_fields_of(result), "result"))
+    return _frozen(result, freeze(_fields_of(result), "result", as_json))
 
 
 def freeze_plain_result(result: TaskResult) -> FrozenResult:
@@ -96,7 +114,7 @@ def _frozen(result: TaskResult, payload: bytes) -> FrozenResult:
 
 def thaw_result(blob: bytes) -> TaskResult:
     """Give a frozen result back."""
-    return TaskResult(*(json.loads(blob) if blob.startswith(b"[") else thaw(blob)))
+    return TaskResult(*thaw(blob))
 
 
 def thaw_task(record: TaskRecord) -> ProcessingTask:

@@ -14,7 +14,7 @@ FORMATS = ("json", "csv", "yaml")
 TASK_COLUMNS = (
     "task_id", "po_number", "status", "priority", "attempt", "retry_count", "max_retries", "retry_delay", "task_timeout",
     "worker_id", "created_at", "assigned_at", "completed_at", "processing_time", "success", "error_message",
-    "downloads", "data", "error_history", "po_data",
+    "downloads", "data", "error_history", "interruptions", "po_data",
 )  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def task_as_dict(task: ProcessingTask) -> dict[str, Any]:
             "downloads": list(result.downloads) if result else [],
             "data": result.data if result else {},
             "error_history": task.error_history,
+            "interruptions": task.interruptions,
             "po_data": task.po_data,
         }
     )

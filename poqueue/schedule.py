@@ -6,6 +6,8 @@ Plain and single-threaded: the queue holds the lock. A task stands in one place 
 
 import heapq
 from collections import deque
+from collections.abc import Iterable
+from typing import Any
 
 from poqueue.ledger import Entry
 
@@ -37,6 +39,7 @@ class Schedule:
         self._delayed: list[tuple[float, int, Entry]] = []
         self._running_pos: set[str] = set()
         self._aside: dict[str, list[tuple[int, Entry]]] = {}
+        self._removed: set[int] = set()
 
     def add(self, entry: Entry) -> None:
         """A new task: ready, behind all others of its priority."""
@@ -49,24 +52,31 @@ class Schedule:
     def delay(self, entry: Entry, due: float) -> None:
         """A task that must not run before `due`."""
         entry.ready = due
+        if entry.rank in self._removed:
+            self._forget(entry)
         heapq.heappush(self._delayed, (due, entry.rank, entry))
 
     def next_due(self) -> float | None:
         """When the next delayed task becomes ready."""
+        while self._delayed and self._removed and self._delayed[0][1] in self._removed:
+            self._removed.discard(heapq.heappop(self._delayed)[1])
         return self._delayed[0][0] if self._delayed else None
 
     def latest_due(self) -> float | None:
         """When the last delayed task becomes ready; costs what is delayed."""
-        return max((due for due, _, _ in self._delayed), default=None)
+        return max((due for due, rank, _ in self._delayed if rank not in self._removed), default=None)
 
     def take(self, now: float) -> Entry | None:
         """The best task that may run now; its PO counts as running until `end`."""
         delayed = self._delayed
         while delayed and delayed[0][0] <= now:
             self.put_back(heapq.heappop(delayed)[2])
-        running = self._running_pos
+        running, removed = self._running_pos, self._removed
         for lane in self._lanes:
             while (entry := lane.pop()) is not None:
+                if removed and entry.rank in removed:
+                    removed.discard(entry.rank)
+                    continue
                 if entry.po_number not in running:
                     running.add(entry.po_number)
                     return entry
@@ -83,13 +93,37 @@ class Schedule:
             self.put_back(other)
         return bool(waiting)
 
-    def clear(self) -> None:
-        """Forget every task that waits; what runs is still remembered."""
-        for lane in self._lanes:
-            lane.fresh.clear()
-            lane.returned.clear()
-        self._delayed.clear()
-        self._aside.clear()
+    def untake(self, entry: Entry) -> None:
+        """As if `take` had not been: the task stands in its place again."""
+        self.end(entry)
+        self.put_back(entry)
+
+    def remove(self, entry: Entry) -> None:
+        """The task does not wait any more; it is passed over when its turn comes, which costs nothing now."""
+        self._removed.add(entry.rank)
+
+    def rebuild(
+        self, pending: Iterable[Entry], delayed: Iterable[tuple[float, Entry]], running: Iterable[Entry]
+    ) -> None:
+        """Hold exactly these tasks."""
+        self._lanes = [_Lane() for _ in self._lanes]
+        self._delayed = [(due, entry.rank, entry) for due, entry in delayed]
+        heapq.heapify(self._delayed)
+        self._aside = {}
+        self._removed = set()
+        self._running_pos = {entry.po_number for entry in running}
+        for entry in sorted(pending, key=lambda one: one.rank):
+            self.add(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        """Take a removed task out of wherever it still stands; it is about to wait again."""
+        self._removed.discard(entry.rank)
+        lane = self._lane(entry)
+        lane.fresh = deque(one for one in lane.fresh if one is not entry)
+        heaps: list[list[Any]] = [lane.returned, self._delayed, *self._aside.values()]
+        for heap in heaps:
+            heap[:] = [item for item in heap if item[-1] is not entry]
+            heapq.heapify(heap)
 
     def _lane(self, entry: Entry) -> _Lane:
         return self._lanes[entry.priority - 1] if self._by_priority else self._lanes[0]

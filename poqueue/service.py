@@ -24,8 +24,9 @@ from multiprocessing.managers import BaseManager, Server
 from pathlib import Path
 from typing import Any
 
+from poqueue import failpoint
 from poqueue.client import QueueClient, connect
-from poqueue.errors import ConfigError, ManagerLostError, PoqueueError, QueueError
+from poqueue.errors import ConfigError, JournalError, ManagerLostError, PoqueueError, QueueError
 from poqueue.task import TaskRecord
 from poqueue.task_queue import TaskQueue
 from poqueue.wire import check_address, check_private, dial, peer_uid, set_time_limit, set_time_limit_of
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 QUEUE_ID = "queue"
 SOCKET_NAME = "queue.sock"
 AUTH_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 5.0
 MAX_REQUEST_BYTES = 256 * 1024 * 1024
 MAX_CONNECTIONS = 1100
 METHODS = tuple(name for name in vars(TaskQueue) if not name.startswith("_"))
@@ -100,7 +102,9 @@ class QueueServer(Server):
                 request = conn.recv_bytes(MAX_REQUEST_BYTES)
             except (EOFError, OSError):
                 return
-            conn.send_bytes(_answer(queue, request))
+            answer = _answer(queue, request)
+            failpoint.hit("service.before_answer")
+            conn.send_bytes(answer)
 
 
 def _answer(queue: TaskQueue, request: bytes) -> bytes:
@@ -154,8 +158,16 @@ def _host_queue(
         logging.basicConfig(
             filename=log_path, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", force=True
         )
-    _hosted_queue = TaskQueue(**settings, open_task=_as_record)
+    try:
+        _hosted_queue = TaskQueue(**settings, open_task=_as_record)
+    except PoqueueError as error:
+        Path(_reason_path(address)).write_text(str(error), encoding="utf-8", errors="backslashreplace")
+        os._exit(CANNOT_HOST_EXIT)
     threading.Thread(target=_end_with_owner, args=(owner_pid, address, on_orphan), daemon=True).start()
+
+
+def _reason_path(address: str) -> str:
+    return f"{address}.reason"
 
 
 def _end_with_owner(owner_pid: int, address: str, on_orphan: Callable[[], None] | None) -> None:
@@ -170,6 +182,8 @@ def _end_with_owner(owner_pid: int, address: str, on_orphan: Callable[[], None] 
         if on_orphan is not None:
             on_orphan()
     finally:
+        if _hosted_queue is not None:
+            _hosted_queue.close_queue()
         with contextlib.suppress(OSError):
             os.unlink(address)
             os.rmdir(os.path.dirname(address))  # only if it is ours alone, and so empty
@@ -207,6 +221,7 @@ def fits_address(directory: Path) -> bool:
 
 
 NO_GUARD_EXIT = 64
+CANNOT_HOST_EXIT = 65
 NO_GUARD = (
     "each process that is started imports the script again, and so would start a batch of its own; "
     'put what starts the batch below a line: if __name__ == "__main__":'
@@ -239,7 +254,9 @@ class QueueService:
         on_orphan: Callable[[], None] | None = None,
         **settings: Any,
     ) -> None:
-        TaskQueue(**settings)  # a wrong setting is told here, not by a process that fails to start
+        TaskQueue(
+            **{key: value for key, value in settings.items() if key not in _OF_JOURNAL}
+        )  # a wrong setting is told here, not by a process that fails to start
         self._settings = settings
         self._start_method = start_method
         self._log_path = str(log_path) if log_path is not None else None
@@ -275,6 +292,7 @@ class QueueService:
         """Start the manager process and wait until it listens.
 
         Raises:
+            JournalError: the journal cannot be opened.
             ManagerLostError: it died on the way.
         """
         leave_if_imported_again()
@@ -285,16 +303,57 @@ class QueueService:
         self.address = str(directory / SOCKET_NAME)
         check_address(self.address)
         check_private(directory)
+        try:
+            self._start_manager()
+        except BaseException:
+            self._remove_directory()
+            raise
+
+    def _start_manager(self) -> None:
         manager = _Manager(self.address, self.key, ctx=get_context(self._start_method))
         try:
             manager.start(_host_queue, (self._settings, os.getpid(), self.address, self._log_path, self._on_orphan))
         except (EOFError, OSError) as error:
-            self._remove_directory()
             manager._process.join(1.0)
             if manager._process.exitcode == NO_GUARD_EXIT:
                 raise ConfigError(NO_GUARD) from None
+            if manager._process.exitcode == CANNOT_HOST_EXIT:
+                raise JournalError(self._take_reason()) from None
             raise ManagerLostError(f"the manager process died while it started: {error!r}") from None
         self._manager = manager
+
+    def replace(self) -> None:
+        """Kill the manager process, whatever state it is in, and start another one from the journal: same address, same key.
+
+        Raises:
+            ServiceNotStarted, JournalError, ManagerLostError: as start; or there is no journal to start from.
+        """
+        if not self.has_journal:
+            raise ManagerLostError("the manager process is lost, and there is no journal to start another one from")
+        if self._manager is not None:
+            getattr(self._manager, "shutdown").cancel()  # noqa: B009  (its own way of ending would wait for TERM to work)
+            process, self._manager = self.process, None
+            process.kill()
+            process.join()
+            process.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.address)
+        self._settings["journal_must_exist"] = True
+        self._start_manager()
+
+    def _take_reason(self) -> str:
+        path = Path(_reason_path(self.address))
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError:
+            return "the journal cannot be opened"
+        finally:
+            path.unlink(missing_ok=True)
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether a lost manager can be replaced."""
+        return self._settings.get("journal") is not None
 
     def client(self) -> "QueueClient":
         """A client of this service; it ends with it."""
@@ -306,9 +365,12 @@ class QueueService:
         """End the manager process, whatever state it is in; a forked copy of this object ends nothing."""
         if self._owner_pid != os.getpid():
             return
+        manager, self._manager = self._manager, None
+        if manager is not None and self.has_journal:
+            with contextlib.suppress(PoqueueError), contextlib.closing(QueueClient(self.address, self.key)) as client:
+                client.call("close_queue", timeout_s=CLOSE_TIMEOUT_S)
         for client in self._clients:
             client.close()
-        manager, self._manager = self._manager, None
         if manager is not None:
             getattr(manager, "shutdown").cancel()  # noqa: B009  (its own way of ending would wait for TERM to work)
             _stop_manager(self.address, self.key, manager._process)
@@ -321,6 +383,9 @@ class QueueService:
             with contextlib.suppress(OSError):
                 os.rmdir(self._made_directory)
             self._made_directory = None
+
+
+_OF_JOURNAL = ("journal", "durability", "journal_must_exist")
 
 
 class ServiceNotStarted(PoqueueError):

@@ -60,6 +60,7 @@ class ProcessingTask:
     completed_at: float | None = None
     result: TaskResult | None = None
     error_history: list[dict[str, Any]] = field(default_factory=list)
+    interruptions: int = 0
 
     @property
     def po_number(self) -> str:
@@ -121,6 +122,7 @@ class TaskRecord(NamedTuple):
     completed_at: float | None
     result: bytes | None
     error_history: list[dict[str, Any]]
+    interruptions: int
     po_number: str
 
 
@@ -128,7 +130,8 @@ class Event(NamedTuple):
     """Something that happened in the queue, numbered without gaps.
 
     `kind` is "completed", "failed", "retry" (an attempt failed and the task waits), "dropped" (a running task was
-    cleared), "empty" or "full".
+    cleared), "cancel" (a running task is to be stopped), "empty", "full", "halted" (the halt policy has struck; `error`
+    says how) or "notice" (somebody posted `error`).
     """
 
     sequence: int

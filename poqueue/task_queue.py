@@ -8,16 +8,21 @@ A task's life, and the method that moves it:
                     └── release_worker ┘
 
 The class holds the one lock; policy lives in single-threaded collaborators that know neither lock nor wall clock: Ledger
-(what is where), Schedule (what is next), Metrics, ErrorLog, EventDelivery and EventFeed.
+(what is where), Schedule (what is next), Verdict (what is decided), Moves (what a step does), Metrics, ErrorLog,
+EventDelivery, EventFeed, HaltPolicy. Each step is guard, decide, write down, move, note: with a journal nothing has
+happened before it is written, and what cannot be written does not happen.
 Contract: TaskQueue API Contract, with R1 to R28 as settled beside it.
 """
 
+import json
 import logging
+import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -32,20 +37,25 @@ from poqueue.config import (
     check_timeout,
     check_whole,
 )
-from poqueue.error_log import ErrorLog, described, error_message_of, error_type_of
-from poqueue.errors import QueueFullError, TaskNotFoundError, WorkerMismatchError
+from poqueue.error_log import ErrorLog, described
+from poqueue.errors import JournalError, QueueError, QueueFullError, TaskNotFoundError, WorkerMismatchError
 from poqueue.events import UNSET, EventDelivery, EventFeed
+from poqueue.halt import HaltPolicy
+from poqueue.journal import Journal, Kind, Record
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
-from poqueue.payload import FrozenResult, freeze_po, freeze_result, thaw_for_report, thaw_task
-from poqueue.retry import backoff_s
+from poqueue.moves import Moves
+from poqueue.payload import freeze_po, freeze_result, thaw_for_report, thaw_task
+from poqueue.replay import boot_id, reconfigure, replay
 from poqueue.schedule import Schedule
 from poqueue.task import DEFAULT_PRIORITY, Event, Grant, Lease, ProcessingTask, Report, TaskRecord, TaskResult
 from poqueue.task import TaskStatus as S
+from poqueue.verdict import Verdict, broken_off, failed_attempt, final, retry_delay_s
 
 logger = logging.getLogger(__name__)
 
 MAX_WAIT_S = 5.0
+FAULT_RETRY_S = 0.5  # how often a journal that could not be written is tried again
 
 
 class TaskQueue:
@@ -60,12 +70,18 @@ class TaskQueue:
         max_retry_delay: upper bound of the delay between retries, seconds.
         retry_jitter: lengthens each delay by up to this share (0..1), at random.
         retention_s: seconds that finished tasks stay findable.
+        start_delay: seconds that at least pass between two leases.
+        journal: file in which every change is written before it is told; what it holds already is taken up from there.
+            Task data, results and error details must then be what JSON can hold.
+        durability: "normal" survives the end of any process, "full" also a loss of power.
+        journal_must_exist: True: the journal is only opened; False: only made; None: whichever.
         clock: monotonic seconds, for every deadline and duration.
         wall_clock: UTC seconds since the epoch, for people.
         open_task: how a record is handed out; the service hands it on unopened.
 
     Raises:
         ValueError: a timeout or retry value, or another setting, is invalid.
+        JournalError: the journal cannot be opened; the text says why.
     """
 
     def __init__(
@@ -79,13 +95,17 @@ class TaskQueue:
         max_retry_delay: float = DEFAULT_MAX_RETRY_DELAY_S,
         retry_jitter: float = 0.0,
         retention_s: float = DEFAULT_RETENTION_S,
+        start_delay: float = 0.0,
+        journal: Path | str | None = None,
+        durability: str = "normal",
+        journal_must_exist: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         open_task: Callable[[TaskRecord], ProcessingTask] = thaw_task,
     ) -> None:
         self._config = QueueConfig(
             max_retries, retry_delay, task_timeout, enable_priority,
-            queue_size_limit, max_retry_delay, retry_jitter, retention_s,
+            queue_size_limit, max_retry_delay, retry_jitter, retention_s, start_delay,
         )  # fmt: skip
         self._clock = clock
         self._wall_clock = wall_clock
@@ -94,17 +114,28 @@ class TaskQueue:
         self._schedule = Schedule(by_priority=enable_priority)
         self._metrics = Metrics()
         self._errors = ErrorLog()
+        self._moves = Moves(self._ledger, self._schedule, self._metrics, self._errors)
         self._delivery = EventDelivery()
         self._feed = EventFeed()
         self._rank = 0
         self._token = 0
         self._is_paused = False
         self._is_draining = False
+        self._held_because = ""  # why no task may start for now, beside a pause
+        self._fault: JournalError | None = None  # why nothing can be written down
+        self._fault_over = 0.0  # when it is worth another try
+        self._halt = HaltPolicy()
+        self._next_start = 0.0
+        self._view: Any = None
         self._empty_is_news = False  # on_queue_empty is due at the next drain
         self._full_was_told = False  # on_queue_full has fired for this filling
         self._retired: set[str] = set()
+        self._turns: dict[str, int] = {}  # the latest exchange of each worker
         self._waiters = 0
         self._ensure_thread_safety()
+        self._journal: Journal | None = None
+        if journal is not None:
+            self._open_journal(Path(journal), durability, journal_must_exist)
 
     # ------------------------------------------------------------------ a task's life
 
@@ -121,6 +152,7 @@ class TaskQueue:
         Raises:
             ValueError: the task or the priority is invalid, or the id is known already.
             QueueFullError: the queue is at its size limit; nothing was added.
+            JournalError: it could not be written down; nothing was added. Likewise for every method that changes the queue.
         """
         return self.add_tasks([task], priority)[0]
 
@@ -131,12 +163,12 @@ class TaskQueue:
             with self._lock:
                 self._guard_new_ids(admitted)
                 self._guard_size(len(admitted))
-                now, wall = self._clock(), self._wall_clock()
-                for entry in admitted:
-                    self._rank += 1
-                    entry.rank, entry.ready, entry.created_at = self._rank, now, wall
-                    self._ledger.add(entry)
-                    self._schedule.add(entry)
+                now, at, first = self._clock(), self._wall_clock(), self._rank + 1
+                if self._journal is not None and admitted:
+                    self._write((), [_row(entry, rank, at) for rank, entry in enumerate(admitted, first)])
+                for rank, entry in enumerate(admitted, first):
+                    self._moves.add(entry, rank, now, at)
+                self._rank += len(admitted)
                 if admitted:
                     self._empty_is_news = True
                     self._wake(len(admitted))
@@ -154,8 +186,8 @@ class TaskQueue:
         with self._lock:
             if self._may_not_lease(worker_id):
                 return None
-            entry = self._lease(worker_id, self._clock())
-            return self._open(entry.record()) if entry is not None else None
+            leased = self._lease(worker_id, 1)
+            return self._open(leased[0].record()) if leased else None
 
     def complete_task(self, task_id: str, worker_id: str, result: TaskResult) -> None:
         """End a task with its result: COMPLETED, or FAILED if `result.success` is False (no retry).
@@ -165,13 +197,13 @@ class TaskQueue:
             WorkerMismatchError: the task is not being processed by this worker; nothing was changed.
             ValueError: the result is no TaskResult, or cannot be pickled.
         """
-        frozen = freeze_result(result)
+        frozen = freeze_result(result, as_json=self._journal is not None)
         with self._lock:
             entry = self._require(task_id)
             if entry.status is not S.PROCESSING or entry.worker_id != worker_id:
                 holder = f"held by {entry.worker_id}" if entry.status is S.PROCESSING else entry.status.value
                 raise WorkerMismatchError(f"task {task_id} is {holder}; the report of {worker_id} changes nothing")
-            self._end(entry, frozen, None)
+            self._settle([final(entry, frozen, frozen.processing_time or None)])
         self._delivery.deliver()
 
     def retry_task(self, task_id: str, error_details: dict[str, Any]) -> bool:
@@ -202,29 +234,39 @@ class TaskQueue:
 
     # ------------------------------------------------------------------ workers of a pool
 
-    def exchange(self, worker_id: str, reports: Sequence[Report] = (), limit: int = 1, wait_s: float = 0.0) -> Grant:
+    def exchange(
+        self, worker_id: str, reports: Sequence[Report] = (), limit: int = 1, wait_s: float = 0.0, turn: int = 0
+    ) -> Grant:
         """Take a worker's reports and lease it up to `limit` tasks, in one step.
 
         With nothing to lease it waits up to `wait_s` seconds (at most 5). A report whose token is not that of the live
         lease changes nothing, so a report may be sent again when its answer was lost. Leases that a worker holds ahead
         are in order of priority.
+
+        Args:
+            turn: numbers a worker's exchanges, upward from 1; then a worker that lost an answer may just go on. With a
+                new turn it has nothing in hand beside what it reports, so what else it holds never reached it and is
+                undone; a call of an older turn leases nothing.
         """
         _check_worker_id(worker_id)
-        if reports:
+        if reports or turn:
             with self._lock:
-                for report in reports:
-                    self._take_report(worker_id, report)
+                if turn and self._is_stale(worker_id, turn):
+                    return Grant([], stop=False)
+                self._take_reports(worker_id, reports, has_nothing_else=turn > 0)
             self._delivery.deliver()
         deadline = time.monotonic() + min(wait_s, MAX_WAIT_S)
         with self._lock:
             while True:
                 if self._is_draining or worker_id in self._retired:
                     return Grant([], stop=True)
-                leases = self._lease_many(worker_id, limit)
+                leases = self._lease_many(worker_id, limit) if limit and not self._is_paused else []
                 remaining_s = deadline - time.monotonic()
                 if leases or not limit or remaining_s <= 0:
                     return Grant(leases, stop=False)
                 self._wait_for_work(remaining_s)
+                if turn and self._turns.get(worker_id) != turn:  # its client has hung up and asked again
+                    return Grant([], stop=False)
 
     def retire_worker(self, worker_id: str) -> None:
         """Lease nothing to this worker any more; its next exchange says stop. Its reports still count."""
@@ -251,12 +293,85 @@ class TaskQueue:
             The ids of the tasks that wait again.
         """
         with self._lock:
-            of_worker = self._ledger.of_worker(worker_id)
-            held = [e for e in of_worker if e.status is S.PROCESSING and e.worker_id == worker_id and e.token != but]
-            for entry in held:
-                self._undo(entry)
+            held = [entry for entry in self._ledger.held_by(worker_id) if entry.token != but]
+            self._settle([Verdict(Kind.UNDONE, entry) for entry in held])
             self._work.notify_all()
             return [entry.task_id for entry in held]
+
+    def interrupt_leases(self, begun: Collection[int], reason: str, *, is_crash: bool, all_others: bool = False) -> int:
+        """Break off attempts that were begun and will not end, uncharged: the tasks wait at their places again.
+
+        Only for a caller who knows that nobody works on them any more. One that was running at a crash of the whole run
+        for the fourth time in a row is taken for its cause and fails.
+
+        Args:
+            begun: lease tokens; one that is not live changes nothing.
+            all_others: undo every other live lease as never begun.
+
+        Returns:
+            How many were broken off.
+        """
+        with self._lock:
+            live = {entry.token: entry for entry in self._ledger.of_status(S.PROCESSING)}
+            broken = [broken_off(live.pop(token), reason, is_crash) for token in begun if token in live]
+            others = [Verdict(Kind.UNDONE, entry) for entry in live.values()] if all_others else []
+            self._settle([*broken, *others])
+            self._work.notify_all()
+        self._delivery.deliver()
+        return len(broken)
+
+    def requeue_failed(self, task_ids: Iterable[str] | None = None) -> int:
+        """Let failed tasks (all by default) start again at once with all their retries.
+
+        Returns:
+            How many.
+        """
+        with self._lock:
+            wanted = set(task_ids) if task_ids is not None else None
+            failed = [e for e in self._ledger.of_status(S.FAILED) if wanted is None or e.task_id in wanted]
+            self._settle([Verdict(Kind.REQUEUED, entry) for entry in failed])
+            self._work.notify_all()
+            return len(failed)
+
+    def drop_tasks(self, task_ids: Iterable[str]) -> int:
+        """Remove tasks that do not run, ended ones too, as clear_queue does; ids that are unknown or running change nothing.
+
+        Returns:
+            How many were removed.
+        """
+        with self._lock:
+            found = [self._ledger.get(task_id) for task_id in task_ids]
+            dropped = [entry for entry in found if entry is not None and entry.status is not S.PROCESSING]
+            self._settle([Verdict(Kind.CLEARED, entry) for entry in dropped])
+            return len(dropped)
+
+    def cancel_task(self, task_id: str) -> str:
+        """End a task as failed ("Cancelled"), unless it has ended.
+
+        Returns:
+            "cancelled", "stopping" (it runs: whoever watches the workers is told to stop it, and its end is recorded then),
+            or "finished".
+
+        Raises:
+            TaskNotFoundError: no such id.
+        """
+        with self._lock:
+            entry = self._require(task_id)
+            if entry.status in (S.COMPLETED, S.FAILED):
+                return "finished"
+            if entry.status is S.PROCESSING:
+                self._note("cancel", entry)
+                return "stopping"
+            self._settle(
+                [Verdict(Kind.CANCELLED, entry, described({"error_type": "Cancelled", "message": "cancelled"}))]
+            )
+        self._delivery.deliver()
+        return "cancelled"
+
+    def halt_after(self, failed: int | None = None, succeeded: int | None = None, done: int | None = None) -> None:
+        """Start no task any more once so many have ended so from now on; told as the event "halted"."""
+        with self._lock:
+            self._halt = HaltPolicy(failed, succeeded, done)
 
     def drain_queue(self) -> None:
         """Lease nothing to anybody any more; every exchange says stop. Reports still count."""
@@ -269,15 +384,26 @@ class TaskQueue:
         with self._lock:
             return {entry.token: entry.record() for entry in self._ledger.of_status(S.PROCESSING)}
 
+    def get_finished(self, start: int = 0, limit: int = 1000) -> tuple[list[TaskRecord], int]:
+        """Tasks that have ended, in the order of their ends, from a place in that order; and the place to go on from.
+
+        At the end of the order the place does not move any more.
+        """
+        with self._lock:
+            entries, place = self._ledger.finished(start, limit)
+            return [entry.record() for entry in entries], place
+
     # ------------------------------------------------------------------ managing the queue
 
     def get_queue_status(self) -> dict[str, Any]:
-        """One consistent snapshot: the contract's keys, and `status` ("ACTIVE", "PAUSED", "DRAINING") and `cleared_tasks`.
+        """One consistent snapshot: the contract's keys, and `status`, `cleared_tasks` and `reason`.
 
+        `status` is "ACTIVE", "PAUSED" or "DRAINING"; `reason` says why nothing starts though nobody paused the queue.
         total_tasks = pending + processing + completed + failed + retry + cleared. Times in seconds.
         """
         with self._lock:
             counts = self._ledger.counts
+            reason = str(self._fault or "") or self._held_because
             return {
                 "total_tasks": self._ledger.added,
                 "pending_tasks": counts[S.PENDING],
@@ -288,23 +414,36 @@ class TaskQueue:
                 "queue_length": self._waiting(),
                 "estimated_completion": self._estimate_s(),
                 "throughput": self._metrics.throughput(self._clock()),
-                "status": "DRAINING" if self._is_draining else "PAUSED" if self._is_paused else "ACTIVE",
+                "status": "DRAINING" if self._is_draining else "PAUSED" if self._is_paused or reason else "ACTIVE",
                 "cleared_tasks": self._ledger.cleared,
+                "reason": reason,
             }
 
     def pause_queue(self) -> None:
         """Start no task from now on; running ones go on, reports and new tasks are taken."""
         with self._lock:
+            if not self._is_paused:
+                self._write([Record(Kind.PAUSED, None, None, self._wall_clock())])
             self._is_paused = True
         logger.info("queue paused")
 
     def resume_queue(self) -> None:
         """Start tasks again."""
         with self._lock:
+            if self._is_paused:
+                self._write([Record(Kind.RESUMED, None, None, self._wall_clock())])
             self._is_paused = False
             self._work.notify_all()
             waiting, running = self._waiting(), self._ledger.counts[S.PROCESSING]
         logger.info("queue resumed: %d waiting, %d running", waiting, running)
+
+    def hold_queue(self, reason: str) -> None:
+        """Start no task as long as there is a reason, beside any pause; an empty text lets go. Not kept in the journal."""
+        with self._lock:
+            if reason == self._held_because:
+                return
+            self._held_because = reason
+            self._work.notify_all()
 
     def clear_queue(self, preserve_processing: bool = True) -> int:
         """Remove the tasks that wait, and the running ones too unless they are preserved.
@@ -312,15 +451,10 @@ class TaskQueue:
         Returns:
             How many were removed. They are gone for good: a later report of one raises TaskNotFoundError.
         """
+        statuses = [S.PENDING, S.RETRY_PENDING] if preserve_processing else [S.PENDING, S.RETRY_PENDING, S.PROCESSING]
         with self._lock:
-            dropped = self._ledger.clear((S.PENDING, S.RETRY_PENDING))
-            self._schedule.clear()
-            if not preserve_processing:
-                running = self._ledger.clear((S.PROCESSING,))
-                for entry in running:
-                    self._stop_running(entry, None)
-                    self._note("dropped", entry)
-                dropped += running
+            dropped = [entry for status in statuses for entry in self._ledger.of_status(status)]
+            self._settle([Verdict(Kind.CLEARED, entry) for entry in dropped])
             self._full_was_told = False
             self._note_if_empty()
         logger.info(
@@ -445,8 +579,26 @@ class TaskQueue:
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with self._lock:
-            self._config = replace(self._config, **changes)
+            config = replace(self._config, **changes)
+            self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=json.dumps(changes))])
+            self._config = config
             self._rearm_full()
+
+    def reconfigure_tasks(
+        self, max_retries: int | None = None, retry_delay: float | None = None, task_timeout: float | None = None
+    ) -> None:
+        """Give other limits to the tasks that are there and have not succeeded; None leaves one as it is.
+
+        Raises:
+            ValueError: a value is invalid; nothing was changed.
+        """
+        given = {"max_retries": max_retries, "retry_delay": retry_delay, "task_timeout": task_timeout}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        with self._lock:
+            replace(self._config, **changes)  # only to check them
+            line = json.dumps({"waiting": changes})
+            self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=line)])
+            reconfigure(self._ledger, changes)
 
     def optimize_for_workload(
         self, expected_task_count: int, average_task_duration: float, worker_count: int
@@ -466,7 +618,7 @@ class TaskQueue:
             measured = tuning.Measured(
                 counts[S.COMPLETED], counts[S.FAILED], metrics.tasks_retried,
                 metrics.average_duration_s(), metrics.duration_max_s,
-                percentage(metrics.retries_succeeded, metrics.retries_ended),
+                percentage(metrics.retries_succeeded, metrics.retries_ended), metrics.histogram.buckets(),
             )  # fmt: skip
             config = self._config
         return tuning.advise(
@@ -517,6 +669,45 @@ class TaskQueue:
         with self._lock:
             self._feed.close(reader)
 
+    def post_notice(self, text: str) -> None:
+        """Tell every reader of the events something; it means nothing to the queue."""
+        with self._lock:
+            self._note("notice", None, text)
+
+    def set_view(self, view: Any) -> None:
+        """Leave something for others to see: plain data, such as what the workers do."""
+        with self._lock:
+            self._view = view
+
+    def get_view(self) -> Any:
+        """What was left to be seen last, or None."""
+        with self._lock:
+            return self._view
+
+    def has_journal(self) -> bool:
+        """Whether changes are written down, and data so has to be what JSON can hold."""
+        return self._journal is not None
+
+    def copy_journal(self, path: str) -> None:
+        """A consistent copy of the journal, which has room for no reader beside its queue.
+
+        Raises:
+            QueueError: there is no journal.
+            JournalError: the copy cannot be written.
+        """
+        with self._lock:
+            if self._journal is None:
+                raise QueueError("this queue has no journal")
+            self._journal.copy_to(Path(path))
+
+    def close_queue(self) -> None:
+        """Let go of the journal, everything in its one file; the queue takes no change any more. Harmless when repeated."""
+        with self._lock:
+            self._is_draining = True
+            if self._journal is not None:
+                self._journal.close()
+            self._work.notify_all()
+
     def _cleanup_resources(self) -> None:
         """Drop finished tasks beyond the retention period and errors beyond the threshold; runs as tasks complete."""
         with self._lock:
@@ -543,7 +734,7 @@ class TaskQueue:
         if priority == DEFAULT_PRIORITY:
             priority = task.priority
             check_whole(priority, "priority", minimum=1, maximum=10)
-        po_number, payload = freeze_po(task.po_data)
+        po_number, payload = freeze_po(task.po_data, as_json=self._journal is not None)
         config = self._config
         retries, delay, timeout = task.max_retries, task.retry_delay, task.task_timeout
         if retries is None:
@@ -585,174 +776,249 @@ class TaskQueue:
     def _may_not_lease(self, worker_id: str) -> bool:
         return self._is_paused or self._is_draining or worker_id in self._retired
 
+    def _is_stale(self, worker_id: str, turn: int) -> bool:
+        """Whether this worker has begun a later exchange; if not, this one is its latest."""
+        if turn <= self._turns.get(worker_id, 0):
+            return True
+        self._turns[worker_id] = turn
+        return False
+
     # ------------------------------------------------------------------ moves (under the lock)
 
-    def _lease(self, worker_id: str, now: float) -> Entry | None:
-        entry = self._schedule.take(now)
-        if entry is None:
-            return None
-        self._token += 1
-        entry.token = self._token
-        entry.attempt += 1
-        entry.worker_id = worker_id
-        entry.leased = now
-        entry.assigned_at = self._wall_clock()
-        self._ledger.move(entry, S.PROCESSING)
-        self._ledger.note_worker(entry, worker_id)
-        self._metrics.dispatched(worker_id, entry.token, entry.attempt, entry.ready, now)
+    def _lease(self, worker_id: str, limit: int) -> list[Entry]:
+        """Lease up to `limit` tasks that may run now; none while something holds them back."""
+        now = self._clock()
+        if self._held_because or now < self._next_start or (self._fault is not None and now < self._fault_over):
+            return []
+        taken = self._take(limit, now)
+        if not taken:
+            return taken
+        at, token = self._wall_clock(), self._token
+        if self._journal is not None and not self._can_write_leases(taken, worker_id, at):
+            for entry in reversed(taken):
+                self._schedule.untake(entry)
+            return []
+        for entry in taken:
+            token += 1
+            self._moves.lease(entry, token, worker_id, now, at)
+        self._token = token
         if self._full_was_told:
             self._rearm_full()
-        return entry
+        return taken
+
+    def _take(self, limit: int, now: float) -> list[Entry]:
+        if self._config.start_delay:
+            limit, self._next_start = 1, now + self._config.start_delay
+        taken: list[Entry] = []
+        while len(taken) < limit and (entry := self._schedule.take(now)) is not None:
+            taken.append(entry)
+        if not taken:
+            self._next_start = 0.0
+        return taken
+
+    def _can_write_leases(self, taken: list[Entry], worker_id: str, at: float) -> bool:
+        records = [
+            Record(Kind.LEASED, entry.rank, token, at, worker_id) for token, entry in enumerate(taken, self._token + 1)
+        ]
+        try:
+            self._write(records)
+        except JournalError:
+            return False
+        return True
 
     def _lease_many(self, worker_id: str, limit: int) -> list[Lease]:
-        leases: list[Lease] = []
-        if self._is_paused:
-            return leases
-        now = self._clock()
-        while len(leases) < limit and (entry := self._lease(worker_id, now)) is not None:
-            leases.append(
-                Lease(
-                    entry.task_id,
-                    entry.token,
-                    entry.attempt,
-                    entry.attempt + entry.max_retries - entry.retry_count,
-                    entry.task_timeout,
-                    entry.po_number,
-                    entry.payload,
-                )  # fmt: skip
+        return [
+            Lease(
+                entry.task_id,
+                entry.token,
+                entry.attempt,
+                entry.attempt + entry.max_retries - entry.retry_count,
+                entry.task_timeout,
+                entry.po_number,
+                entry.payload,
             )
-        return leases
+            for entry in self._lease(worker_id, limit)
+        ]
 
-    def _take_report(self, worker_id: str, report: Report) -> None:
-        entry = self._ledger.get(report.task_id)
-        is_live = entry is not None and entry.status is S.PROCESSING
-        if entry is None or not is_live or entry.token != report.token or entry.worker_id != worker_id:
-            logger.info("report of %s on task %s came too late; ignored", worker_id, report.task_id)
-            return
+    def _take_reports(self, worker_id: str, reports: Sequence[Report], has_nothing_else: bool) -> None:
+        verdicts: dict[int, Verdict] = {}
+        for report in reports:
+            entry = self._ledger.get(report.task_id)
+            is_live = entry is not None and entry.status is S.PROCESSING and entry.token == report.token
+            if entry is None or not is_live or entry.worker_id != worker_id:
+                logger.info("report of %s on task %s came too late; ignored", worker_id, report.task_id)
+            elif report.token not in verdicts:
+                verdicts[report.token] = self._decide(entry, report)
+        if has_nothing_else:
+            held = self._ledger.held_by(worker_id)
+            if len(held) > len(verdicts):
+                others = [entry for entry in held if entry.token not in verdicts]
+                verdicts |= {entry.token: Verdict(Kind.UNDONE, entry) for entry in others}
+        if verdicts:
+            self._settle(list(verdicts.values()))
+
+    def _decide(self, entry: Entry, report: Report) -> Verdict:
         if report.result is not None:
-            self._end(entry, report.result, None)
-        elif report.error is None:
-            self._undo(entry)
-            self._wake(1)
-        elif report.give_up:
-            self._fail(entry, report.error, report.processing_time)
-        else:
-            self._retry(entry, report.error, report.retry_after_s, report.processing_time)
+            return final(entry, report.result, report.processing_time or None)
+        if report.error is None:
+            return Verdict(Kind.UNDONE, entry)
+        if report.give_up:
+            return Verdict(Kind.FAILED, entry, report.error, seconds=report.processing_time)
+        return failed_attempt(
+            entry, report.error, report.retry_after_s, report.processing_time, self._config, random.random
+        )
 
-    def _end(self, entry: Entry, result: FrozenResult, busy_s: float | None) -> None:
-        """A final report: COMPLETED, or FAILED."""
-        now = self._clock()
-        entry.result = result.payload
-        if not result.success:
-            self._fail(entry, described({"error_message": result.error_message or "failed"}), busy_s)
-            return
-        self._stop_running(entry, busy_s)
-        entry.completed_at = self._wall_clock()
-        self._ledger.finish(entry, S.COMPLETED, now)
-        self._metrics.attempt_ended(entry.retry_count, succeeded=True)
-        self._metrics.completed(result.processing_time or now - entry.leased, now)
-        self._note("completed", entry)
-        self._note_if_empty()
-        self._ledger.expire(now - self._config.retention_s)
-
-    def _fail(self, entry: Entry, details: dict[str, Any], busy_s: float | None = None) -> None:
-        """The attempt failed, and with it the task."""
-        message = self._log_failed_attempt(entry, details, busy_s)
-        entry.completed_at = self._wall_clock()
-        self._ledger.finish(entry, S.FAILED, self._clock())
-        logger.error("PO %s failed for good after attempt %d: %s", entry.po_number, entry.attempt, message)
-        self._note("failed", entry, message)
-        self._note_if_empty()
-
-    def _retry(self, entry: Entry, details: dict[str, Any], after_s: float | None, busy_s: float | None = None) -> bool:
+    def _retry(self, entry: Entry, details: dict[str, Any], after_s: float | None) -> bool:
         """Decide on a failed attempt, by the state the task is in."""
         if entry.status in (S.PENDING, S.RETRY_PENDING):
             return True
         if entry.status is S.COMPLETED:
             return False
-        has_retries = entry.retry_count < entry.max_retries
         if entry.status is S.FAILED:
-            if has_retries:
-                self._delay_retry(entry, after_s)
-            return has_retries
+            if entry.retry_count >= entry.max_retries:
+                return False
+            delay_s = retry_delay_s(entry, after_s, self._config, random.random)
+            self._settle([Verdict(Kind.RETRIED, entry, delay_s=delay_s)])
+            return True
         claimed = details.get("worker_id")
         if claimed is not None and claimed != entry.worker_id:
             raise WorkerMismatchError(
                 f"task {entry.task_id} is held by {entry.worker_id}; {claimed} cannot give it back"
             )
-        if not has_retries:
-            self._fail(entry, details, busy_s)
-            return False
-        message = self._log_failed_attempt(entry, details, busy_s)
-        delay_s = self._delay_retry(entry, after_s)
-        logger.warning(
-            "PO %s attempt %d failed; retry %d of %d in %.3g s: %s",
-            entry.po_number, entry.attempt, entry.retry_count, entry.max_retries, delay_s, message,
-        )  # fmt: skip
-        self._note("retry", entry, message)
-        return True
+        verdict = failed_attempt(entry, details, after_s, None, self._config, random.random)
+        self._settle([verdict])
+        return verdict.kind is Kind.RETRY
 
-    def _delay_retry(self, entry: Entry, after_s: float | None) -> float:
-        config = self._config
-        self._metrics.tasks_retried += entry.retry_count == 0
-        entry.retry_count += 1
-        if after_s is None:
-            after_s = backoff_s(
-                entry.retry_count, entry.retry_delay, config.max_retry_delay, config.retry_jitter, random.random
-            )
-        delay_s = min(max(0.0, after_s), config.max_retry_delay * (1.0 + config.retry_jitter))
-        entry.completed_at = None
-        entry.result = None
-        self._ledger.move(entry, S.RETRY_PENDING)
-        self._schedule.delay(entry, self._clock() + delay_s)
-        self._empty_is_news = True
-        self._wake(1)
-        return delay_s
+    def _settle(self, verdicts: Sequence[Verdict]) -> None:
+        """Write down what was decided, and then do it. If it cannot be written, nothing has happened."""
+        if not verdicts:
+            return
+        now, at = self._clock(), self._wall_clock()
+        if self._journal is not None:
+            self._write([verdict.record(at, now) for verdict in verdicts])
+        for verdict in verdicts:
+            self._do(verdict, now, at)
+        self._note_if_empty()
 
-    def _log_failed_attempt(self, entry: Entry, details: dict[str, Any], busy_s: float | None) -> str:
-        self._stop_running(entry, busy_s)
-        self._metrics.attempt_ended(entry.retry_count, succeeded=False)
-        error_type, message = error_type_of(details), error_message_of(details)
-        wall = self._wall_clock()
-        self._errors.add(error_type, message, entry.po_number, wall)
-        if entry.error_history is None:
-            entry.error_history = []
-        occurrence = {
-            "attempt": entry.attempt,
-            "worker_id": entry.worker_id,
-            "error_type": error_type,
-            "message": message,
-        }
-        entry.error_history.append({**details, **occurrence, "at": wall})
-        return message or error_type
-
-    def _undo(self, entry: Entry) -> None:
-        """The worker never began: as if the lease had not been."""
-        worker_id = entry.worker_id or ""
-        self._metrics.undone(worker_id, entry.token, entry.attempt, self._clock())
-        self._ledger.forget_worker(entry, worker_id)
-        self._schedule.end(entry)
-        entry.attempt -= 1
-        entry.token = 0
-        entry.worker_id = entry.assigned_at = None
-        self._ledger.move(entry, S.PENDING)
-        self._schedule.put_back(entry)
-
-    def _stop_running(self, entry: Entry, busy_s: float | None) -> None:
-        self._metrics.attempt_over(entry.worker_id or "", entry.token, busy_s, self._clock())
-        if self._schedule.end(entry):
+    def _do(self, verdict: Verdict, now: float, at: float) -> None:
+        kind, entry, details, result, delay_s, seconds = verdict
+        moves = self._moves
+        is_news = False  # something more may be leased now
+        if kind is Kind.COMPLETED and result is not None:
+            duration_s = result.processing_time or now - entry.leased
+            is_news = moves.complete(entry, result.payload, duration_s, seconds, now, at)
+            self._note("completed", entry)
+            self._count_end(succeeded=True)
+            self._ledger.expire(now - self._config.retention_s)
+        elif kind is Kind.FAILED:
+            payload = result.payload if result is not None else None
+            is_news = moves.fail(entry, details or {}, payload, seconds, now, at)
+            self._tell_failure(entry, "failed", f"failed for good after attempt {entry.attempt}")
+            self._count_end(succeeded=False)
+        elif kind is Kind.RETRY:
+            is_news = moves.retry(entry, details or {}, now + delay_s, seconds, now, at)
+            self._tell_failure(entry, "retry", f"attempt {entry.attempt} failed; retried in {delay_s:.3g} s")
+            self._work_comes(1)
+        elif kind is Kind.CANCELLED:
+            moves.cancel(entry, details or {}, now, at)
+            self._tell_failure(entry, "failed", "cancelled")
+            self._count_end(succeeded=False)
+        elif kind in (Kind.RETRIED, Kind.REQUEUED):
+            if kind is Kind.RETRIED:
+                moves.wait_again(entry, now + delay_s)
+            else:
+                moves.requeue(entry, now)
+            self._work_comes(1)
+        elif kind is Kind.UNDONE:
+            moves.undo(entry, now)
+            self._work_comes(1)
+        elif kind is Kind.INTERRUPTED:
+            moves.interrupt(entry, details or {}, bool((details or {}).get("is_crash")), now, at)
+            self._work_comes(1)
+        elif kind is Kind.CLEARED:
+            was_running = entry.status is S.PROCESSING
+            is_news = moves.clear(entry, now)
+            if was_running:
+                self._note("dropped", entry)
+        if is_news:
             self._wake(1)
 
+    def _tell_failure(self, entry: Entry, kind: str, what: str) -> None:
+        latest = (entry.error_history or [{}])[-1]
+        message = str(latest.get("message") or latest.get("error_type") or "")
+        level = logging.ERROR if kind == "failed" else logging.WARNING
+        logger.log(level, "PO %s %s: %s", entry.po_number, what, message)
+        self._note(kind, entry, message)
+
+    def _count_end(self, *, succeeded: bool) -> None:
+        reason = self._halt.count(succeeded=succeeded)
+        if reason:
+            self._is_draining = True
+            self._note("halted", None, reason)
+            self._work.notify_all()
+
+    # ------------------------------------------------------------------ the journal (under the lock)
+
+    def _open_journal(self, path: Path, durability: str, must_exist: bool | None) -> None:
+        """Take up what the journal holds."""
+        journal = Journal(path, durability=durability, must_exist=must_exist)
+        try:
+            now = self._clock()
+            if not journal.is_new:
+                self._take_up(journal, now)
+            opened = {"pid": os.getpid(), "boot_id": boot_id()}
+            journal.write([Record(Kind.OPENED, None, None, self._wall_clock(), error=json.dumps(opened))])
+        except BaseException:
+            journal.close()
+            raise
+        self._journal = journal
+
+    def _take_up(self, journal: Journal, now: float) -> None:
+        found = replay(journal, self._ledger, self._moves, now, self._wall_clock())
+        self._rank, self._token, self._is_paused = found.last_rank, found.last_token, found.is_paused
+        self._config = replace(self._config, **found.settings)
+        delayed = self._ledger.of_status(S.RETRY_PENDING)
+        self._schedule.rebuild(
+            self._ledger.of_status(S.PENDING), [(e.ready, e) for e in delayed], self._ledger.of_status(S.PROCESSING)
+        )
+        self._empty_is_news = bool(self._waiting() or self._ledger.counts[S.PROCESSING])
+        self._ledger.expire(now - self._config.retention_s)
+
+    def _write(self, records: Sequence[Record], tasks: Sequence[tuple[Any, ...]] = ()) -> None:
+        """Nothing may have been changed before; if this raises, nothing must be."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.write(records, tasks)
+        except JournalError as error:
+            if self._fault is None:
+                logger.error("the queue stands still: %s", error)
+            self._fault, self._fault_over = error, self._clock() + FAULT_RETRY_S
+            raise
+        if self._fault is not None:
+            self._fault = None
+            logger.warning("the queue goes on: %s can be written again", self._journal.path)
+            self._work.notify_all()
+
     # ------------------------------------------------------------------ waiting, notes, sums (under the lock)
+
+    def _work_comes(self, count: int) -> None:
+        self._empty_is_news = True
+        self._wake(count)
 
     def _wake(self, count: int) -> None:
         if self._waiters:
             self._work.notify(count)
 
     def _wait_for_work(self, at_most_s: float) -> None:
-        due = None if self._is_paused else self._schedule.next_due()
+        now = self._clock()
+        due = None if self._is_paused or self._held_because else self._schedule.next_due()
         if due is not None:
-            at_most_s = min(at_most_s, max(0.0, due - self._clock()))
+            at_most_s = min(at_most_s, max(0.0, due - now))
+        if self._next_start > now:
+            at_most_s = max(min(at_most_s, self._next_start - now), 0.0)
+        if self._fault is not None:
+            at_most_s = min(at_most_s, FAULT_RETRY_S)
         self._waiters += 1
         try:
             self._work.wait(at_most_s)
@@ -792,6 +1058,13 @@ class TaskQueue:
         latest_due = self._schedule.latest_due()
         waits_s = max(0.0, latest_due - now) + average_s if latest_due is not None else 0.0
         return max(left / rate, waits_s)
+
+
+def _row(entry: Entry, rank: int, at: float) -> tuple[Any, ...]:
+    return (
+        rank, entry.task_id, entry.po_number, entry.priority, entry.max_retries, entry.retry_delay, entry.task_timeout, at,
+        entry.payload,
+    )  # fmt: skip
 
 
 def _check_worker_id(worker_id: Any) -> None:

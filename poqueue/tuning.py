@@ -1,10 +1,17 @@
-"""Advice on settings for a workload: what to set, why, and the figures behind it. Pure; applies nothing."""
+"""Advice on settings for a workload: what to set, why, and the figures behind it. Pure; applies nothing.
+
+The prediction replays what was measured, or stands for the average that was given, in the simulation (simulation.py).
+"""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
 
 from poqueue.config import check_seconds, check_whole
+from poqueue.simulation import COMPLETED, RETRY, TYPICAL_COSTS, Attempt, History, Prediction, Rules, predict
+from poqueue.task import DEFAULT_PRIORITY
 
 TIMEOUT_FACTOR = 4.0
 MIN_TIMEOUT_S = 1.0
@@ -12,7 +19,11 @@ LEASE_AHEAD_S = 0.010
 MAX_LEASES_AHEAD = 64
 BYTES_PER_TASK = 3_000
 WORKER_BYTES = 60_000_000
-PASS_TIMES = 2.0
+MIN_MEASURED = 20
+HISTORIES = 100
+SIMULATED_TASKS = 2_000  # the advice is asked for in the queue's own process, which has other things to do
+PREDICTION_RUNS = 8
+SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +36,12 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What this queue has measured so far; `completed` 0 means nothing yet. Durations in seconds."""
+    """What this queue has measured so far; `completed` 0 means nothing yet. Durations in seconds.
+
+    Attributes:
+        retried: tasks of which at least one attempt was retried.
+        durations: (seconds, count) of completed tasks, the shortest first.
+    """
 
     completed: int = 0
     failed: int = 0
@@ -33,6 +49,7 @@ class Measured:
     average_s: float = 0.0
     longest_s: float = 0.0
     retry_success_percent: float = 0.0
+    durations: tuple[tuple[float, int], ...] = ()
 
 
 def look_at_machine() -> Machine:
@@ -58,10 +75,13 @@ def advise(
 ) -> dict[str, Any]:
     """Recommend settings for a workload.
 
+    From MIN_MEASURED completed tasks on, the queue's own durations count instead of the average that is given.
+
     Returns:
         plain JSON types: `queue_size_limit`, `retry_delay`, `max_retries`, `task_timeout` as update_configuration names
         them; `worker_count`, `leases_ahead`, `priority_thresholds`, `memory_bytes`; `predicted_completion_s` with
-        `predicted_range_s`; `based_on`; and under `reasons` one sentence for each of them.
+        `predicted_range_s`; `based_on`, which says what was measured and what was only given; and under `reasons` one
+        sentence for each of them.
 
     Raises:
         ValueError: an argument is of the wrong type or out of range.
@@ -70,34 +90,53 @@ def advise(
     check_seconds(average_task_duration, "average task duration (average_task_duration)", minimum=0.0, exclusive=True)
     check_whole(worker_count, "worker count (worker_count)", minimum=1)
 
-    duration_s = measured.average_s if measured.completed >= 20 else float(average_task_duration)
+    is_measured = measured.completed >= MIN_MEASURED and measured.average_s > 0.0
+    duration_s = measured.average_s if is_measured else float(average_task_duration)
     seen = f"{duration_s:.3g} s a task " + (
-        f"(measured on {measured.completed} tasks)" if measured.completed >= 20 else "(as given)"
+        f"(measured on {measured.completed} tasks)" if is_measured else "(as given)"
     )
     reasons: dict[str, str] = {}
+    workers = _workers(expected_task_count, worker_count, machine, reasons)
     advice: dict[str, Any] = {
         "task_timeout": _timeout(duration_s, seen, measured, reasons),
-        "max_retries": _retries(max_retries, measured, reasons),
+        "max_retries": retries_for(max_retries, measured.retried, measured.retry_success_percent, reasons),
         "retry_delay": _retry_delay(retry_delay, duration_s, seen, reasons),
-        "worker_count": _workers(expected_task_count, worker_count, machine, reasons),
+        "worker_count": workers,
         "leases_ahead": _leases_ahead(duration_s, seen, reasons),
+        "queue_size_limit": _size_limit(expected_task_count, machine, reasons),
+        "memory_bytes": expected_task_count * BYTES_PER_TASK + workers * WORKER_BYTES,
     }
-    advice["queue_size_limit"] = _size_limit(expected_task_count, machine, reasons)
-    advice["priority_thresholds"] = _thresholds(expected_task_count, duration_s, advice["worker_count"], reasons)
-    advice["memory_bytes"] = expected_task_count * BYTES_PER_TASK + advice["worker_count"] * WORKER_BYTES
     reasons["memory_bytes"] = (
-        f"{expected_task_count} tasks at about {BYTES_PER_TASK} bytes and {advice['worker_count']} workers at about "
+        f"{expected_task_count} tasks at about {BYTES_PER_TASK} bytes and {workers} workers at about "
         f"{WORKER_BYTES // 1_000_000} MB before what the processing function needs; {machine.free_bytes // 1_000_000} MB are free"
     )
-    advice |= _prediction(expected_task_count, duration_s, seen, advice["worker_count"], measured, reasons)
+    advice["priority_thresholds"] = _thresholds(expected_task_count, duration_s, workers, reasons)
+    rules = Rules(
+        workers,
+        task_timeout=advice["task_timeout"],
+        max_retries=advice["max_retries"],
+        retry_delay=advice["retry_delay"],
+    )
+    histories = measured_histories(measured) if is_measured else given_histories(duration_s)
+    advice |= _prediction(expected_task_count, histories, rules, machine, seen, reasons)
     advice["based_on"] = {
-        "durations": "measured" if measured.completed >= 20 else "given",
+        "durations": "measured" if is_measured else "given",
+        "failures": "measured" if measured.completed + measured.failed else "none assumed",
         "measured_tasks": measured.completed + measured.failed,
+        "retried_tasks": measured.retried,
         "cores": machine.cores,
         "free_bytes": machine.free_bytes,
     }
+    reasons["based_on"] = (
+        f"this queue has measured {measured.completed} completed, {measured.failed} failed and {measured.retried} retried "
+        f"tasks ({MIN_MEASURED} completed are needed); the machine has {machine.cores} cores and "
+        f"{machine.free_bytes // 1_000_000} MB free"
+    )
     advice["reasons"] = reasons
     return advice
+
+
+# ---------------------------------------------------------------------- one setting each
 
 
 def _timeout(duration_s: float, seen: str, measured: Measured, reasons: dict[str, str]) -> float:
@@ -110,17 +149,27 @@ def _timeout(duration_s: float, seen: str, measured: Measured, reasons: dict[str
     return timeout_s
 
 
-def _retries(max_retries: int, measured: Measured, reasons: dict[str, str]) -> int:
-    if not measured.retried:
+def retries_for(max_retries: int, retried: int, success_percent: float, reasons: dict[str, str]) -> int:
+    """How many retries, from what retries have brought; the reason goes into `reasons`.
+
+    Args:
+        max_retries: as configured.
+        retried: tasks that have been retried.
+        success_percent: of the attempts that were retries, how many succeeded.
+    """
+    if not retried:
         reasons["max_retries"] = f"as configured ({max_retries}): nothing has been retried yet to learn from"
         return max_retries
-    if measured.retry_success_percent < 5.0:
-        reasons["max_retries"] = f"retries hardly help here: {measured.retry_success_percent:.0f} % of them succeeded"
+    if success_percent < 5.0:
+        reasons["max_retries"] = (
+            f"retries hardly help here: {success_percent:.0f} % of them succeeded ({retried} tasks retried)"
+        )
         return min(max_retries, 1)
-    fails = 1.0 - min(99.0, measured.retry_success_percent) / 100.0
+    fails = 1.0 - min(99.0, success_percent) / 100.0
     needed = max(1, math.ceil(math.log(0.01) / math.log(fails)))
     reasons["max_retries"] = (
-        f"{measured.retry_success_percent:.0f} % of retries succeeded: {needed} leave under 1 % of the failing tasks failed"
+        f"{success_percent:.0f} % of retries succeeded ({retried} tasks retried): {min(10, needed)} retries leave "
+        f"{100.0 * fails ** min(10, needed):.2g} % of the failing tasks failed"
     )
     return min(10, needed)
 
@@ -178,19 +227,81 @@ def _thresholds(tasks: int, duration_s: float, workers: int, reasons: dict[str, 
     return {"urgent_max_priority": 3, "urgent_share": share}
 
 
-def _prediction(
-    tasks: int, duration_s: float, seen: str, workers: int, measured: Measured, reasons: dict[str, str]
-) -> dict[str, Any]:
+# ---------------------------------------------------------------------- the prediction
+
+
+def measured_histories(measured: Measured) -> list[History]:
+    """HISTORIES tasks as this queue has seen them: durations at even quantiles, some retried, some of those in vain."""
     ended = measured.completed + measured.failed
-    attempts = 1.0 + (measured.retried / ended if ended else 0.0)
-    work_s = tasks * duration_s * attempts
-    best_s = max(work_s / workers, duration_s if tasks else 0.0)
-    worst_s = work_s / workers + duration_s * PASS_TIMES if tasks else 0.0
+    durations = _quantiles(measured.durations, HISTORIES) or [measured.average_s] * HISTORIES
+    scale = measured.average_s / (sum(durations) / len(durations))  # the buckets are coarse; their mean is known
+    retried = round(HISTORIES * min(1.0, measured.retried / ended))
+    in_vain = round(retried * (1.0 - measured.retry_success_percent / 100.0))
+    step = max(1, HISTORIES // max(1, retried))
+    histories: list[History] = []
+    for number, seconds in enumerate(durations):
+        nth = number // step if number % step == 0 else retried  # spread over short and long ones
+        failing, ending = Attempt(seconds * scale, outcome=RETRY), Attempt(seconds * scale, outcome=COMPLETED)
+        histories.append((failing,) if nth < in_vain else (failing, ending) if nth < retried else (ending,))
+    return histories
+
+
+def given_histories(average_s: float) -> list[History]:
+    """HISTORIES tasks with this average, spread like exponential ones: of all with a given mean the least presuming."""
+    shapes = [-math.log(1.0 - (n + 0.5) / HISTORIES) for n in range(HISTORIES)]
+    mean = sum(shapes) / HISTORIES
+    return [(Attempt(average_s * shape / mean),) for shape in shapes]
+
+
+def _quantiles(durations: Sequence[tuple[float, int]], count: int) -> list[float]:
+    total = sum(n for _, n in durations)
+    found: list[float] = []
+    passed = 0
+    for seconds, n in durations:
+        passed += n
+        while len(found) < count and (len(found) + 0.5) * total <= passed * count:
+            found.append(seconds)
+    return found
+
+
+def _prediction(
+    tasks: int, histories: Sequence[History], rules: Rules, machine: Machine, seen: str, reasons: dict[str, str]
+) -> dict[str, Any]:
+    if not tasks:
+        reasons["predicted_completion_s"] = "there is nothing to do"
+        return {"predicted_completion_s": 0.0, "predicted_range_s": [0.0, 0.0]}
+    longest = max(attempt.seconds for history in histories for attempt in history)
+    # An average alone does not say that anything hangs: what was spread round it is not to be killed.
+    patient = replace(rules, task_timeout=max(rules.task_timeout, 2.0 * longest))
+    expected_s, low_s, high_s, attempts = _simulated(tasks, histories, patient)
+    crowd = max(1.0, rules.workers / machine.cores)
     reasons["predicted_completion_s"] = (
-        f"{tasks} tasks x {seen} x {attempts:.2f} attempts on {workers} workers; list scheduling ends between the even share "
-        "of the work and that plus its longest tasks (Graham 1969)"
+        f"{tasks} tasks x {seen} x {attempts:.2f} attempts on {rules.workers} workers, simulated from their start on"
+        + (f"; up to {crowd:.3g} times that if the tasks compute, on {machine.cores} cores" if crowd > 1.0 else "")
     )
     return {
-        "predicted_completion_s": round((best_s + min(worst_s, best_s + duration_s)) / 2, 3),
-        "predicted_range_s": [round(best_s, 3), round(worst_s, 3)],
+        "predicted_completion_s": round(expected_s, 3),
+        "predicted_range_s": [round(low_s, 3), round(high_s * crowd, 3)],
     }
+
+
+def _simulated(tasks: int, histories: Sequence[History], rules: Rules) -> tuple[float, float, float, float]:
+    """Expected, lowest and highest seconds, and attempts a task; a long batch goes on at its pace."""
+    count = min(tasks, SIMULATED_TASKS)
+    whole = _predict(count, histories, rules, PREDICTION_RUNS)
+    attempts = whole.run.attempts / count
+    if count == tasks:
+        return whole.seconds, whole.low_s, whole.high_s, attempts
+    half = _predict(count // 2, histories, rules, 0)
+    pace_s = max(0.0, whole.seconds - half.seconds) / (count - count // 2)
+    expected_s = whole.seconds + pace_s * (tasks - count)
+    return (
+        expected_s,
+        expected_s * whole.low_s / whole.seconds,
+        expected_s * whole.high_s / whole.seconds,
+        attempts,
+    )
+
+
+def _predict(count: int, histories: Sequence[History], rules: Rules, runs: int) -> Prediction:
+    return predict(histories, [DEFAULT_PRIORITY] * count, rules, TYPICAL_COSTS, Random(SEED), runs=runs)

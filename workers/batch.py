@@ -2,9 +2,13 @@
 
 settings ─► processor checked ─► orders read ─► run directory ─► supervisor runs them ─► results, report, accounts
             └──── beside each other ───┘            (results.csv and failed.csv are written as POs end)
+
+A batch that is resumed goes the same way, but finds its run directory, ends what an earlier supervisor has left, and
+matches the orders with the tasks of the journal; what had ended is told again, and so stands in the results again.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -15,30 +19,41 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from poqueue.errors import ConfigError, OrdersError, ServiceError
-from poqueue.payload import thaw, thaw_result
+from poqueue.client import REPORT_TIMEOUT_S
+from poqueue.errors import ConfigError, JournalError, OrdersError, ServiceError
+from poqueue.journal import JOURNAL_NAME, check_file
+from poqueue.payload import thaw, thaw_result, thaw_task
 from poqueue.report import as_csv, as_yaml
 from poqueue.service import leave_if_imported_again
 from poqueue.task import Event, ProcessingTask, TaskStatus
+from workers.guards import MachineGuard
 from workers.log import RunLogging
 from workers.orders import OrderBook, OrderSource, read_orders
 from workers.processing import ProcessorSpec
 from workers.processor_check import ProcessorCheck
 from workers.processors import command
 from workers.progress import Progress, SilentProgress, Snapshot
+from workers.recovery import LeftBehind, end_old_run, next_work_dir, read_left_behind
 from workers.resolved import Resolved, load_settings, render_config
-from workers.results import Accounts, ResultsWriter
-from workers.run_dir import make_run_dir
+from workers.results import RESULT_FILES, Accounts, ResultsWriter
+from workers.resume import Match, match_orders
+from workers.run_control import RunLock, read_control_file
+from workers.run_dir import copy_of_orders, make_run_dir
+from workers.run_record import RunRecord, read_report, read_run_record
 from workers.settings import RunSettings
 from workers.signals import SignalInbox
 from workers.staff import WorkersCannotStartError
-from workers.supervisor import RunEnd, Supervisor
+from workers.supervisor import Halt, RunEnd, Supervisor
 
 logger = logging.getLogger(__name__)
 
 ADD_AT_ONCE = 1000
+ADD_AGAIN_S = 0.5
 SHOWN_ROWS = 20
 EXIT_OK, EXIT_FAILED, EXIT_HALTED, EXIT_NOTHING, EXIT_INTERNAL = 0, 1, 4, 5, 70
+SUCCEEDED, FAILED = 1, 2
+INPUT_SETTINGS = ("map", "sheet", "delimiter", "encoding", "duplicates", "limit")
+TASK_SETTINGS = ("max_retries", "retry_delay", "task_timeout")
 UNFINISHED = (TaskStatus.PENDING, TaskStatus.RETRY_PENDING, TaskStatus.PROCESSING)
 
 
@@ -53,6 +68,8 @@ class BatchReport:
         files: what was written: by name in the run directory, by path elsewhere.
         seconds: from the first worker's start to the last PO's end.
         reason: "done", "interrupted", "halted" or "nothing to do"; `message` says more.
+        resumed: of a resumed run: done_before, interrupted, changed, new, removed, requeued; empty otherwise.
+        is_resumable: whether `--resume` can go on from here.
         report: the queue's report, as export_queue_report("json") gives it, with `run` and `accounts`.
     """
 
@@ -65,18 +82,28 @@ class BatchReport:
     reason: str = "done"
     signal: int = 0
     message: str = ""
+    resumed: dict[str, int] = field(default_factory=dict)
+    is_resumable: bool = False
     report: dict[str, Any] = field(default_factory=dict)
 
 
 def run_batch(
-    orders: str | Path, processor: Any = None, *, progress: Progress | None = None, **settings: Any
+    orders: str | Path | None = None,
+    processor: Any = None,
+    *,
+    progress: Progress | None = None,
+    resume: str | Path | None = None,
+    accept_changes: bool = False,
+    **settings: Any,
 ) -> BatchReport:
     """Run every PO of an order file and account for every row.
 
     Args:
-        orders: CSV, XLSX, XLS or ODS file; it is only read.
+        orders: CSV, XLSX, XLS or ODS file; it is only read. A resumed run finds its own if it is left out.
         processor: "module:attribute", or a function or class that workers can import; the dossier if left out.
         progress: what shows where the run stands; nothing if left out.
+        resume: run directory of an earlier run that is to go on; what succeeded or failed there is not run again.
+        accept_changes: go on though the order file or the processor is another than before.
         settings: as on the command line, by key: jobs (or workers), task_timeout, max_retries, map, run_dir, ...
 
     Raises:
@@ -87,19 +114,63 @@ def run_batch(
         raise ConfigError("jobs and workers are two names of one setting: give one of them")
     if "workers" in settings:
         settings["jobs"] = settings.pop("workers")
+    if orders is None and resume is None:
+        raise ConfigError("name the order file, or the run to resume")
     named = {"processor": processor} if isinstance(processor, str) else {}
-    resolved = load_settings({**settings, **named}, None, {}, caller="run_batch")
     target = processor if processor is not None and not isinstance(processor, str) else None
-    return Batch(Path(orders), resolved, target=target, progress=progress).run()
+    path = Path(orders) if orders is not None else None
+    if resume is None:
+        resolved = load_settings({**settings, **named}, None, {}, caller="run_batch")
+        return Batch(path, resolved, target=target, progress=progress).run()
+    resumed = resume_settings(Path(resume), {**settings, **named}, caller="run_batch")
+    resuming = Resuming(Path(resume), accept_changes=accept_changes)
+    return Batch(path, resumed, target=target, progress=progress, resuming=resuming).run()
+
+
+def resume_settings(run_dir: Path, given: Mapping[str, Any], *, caller: str = "command line") -> Resolved:
+    """The settings that a run was started with, under those that are given now.
+
+    Raises:
+        ConfigError: it is no run directory, or a setting is wrong.
+    """
+    recorded = {
+        key: value
+        for key, value in read_run_record(run_dir).settings.items()
+        if value is not None and key not in ("run_dir", "check")
+    }
+    other = {"processor": "command", "command": "processor"}
+    for key in ("processor", "command"):
+        if given.get(key) is not None:
+            recorded.pop(other[key], None)
+    if "command" in recorded:
+        recorded.pop("processor", None)
+    return load_settings({**recorded, **{k: v for k, v in given.items() if v is not None}}, None, {}, caller=caller)
+
+
+@dataclass(frozen=True, slots=True)
+class Resuming:
+    """Which run is to go on, and how: `retry_failed` runs what failed, and only a run that is through."""
+
+    run_dir: Path
+    accept_changes: bool = False
+    retry_failed: bool = False
 
 
 class Batch:
     """One batch with its settings resolved; `target` replaces the settings' processor by an object."""
 
     def __init__(
-        self, orders: Path, resolved: Resolved, *, target: Any = None, progress: Progress | None = None
+        self,
+        orders: Path | None,
+        resolved: Resolved,
+        *,
+        target: Any = None,
+        progress: Progress | None = None,
+        resuming: Resuming | None = None,
     ) -> None:
-        self._orders = orders
+        self._resuming = resuming
+        self._record = read_run_record(resuming.run_dir) if resuming is not None else None
+        self._orders = orders if orders is not None else _orders_of(resuming, self._record)
         self._resolved = resolved
         self._settings: RunSettings = resolved.settings
         self._spec = processor_spec(self._settings, target)
@@ -116,6 +187,8 @@ class Batch:
 
     def run(self) -> BatchReport:
         """Run the batch. Errors as in run_batch."""
+        if self._resuming is not None:
+            return self._resume(self._resuming)
         book = self.check()
         if not book.orders:
             return self._nothing_to_do(book)
@@ -123,21 +196,77 @@ class Batch:
             _check_writable(path, self._orders)
         with SignalInbox() as signals:  # from here on there is something to be written, whatever comes
             run_dir = make_run_dir(self._settings.run_dir, self._orders)
-            results = ResultsWriter(run_dir, book, self._settings.results)
-            with contextlib.closing(results), self._logging(run_dir):
-                return _Run(self, book, run_dir, results, signals).go()
+            lock = RunLock(run_dir)
+            lock.acquire()
+            try:
+                record = self._new_record(run_dir, book)
+                record.write(run_dir)
+                with self._logging(run_dir):
+                    return _Run(self, book, run_dir, signals, record).go()
+            finally:
+                lock.release()
 
-    def supervisor(self, run_dir: Path, on_event: Any, signals: SignalInbox) -> Supervisor:
+    def _resume(self, resuming: Resuming) -> BatchReport:
+        run_dir = resuming.run_dir.resolve()
+        record = self._record
+        assert record is not None
+        lock = RunLock(run_dir)
+        with SignalInbox() as signals:
+            lock.acquire()
+            try:
+                self._check_resumable(run_dir, record, resuming)
+                book = self.check()
+                left = read_left_behind(run_dir)
+                with self._logging(run_dir):
+                    return _Run(self, book, run_dir, signals, record, resuming, left).go()
+            except JournalError as error:
+                raise ConfigError(str(error)) from None
+            finally:
+                lock.release()
+
+    def _check_resumable(self, run_dir: Path, record: RunRecord, resuming: Resuming) -> None:
+        try:
+            check_file(run_dir / JOURNAL_NAME)
+        except JournalError as error:
+            raise ConfigError(f"{error}; run the order file anew") from None
+        is_other = record.processor != self._spec.name or record.options != dict(self._spec.options)
+        if is_other and not resuming.accept_changes:
+            was = f"{record.processor} {record.options or ''}".strip()
+            now = f"{self._spec.name} {dict(self._spec.options) or ''}".strip()
+            raise ConfigError(
+                f"this run's POs were processed by {was}, not by {now}; to go on all the same, add --accept-changes"
+            )
+        end_old_run(run_dir, read_control_file(run_dir))
+
+    def _new_record(self, run_dir: Path, book: OrderBook) -> RunRecord:
+        copy = copy_of_orders(run_dir, self._orders).name
+        return RunRecord(
+            str(self._orders.resolve()), book.sha256, copy, self._spec.name, dict(self._spec.options),
+            self._shown_settings(), _iso(self._begun_at),
+        )  # fmt: skip
+
+    def _shown_settings(self) -> dict[str, Any]:
+        return {key: value for key, value, _ in render_config(self._resolved)}
+
+    def supervisor(
+        self, run_dir: Path, total: int, on_event: Any, signals: SignalInbox, *, must_exist: bool
+    ) -> Supervisor:
         """The supervisor that these settings ask for."""
         settings = self._settings
+        halt = settings.halt
+        limits = {halt.why: halt.limit(total)} if halt.why else {}
         return Supervisor(
             self._spec, jobs=settings.jobs, start_method=settings.start_method, grace=settings.grace,
             stop_grace=settings.stop_grace, max_tasks_per_worker=settings.max_tasks_per_worker,
-            max_memory_per_worker=settings.max_memory_per_worker, work_dir=run_dir / "work", output_dir=run_dir / "output",
-            log_path=run_dir / "manager.log", on_event=on_event, on_show=self._progress.update, signals=signals,
+            max_memory_per_worker=settings.max_memory_per_worker, work_dir=next_work_dir(run_dir),
+            output_dir=run_dir / "output", log_path=run_dir / "manager.log", on_event=on_event,
+            on_show=self._progress.update, signals=signals, control_dir=run_dir,
+            journal=run_dir / JOURNAL_NAME if settings.journal else None, durability=settings.durability,
+            journal_must_exist=must_exist, halt=Halt(**limits, is_now=halt.is_now),
+            guard=MachineGuard(run_dir, settings.memfree, settings.diskfree),
             max_retries=settings.max_retries, retry_delay=settings.retry_delay, task_timeout=settings.task_timeout,
             enable_priority=settings.priority, max_retry_delay=settings.max_retry_delay, retry_jitter=settings.jitter,
-            retention_s=RETENTION_S,
+            start_delay=settings.start_delay, retention_s=RETENTION_S,
         )  # fmt: skip
 
     def describe(self, run_dir: Path, book: OrderBook) -> dict[str, Any]:
@@ -147,7 +276,8 @@ class Batch:
             "orders": str(self._orders.resolve()),
             "orders_sha256": book.sha256,
             "processor": self._spec.name,
-            "begun_at": _iso(self._begun_at),
+            "begun_at": self._record.begun_at if self._record is not None else _iso(self._begun_at),
+            "began_run": _iso(self._begun_at),
             "settings": {key: {"value": value, "from": origin} for key, value, origin in render_config(self._resolved)},
         }
 
@@ -193,13 +323,28 @@ class _Run:
     """The part of a batch that has a run directory."""
 
     def __init__(
-        self, batch: Batch, book: OrderBook, run_dir: Path, results: ResultsWriter, signals: SignalInbox
+        self,
+        batch: Batch,
+        book: OrderBook,
+        run_dir: Path,
+        signals: SignalInbox,
+        record: RunRecord,
+        resuming: Resuming | None = None,
+        left: LeftBehind | None = None,
     ) -> None:
+        self._record = record
+        self._resuming = resuming
+        self._left = left or LeftBehind()
+        self._match: Match | None = None
+        self._place_of: dict[str, int] | None = None  # task id -> index of its order; None: tN is order N
+        self._resumed: dict[str, int] = {}
+        self._had_work = True
         self._batch = batch
         self._book = book
         self._run_dir = run_dir
-        self._results = results
+        self._results: ResultsWriter
         self._signals = signals
+        self._orders: list[dict[str, Any]] | None = None  # of a resumed run: rows may have moved
         self._ended = bytearray(len(book.orders))
         self._counts = {"succeeded": 0, "failed": 0, "not_run": 0}
         self._report: dict[str, Any] = {}
@@ -207,9 +352,28 @@ class _Run:
         self._begun = time.monotonic()
 
     def go(self) -> BatchReport:
+        """Run the batch, or what is left of it."""
+        if self._resuming is None:
+            self._open_results()
+        try:
+            return self._go()
+        finally:
+            if hasattr(self, "_results"):
+                self._results.close()
+
+    def _open_results(self) -> None:
+        """Begin the result files; of a resumed run anew, since all that has ended is told again."""
+        for name in RESULT_FILES:
+            (self._run_dir / name).unlink(missing_ok=True)
+        self._results = ResultsWriter(self._run_dir, self._book, self._batch._settings.results)
+
+    def _go(self) -> BatchReport:
         total = len(self._book.orders)
         self._announce()
+        was_through = _is_through(self._run_dir)
         end = self._run_workers()
+        if was_through and not self._had_work:
+            end = RunEnd("nothing to do", message=f"nothing to do: every PO of {self._run_dir.name} had ended")
         seconds = time.monotonic() - self._begun
         not_run = self._not_run if self._not_run is not None else self._left_over()
         self._counts["not_run"] = len(not_run)
@@ -217,22 +381,22 @@ class _Run:
         with contextlib.suppress(FileNotFoundError):  # it may have died before it made the file
             if (self._run_dir / "manager.log").stat().st_size == 0:
                 (self._run_dir / "manager.log").unlink()
-        files = {
-            name: self._run_dir / name
-            for name in ("results.csv", "failed.csv", "not_run.csv", "run.log", "manager.log")
-        }
+        files = {name: self._run_dir / name for name in (*RESULT_FILES, "run.log", "manager.log")}
         report = {
             "run": self._batch.describe(self._run_dir, self._book),
             "accounts": _as_dict(accounts),
             **self._report,
         }
         report["run"] |= {"seconds": round(seconds, 3), "reason": end.reason, "message": end.message}
+        if self._resumed:
+            report["run"]["resumed"] = self._resumed
         for path in (self._run_dir / "report.json", *self._batch._settings.report):
             name = path.name if path.parent == self._run_dir else str(path)
             files[name] = write_report(report, path)
         if self._batch._settings.results is not None:
             files[str(self._batch._settings.results)] = self._batch._settings.results
         code = self._exit_code(end, accounts, total)
+        is_journaled = (self._run_dir / JOURNAL_NAME).exists()
         files = {name: path for name, path in files.items() if path.exists()}
         return BatchReport(
             code,
@@ -244,6 +408,8 @@ class _Run:
             end.reason,
             end.signal,
             end.message,
+            self._resumed,
+            is_journaled,
             report,
         )
 
@@ -257,9 +423,16 @@ class _Run:
             logger.warning("… and %d more invalid rows; all are in results.csv", len(self._book.invalid) - SHOWN_ROWS)
 
     def _run_workers(self) -> RunEnd:
-        supervisor = self._batch.supervisor(self._run_dir, self._take, self._signals)
+        supervisor = self._batch.supervisor(
+            self._run_dir, len(self._book.orders), self._take, self._signals, must_exist=self._resuming is not None
+        )
         try:
-            with supervisor:
+            with contextlib.closing(supervisor):
+                supervisor.start_queue()
+                if self._resuming is not None:
+                    self._take_up(supervisor, self._resuming)
+                if self._had_work:
+                    supervisor.start_workers()
                 self._add_all(supervisor)
                 try:
                     end = supervisor.run()
@@ -269,10 +442,8 @@ class _Run:
                 supervisor.take_rest()
                 self._results.flush()
                 if end.reason != "done":
-                    self._not_run = [
-                        task.po_data for status in UNFINISHED for task in supervisor.queue.get_tasks_by_status(status)
-                    ]
-                report = supervisor.queue.export_queue_report("json")
+                    self._not_run = self._unfinished(supervisor)
+                report = supervisor.ask("export_queue_report", "json", timeout_s=REPORT_TIMEOUT_S)
                 assert isinstance(report, dict)
                 self._report = report
                 return end
@@ -280,16 +451,130 @@ class _Run:
             logger.error("the queue is lost: %s", error)
             return RunEnd("lost", message=f"the manager process is lost: {error}")
 
+    # --- resuming
+
+    def _take_up(self, supervisor: Supervisor, resuming: Resuming) -> None:
+        """Before anybody works: what the dead have left, which order is which task, and what has ended already."""
+        interrupted = supervisor.take_up(self._left, "the run was killed while this PO ran")
+        self._left.remove()
+        match = self._find_match(supervisor)
+        if match is not None:
+            self._apply(match, supervisor, resuming)
+        status = supervisor.ask("get_queue_status")
+        waiting = status["queue_length"] + len(match.to_add if match is not None else ())
+        if resuming.retry_failed and waiting:
+            raise ConfigError(
+                f"{waiting} POs of this run have not ended yet: finish it with --resume, and then retry what failed; "
+                "or run failed.csv of the run directory by itself"
+            )
+        requeued = supervisor.ask("requeue_failed") if resuming.retry_failed else 0
+        self._reconfigure(supervisor)
+        self._had_work = bool(waiting or requeued or len(self._book.orders) > status["total_tasks"])
+        self._open_results()
+        supervisor.tell_finished()
+        self._resumed = {
+            "done_before": sum(self._counts.values()) if not resuming.retry_failed else self._counts["succeeded"],
+            "interrupted": interrupted,
+            "changed": match.changed if match else 0,
+            "new": len(match.to_add) - match.changed if match else 0,
+            "removed": match.removed if match else 0,
+            "requeued": requeued,
+        }
+        self._record.resumed_at.append(_iso(self._batch._begun_at))
+        self._record.settings = self._batch._shown_settings()
+        self._record.processor, self._record.options = self._batch._spec.name, dict(self._batch._spec.options)
+        self._record.write(self._run_dir)
+        logger.info("resumed: %s", self._resumed)
+
+    def _find_match(self, supervisor: Supervisor) -> Match | None:
+        """None: the file is the one that the run had, in which order N is task tN."""
+        book, record = self._book, self._record
+        is_same_file = book.sha256 == record.orders_sha256 and not record.is_edited
+        before = {key: record.settings.get(key) for key in INPUT_SETTINGS}
+        now = self._batch._shown_settings()
+        if is_same_file and all(now[key] == value for key, value in before.items()):
+            return None
+        tasks = [
+            thaw_task(one)
+            for status in TaskStatus
+            for one in supervisor.ask("get_tasks_by_status", status, timeout_s=REPORT_TIMEOUT_S)
+        ]
+        return match_orders(book.orders, tasks)
+
+    def _apply(self, match: Match, supervisor: Supervisor, resuming: Resuming) -> None:
+        """Drop the tasks of orders that are no more; those of new and changed ones are added with the rest."""
+        if not match.is_same and not resuming.accept_changes:
+            raise ConfigError(
+                f"{self._batch._orders} is not what this run was started with: {match}; "
+                "to go on with it as it is now, add --accept-changes"
+            )
+        supervisor.ask("drop_tasks", match.to_drop)
+        self._place_of = {task_id: place for place, task_id in match.task_of.items()}
+        self._match = match
+        if not match.is_same or self._book.sha256 != self._record.orders_sha256:
+            self._record.orders_copy = copy_of_orders(self._run_dir, self._batch._orders).name
+            self._record.orders, self._record.orders_sha256 = str(self._batch._orders.resolve()), self._book.sha256
+            self._record.is_edited = True
+
+    def _reconfigure(self, supervisor: Supervisor) -> None:
+        """Limits that were given anew hold for the tasks of before as well."""
+        settings, before = self._batch._settings, self._record.settings
+        now = self._batch._shown_settings()
+        changes = {key: getattr(settings, key) for key in TASK_SETTINGS if now[key] != before.get(key)}
+        if changes:
+            supervisor.ask("reconfigure_tasks", **changes)
+
+    def _unfinished(self, supervisor: Supervisor) -> list[dict[str, Any]]:
+        """The orders that have not ended, as the file has them now."""
+        found = []
+        for status in UNFINISHED:
+            for record in supervisor.ask("get_tasks_by_status", status, timeout_s=REPORT_TIMEOUT_S):
+                found.append(self._order_of(record.task_id) or thaw(record.payload))
+        return found
+
+    # --- running
+
     def _add_all(self, supervisor: Supervisor) -> None:
         orders, priorities = self._book.orders, self._book.priorities
-        for start in range(0, len(orders), ADD_AT_ONCE):
-            supervisor.queue.add_tasks(
-                [
-                    ProcessingTask(task_id=f"t{number + 1}", po_data=orders[number], priority=priorities[number])
-                    for number in range(start, min(start + ADD_AT_ONCE, len(orders)))
-                ]
-            )
+        known = supervisor.ask("get_queue_status")["total_tasks"] if self._resuming is not None else 0
+        if self._match is None:
+            places = list(range(known, len(orders)))
+            ids = [f"t{place + 1}" for place in places]
+        else:
+            assert self._place_of is not None
+            places = self._match.to_add
+            ids = [f"t{number}" for number in range(known + 1, known + 1 + len(places))]
+            self._place_of |= dict(zip(ids, places, strict=True))
+        tasks = (
+            ProcessingTask(task_id=task_id, po_data=orders[place], priority=priorities[place])
+            for task_id, place in zip(ids, places, strict=True)
+        )
+        while chunk := list(itertools.islice(tasks, ADD_AT_ONCE)):
+            self._add(supervisor, chunk)
+        if self._resuming is not None and self._place_of is not None:
+            self._orders = orders
         self._book.orders, self._book.priorities = [], []  # from here on the queue has them
+
+    def _add(self, supervisor: Supervisor, chunk: list[ProcessingTask]) -> None:
+        has_complained = False
+        while not self._signals.is_waiting:
+            try:
+                supervisor.add_tasks(chunk)
+                return
+            except JournalError as error:
+                if not has_complained:
+                    logger.error("the POs wait to be added: %s", error)
+                has_complained = True
+                time.sleep(ADD_AGAIN_S)
+
+    def _place(self, task_id: str) -> int | None:
+        return int(task_id[1:]) - 1 if self._place_of is None else self._place_of.get(task_id)
+
+    def _order_of(self, task_id: str) -> dict[str, Any] | None:
+        """The order of a task in a file whose rows may have moved; None: as the task has it."""
+        place = self._place(task_id) if self._orders or self._match is not None else None
+        orders = self._orders or self._book.orders
+        return orders[place] if place is not None and place < len(orders) else None
 
     def _take(self, event: Event) -> None:
         """Write down how a PO ended, as it ends."""
@@ -298,14 +583,23 @@ class _Run:
             if event.kind == "empty":
                 self._results.flush()
             return
-        self._ended[int(record.task_id[1:]) - 1] = 1
+        place = self._place(record.task_id)
+        if place is None:
+            return  # of an order that is in the file no longer
         is_success = event.kind == "completed"
+        code = SUCCEEDED if is_success else FAILED
+        if self._ended[place] == code and event.sequence == 0:
+            return  # told again, after the manager was replaced
+        if self._ended[place]:
+            self._counts["succeeded" if self._ended[place] == SUCCEEDED else "failed"] -= 1
+        self._ended[place] = code
         self._counts["succeeded" if is_success else "failed"] += 1
         result = thaw_result(record.result) if record.result is not None else None
         latest = record.error_history[-1] if record.error_history else {}
         seconds = result.processing_time if result else float(latest.get("seconds", 0.0) or 0.0)
         self._results.outcome(
-            thaw(record.payload), status="succeeded" if is_success else "failed", attempts=record.attempt, seconds=seconds,
+            self._order_of(record.task_id) or thaw(record.payload),
+            status="succeeded" if is_success else "failed", attempts=record.attempt, seconds=seconds,
             worker=record.worker_id or "", error="" if is_success else _error_text(latest, event.error),
             data=_columns(result) if result else None,
         )  # fmt: skip
@@ -328,7 +622,23 @@ class _Run:
             return 128 + end.signal
         if end.reason == "halted":
             return EXIT_HALTED
+        if end.reason == "nothing to do":
+            return EXIT_NOTHING
         return EXIT_FAILED if accounts.failed or accounts.invalid else EXIT_OK
+
+
+def _is_through(run_dir: Path) -> bool:
+    """Whether the run's last report says that it ended by itself."""
+    report = read_report(run_dir)
+    return report is not None and report["run"].get("reason") in ("done", "nothing to do")
+
+
+def _orders_of(resuming: Resuming | None, record: RunRecord | None) -> Path:
+    """The order file of a run: where it was, or else the copy that the run keeps."""
+    if resuming is None or record is None:
+        raise ConfigError("name the order file")
+    path = Path(record.orders)
+    return path if path.exists() else resuming.run_dir / record.orders_copy
 
 
 def processor_spec(settings: RunSettings, target: Any = None) -> ProcessorSpec:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workers.batch import BatchReport
+    from workers.batch import BatchReport, Resuming
     from workers.orders import OrderBook
     from workers.resolved import Resolved
 
@@ -81,6 +81,7 @@ def _say(text: str = "") -> None:
 
 def _parser() -> argparse.ArgumentParser:
     from poqueue import __version__
+    from workers.live_commands import add_live_commands
     from workers.settings import add_arguments
 
     parser = _Parser(
@@ -90,11 +91,29 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
 
     run = commands.add_parser("run", help="run every PO of an order file", description=_run.__doc__)
-    run.add_argument("orders", metavar="ORDERS", help="CSV, XLSX, XLS or ODS file; it is only read")
+    run.add_argument(
+        "orders",
+        metavar="ORDERS",
+        nargs="?",
+        help="CSV, XLSX, XLS or ODS file; it is only read; with --resume, the run's own",
+    )
+    run.add_argument(
+        "--resume", metavar="RUN", help="go on with an earlier run: a run directory, or its name below runs/"
+    )
+    _add_accept_changes(run)
     run.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings")
     run.add_argument("--json", action="store_true", help="print the outcome as JSON to stdout")
     add_arguments(run)
     run.set_defaults(command_function=_run)
+
+    retry = commands.add_parser("retry", help="run again what failed in a run", description=_retry.__doc__)
+    retry.add_argument("run", metavar="RUN", nargs="?", help="run directory, or its name below runs/; the newest one")
+    _add_accept_changes(retry)
+    retry.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings")
+    retry.add_argument("--json", action="store_true", help="print the outcome as JSON to stdout")
+    add_arguments(retry)
+    retry.set_defaults(command_function=_retry, orders=None)
+    add_live_commands(commands)
 
     tune = commands.add_parser("tune", help="advice on settings for a workload", description=_tune.__doc__)
     tune.add_argument("--tasks", type=int, required=True, metavar="N", help="how many POs are expected")
@@ -115,6 +134,14 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(show)
     show.set_defaults(command_function=_config_show)
     return parser
+
+
+def _add_accept_changes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on though the order file or the processor is another than before",
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -161,15 +188,46 @@ def _resolve(arguments: argparse.Namespace) -> Resolved:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Run every PO of an order file on worker processes and account for every row."""
+    if arguments.resume is not None:
+        return _go_on(arguments, arguments.resume, retry_failed=False)
+    if not arguments.orders:
+        raise _usage("ORDERS is missing or empty; name a CSV or Excel file")
+    if arguments.accept_changes:
+        raise _usage("--accept-changes belongs to --resume")
+    return _run_batch(arguments, _resolve(arguments), None)
+
+
+def _retry(arguments: argparse.Namespace) -> int:
+    """Run again what failed in a run that is through, in its run directory, with all its retries."""
+    return _go_on(arguments, arguments.run, retry_failed=True)
+
+
+def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bool) -> int:
+    """The settings are those that the run was started with; the command line's and those of --config go first."""
+    from workers.batch import Resuming, resume_settings
+    from workers.resolved import load_settings
+    from workers.run_record import find_run
+    from workers.settings import given_settings
+
+    run_dir = find_run(named)
+    given = given_settings(arguments)
+    if "run_dir" in given:
+        raise _usage("--run-dir cannot be given here: a run goes on in its own directory")
+    if arguments.config is not None:
+        from_file = load_settings({}, arguments.config, {})
+        given = {**{k: v for k, v in from_file.as_given().items() if k not in given}, **given}
+    resuming = Resuming(run_dir, arguments.accept_changes, retry_failed)
+    return _run_batch(arguments, resume_settings(run_dir, given), resuming)
+
+
+def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resuming | None) -> int:
     from workers.batch import Batch
     from workers.progress import make_progress
 
-    if not arguments.orders:
-        raise _usage("ORDERS is empty; name a CSV or Excel file")
-    resolved = _resolve(arguments)
     settings = resolved.settings
     progress = make_progress(sys.stderr, enabled=settings.progress, quiet=settings.quiet)
-    batch = Batch(Path(arguments.orders), resolved, progress=progress)
+    orders = Path(arguments.orders) if arguments.orders else None
+    batch = Batch(orders, resolved, progress=progress, resuming=resuming)
     if settings.check:
         return _report_check(batch.check(), as_json=arguments.json)
     progress.start()
@@ -302,12 +360,13 @@ def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
         _say(line)
     _say(f"{report.seconds:.1f} s, {rate:.1f} POs/s")
     _say_errors(report)
+    if report.resumed:
+        _say(_resumed_text(report.resumed))
     _say(f"files in {_shown(report.run_dir)}: {', '.join(report.files)}")
     if report.message:
         _say(report.message)
-    for words, name in (("run the failures again", "failed.csv"), ("run the rest", "not_run.csv")):
-        if name in report.files and (name != "failed.csv" or accounts.failed):
-            _say(f"{words}: {_again(report.files[name], arguments)}")
+    for line in _ways_on(report, arguments):
+        _say(line)
 
 
 def _say_errors(report: BatchReport) -> None:
@@ -315,6 +374,37 @@ def _say_errors(report: BatchReport) -> None:
 
     for error in report.report.get("errors", {}).get("most_common_errors", [])[:5]:
         _say(safe_text(f"  {error['count']} x {error['error_type']}: {error['last_message']}", 200))
+
+
+def _resumed_text(resumed: dict[str, int]) -> str:
+    words = {
+        "done_before": "had ended before",
+        "interrupted": "were running when the run was killed and ran again",
+        "requeued": "had failed and ran again",
+        "changed": "changed in the file and ran again",
+        "new": "are new in the file",
+        "removed": "are in the file no longer",
+    }
+    told = [f"{resumed[key]} POs {text}" for key, text in words.items() if resumed[key]]
+    return "resumed: " + ("; ".join(told) or "no PO had ended before")
+
+
+def _ways_on(report: BatchReport, arguments: argparse.Namespace) -> list[str]:
+    """The exact commands that run the failures again, and what is left."""
+    import shlex
+
+    assert report.run_dir is not None
+    failed, rest = report.accounts.failed, report.tasks["not_run"]
+    if report.is_resumable:
+        run = shlex.quote(_shown(report.run_dir))
+        if rest:
+            return [f"go on with the rest: poqueue run --resume {run}"]
+        return [f"run the failures again: poqueue retry {run}"] if failed else []
+    lines = []
+    for words, name, count in (("run the failures again", "failed.csv", failed), ("run the rest", "not_run.csv", 1)):
+        if name in report.files and count:
+            lines.append(f"{words}: {_again(report.files[name], arguments)}")
+    return lines
 
 
 def _again(path: Path, arguments: argparse.Namespace) -> str:
@@ -360,5 +450,6 @@ def _as_json(report: BatchReport) -> dict[str, Any]:
         "pos": report.tasks,
         "seconds": round(report.seconds, 3),
         "run_dir": str(report.run_dir) if report.run_dir else None,
+        "resumed": report.resumed,
         "files": {name: str(path) for name, path in report.files.items()},
     }

@@ -310,6 +310,14 @@ def tree_rss_bytes(pid: int) -> int:
     return total
 
 
+def started_at(pid: int) -> float:
+    """When a process was started, UTC seconds; 0 if it is gone."""
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return 0.0
+
+
 def oom_kills() -> int:
     """How many processes the kernel has killed for want of memory: in this control group, or else on the machine."""
     for path, key in _OOM_COUNTERS:

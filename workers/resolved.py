@@ -31,6 +31,11 @@ class Resolved:
     origins: dict[str, str]
     notes: tuple[str, ...] = ()
 
+    def as_given(self) -> dict[str, Any]:
+        """The values that some source gave, as it might have given them."""
+        shown = {key: value for key, value, _ in render_config(self)}
+        return {key: value for key, value in shown.items() if self.origins[key] != "default"}
+
 
 @dataclass(frozen=True, slots=True)
 class _Given:

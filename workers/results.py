@@ -31,6 +31,7 @@ from workers.safe_text import quoted, safe_text
 
 Status = Literal["succeeded", "failed"]
 
+RESULT_FILES = ("results.csv", "failed.csv", "not_run.csv")
 MAX_FIELD_COLUMNS = 200  # a processor that names its fields after its data must not make a column of each
 _PREFIX = "result_"
 _OUTCOME_COLUMNS = ("status", "attempts", "seconds", "worker", "error")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def make_run_dir(chosen: Path | None, orders: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"the run directory {str(path)!r} cannot be made: {error.strerror}") from None
     return path.resolve()
+
+
+def copy_of_orders(run_dir: Path, orders: Path) -> Path:
+    """Keep a copy of the order file in the run directory: a run can be resumed when the file itself is gone."""
+    copy = run_dir / f"orders{orders.suffix.lower()}"
+    copy.unlink(missing_ok=True)
+    descriptor = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as out, open(orders, "rb") as source:
+        shutil.copyfileobj(source, out)
+    return copy
 
 
 def _free_name(orders: Path) -> Path:

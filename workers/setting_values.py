@@ -3,9 +3,12 @@
 Each function takes a value from whatever source and the name of the option, and raises ValueError with what is wrong.
 """
 
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from workers.safe_text import quoted
 
@@ -112,3 +115,41 @@ def _split_pair(item: object, option: str, pair: str) -> tuple[str, str]:
     if not equals:
         raise ValueError(f"{option} must be {pair}, got {quoted(item)}")
     return name, content
+
+
+class HaltRule(NamedTuple):
+    """When to stop early: `why` is "" (never), "failed", "succeeded" or "done"."""
+
+    why: str = ""
+    is_now: bool = False
+    number: int = 0
+    percent: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.why:
+            return "never"
+        amount = f"{self.percent:g}%" if self.percent else str(self.number)
+        return f"{'now' if self.is_now else 'soon'},{_HALT_WORDS[self.why]}={amount}"
+
+    def limit(self, total: int) -> int:
+        """The number of POs, of so many in the run, at which it strikes; a share is rounded up."""
+        return max(1, math.ceil(total * self.percent / 100.0 - 1e-9)) if self.percent else self.number
+
+
+_HALT_WORDS = {"failed": "fail", "succeeded": "success", "done": "done"}
+_HALT_FORM = "never, or soon|now,fail|success|done=NUMBER or PERCENT%, such as soon,fail=5%"
+
+
+def parse_halt(value: object, option: str) -> HaltRule:
+    """When to stop early, in GNU parallel's words."""
+    if isinstance(value, HaltRule):
+        return value
+    text = value.replace(" ", "") if isinstance(value, str) else ""
+    if text == "never":
+        return HaltRule()
+    found = re.fullmatch(r"(soon|now),(fail|success|done)=(?:(\d+)|(\d+(?:\.\d+)?)%)", text)
+    number, percent = (int(found[3] or 0), float(found[4] or 0)) if found else (0, 0.0)
+    if found is None or not (1 <= number <= 1_000_000_000 or 0 < percent <= 100):
+        raise ValueError(f"{option} must be {_HALT_FORM}, got {quoted(value)}")
+    why = next(key for key, word in _HALT_WORDS.items() if word == found[2])
+    return HaltRule(why, found[1] == "now", number, percent)

@@ -32,10 +32,12 @@ from workers.quantities import (
     parse_whole_number,
 )
 from workers.setting_values import (
+    HaltRule,
     parse_column_map,
     parse_delimiter,
     parse_directory,
     parse_encoding,
+    parse_halt,
     parse_pairs,
     parse_path,
     parse_processor,
@@ -246,6 +248,47 @@ class RunSettings:
         "lengthen each wait before a retry by a random share of up to this, 0 to 1 or 0% to 100%",
         metavar="SHARE",
     )
+    start_delay: float = setting(
+        _delay,
+        "0s",
+        "--delay",
+        "time and retries",
+        "least time between the starts of two POs, 0s to 7d",
+        metavar="DURATION",
+        known_as="rate_limit",
+        show=format_duration,
+    )
+    halt: HaltRule = setting(
+        parse_halt,
+        "never",
+        "--halt",
+        "time and retries",
+        "stop early: soon,fail=5% starts no PO any more once 5% of all have failed, now,fail=3 also stops those that run; "
+        "fail, success or done, as a number or a share of the run's POs; the run can be resumed",
+        metavar="WHEN,WHY=N",
+        known_as="fail_fast max_failures",
+        show=str,
+    )
+    memfree: int | None = setting(
+        partial(parse_size, minimum_bytes=1),
+        "none",
+        "--memfree",
+        "workers",
+        "start no new PO while less memory than this is available (500M, 2G); none: whatever there is",
+        metavar="SIZE",
+        known_as="min_memory",
+        show=lambda size: size and format_size(size),
+    )
+    diskfree: int = setting(
+        partial(parse_size, minimum_bytes=0),
+        "64M",
+        "--diskfree",
+        "workers",
+        "start no new PO while less than this is free where the run directory is; 0: until the disk is full",
+        metavar="SIZE",
+        known_as="min_disk",
+        show=format_size,
+    )
     grace: float = setting(
         _delay,
         "2s",
@@ -371,6 +414,23 @@ class RunSettings:
         metavar="FILE",
         known_as="output_file",
         show=lambda path: path and str(path),
+    )
+    journal: bool = setting(
+        parse_switch,
+        "true",
+        "--journal",
+        "output",
+        "write every change down before it counts, so that the run can be resumed after any end; without it, it cannot",
+        action="switch",
+    )
+    durability: str = setting(
+        partial(parse_choice, choices=("normal", "full")),
+        "normal",
+        "--durability",
+        "output",
+        "what the journal survives: normal, the end of any process; full, also a loss of power, which costs a flush of the "
+        "disk for every few POs",
+        metavar="LEVEL",
     )
     progress: bool = setting(
         parse_switch,

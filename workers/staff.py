@@ -34,7 +34,7 @@ class Staff:
     ) -> None:
         self.workers: list[WorkerProcess] = []
         self.standbys: list[WorkerProcess] = []
-        self._jobs = jobs
+        self.jobs = jobs
         self._context = context
         self._folder = folder
         self._run_id = run_id
@@ -63,7 +63,7 @@ class Staff:
         if now < self._not_before:
             return
         taken = {worker.slot for worker in self.workers}
-        for slot in range(1, self._jobs + 1):
+        for slot in range(1, self.jobs + 1):
             if slot not in taken:
                 self._check_boots()
                 worker = self._take_standby() or self._start(now)
@@ -75,6 +75,11 @@ class Staff:
             if standby is None:
                 return
             self.standbys.append(standby)
+
+    def resize(self, jobs: int) -> list[WorkerProcess]:
+        """Hold another number of workers from now on; returns those of the places that are given up."""
+        self.jobs = jobs
+        return [worker for worker in self.workers if worker.slot > jobs]
 
     def remove_dead(self) -> list[WorkerProcess]:
         """The dead, no longer of the staff; a standby has no worker id."""

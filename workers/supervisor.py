@@ -13,6 +13,7 @@ It is single-threaded (so that fork is safe), shares no lock with a worker, and 
 """
 
 import contextlib
+import dataclasses
 import faulthandler
 import functools
 import logging
@@ -28,15 +29,22 @@ from multiprocessing import active_children, connection, get_context
 from pathlib import Path
 from typing import Any
 
-from poqueue.client import PendingCall, QueueClient
+from poqueue import failpoint
+from poqueue.client import QueueClient
+from poqueue.error_log import described
+from poqueue.errors import JournalError, ServiceError, TaskNotFoundError, WorkerMismatchError
 from poqueue.service import QueueService, fits_address
-from poqueue.task import Event
+from poqueue.task import Event, ProcessingTask, Report, TaskStatus
 from workers import own_process
 from workers import process_control as control
+from workers.guards import MachineGuard
 from workers.log import OUTPUT_LOGGER
 from workers.post_mortem import describe_death, describe_timeout, signal_name
 from workers.processing import ProcessorSpec, check_importable, load_target
 from workers.progress import Snapshot, WorkerView
+from workers.queue_keeper import QueueKeeper
+from workers.recovery import LeftBehind
+from workers.run_control import CONTROL_NAME, ControlFile, read_order
 from workers.signals import SignalInbox
 from workers.staff import Staff
 from workers.worker import RELIEF_S, WorkerSettings
@@ -53,8 +61,25 @@ MEMORY_CHECK_S = 1.0
 ORPHAN_CHECK_S = 5.0
 BOOT_TIMEOUT_S = 120.0
 TEARDOWN_S = 10.0
-EVENTS_AT_ONCE = 500
+WATCH_S = 1.0  # how often the machine and the journal are looked at
+JOURNAL_GONE_S = 5.0  # a journal that was moved away may come back within this time
+FINISHED_AT_ONCE = 1000
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """When to stop early: after so many failed, succeeded or ended POs; at once, or when those that run have ended."""
+
+    failed: int | None = None
+    succeeded: int | None = None
+    done: int | None = None
+    is_now: bool = False
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any such number."""
+        return (self.failed, self.succeeded, self.done) != (None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +106,11 @@ class Supervisor:
         stop_grace: seconds that running POs may go on once a stop was asked for.
         max_tasks_per_worker: replace a worker after so many POs.
         max_memory_per_worker: replace a worker that holds more bytes after a PO, its children counted.
+        journal: file of the queue's journal; with one, a lost manager is replaced. It may hold an earlier run's POs.
+        durability: of the journal: "normal", or "full" to survive a loss of power.
+        halt: when to stop early.
+        guard: holds new POs back while the machine is short of something.
+        control_dir: folder for the control file, through which other terminals reach this run; none when left out.
         work_dir: folder for the socket and the workers' files, made by start and removed by close; a temporary one when
             left out.
         output_dir: folder for what processors write; one in work_dir when left out.
@@ -105,6 +135,11 @@ class Supervisor:
         stop_grace: float = 30.0,
         max_tasks_per_worker: int | None = None,
         max_memory_per_worker: int | None = None,
+        journal: Path | None = None,
+        durability: str = "normal",
+        halt: Halt | None = None,
+        guard: MachineGuard | None = None,
+        control_dir: Path | None = None,
         work_dir: Path | None = None,
         output_dir: Path | None = None,
         log_path: Path | None = None,
@@ -123,7 +158,13 @@ class Supervisor:
         self._grace_s, self._stop_grace_s = grace, stop_grace
         self._max_tasks, self._max_memory = max_tasks_per_worker, max_memory_per_worker
         self._on_event, self._on_show = on_event, on_show
-        self._lease_ahead = lease_ahead
+        self._halt = halt or Halt()
+        self._lease_ahead = lease_ahead and not self._halt.is_set  # what is held ahead would still start after the halt
+        self._guard = guard
+        self._control_dir = control_dir
+        self._journal = journal
+        self._journal_inode = 0
+        self._journal_gone_since: float | None = None
         self.run_id = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._work_dir = work_dir or Path(tempfile.gettempdir(), f"poqueue-run-{self.run_id}")
         self._output_dir = output_dir or self._work_dir / "output"
@@ -132,15 +173,26 @@ class Supervisor:
             start_method=start_method,
             directory=self._work_dir if fits_address(self._work_dir) else None,
             log_path=log_path or Path(os.devnull),
-            on_orphan=functools.partial(_end_run, self.run_id, self._work_dir, self._marked_folder),
+            on_orphan=functools.partial(
+                _end_run, self.run_id, self._work_dir, self._marked_folder, keeps_files=journal is not None
+            ),
+            journal=journal,
+            durability=durability,
             **queue_settings,
         )
+        self._keeper = QueueKeeper(self._service, {control.RUN_MARK: self.run_id}, self._after_replacement)
+        self._ask = self._keeper.ask
         self._signals = signals if signals is not None else SignalInbox()
         self._staff = Staff(jobs, get_context(start_method), self._work_dir, self.run_id, self._worker_settings)
         self._oom_kills = 0
-        self._last_event = 0
-        self._events: PendingCall | None = None
+        self._dead: list[WorkerProcess] = []  # ended, and not yet settled with the queue
+        self._keeps_files = False  # what workers have left must be read by whoever resumes
         self._may_be_done = True
+        self._halted = ""
+        self._ended = {"failed": 0, "succeeded": 0, "done": 0}
+        self._holds_because = ""
+        self._fault = ""
+        self._next_watch = 0.0
         self._is_draining = False
         self._stop_level = 0
         self._stop_signal = 0
@@ -167,21 +219,71 @@ class Supervisor:
 
         Raises:
             ManagerLostError: the manager process died while it started.
+            JournalError: the journal cannot be opened.
         """
+        self.start_queue()
+        self.start_workers()
+
+    def start_queue(self) -> None:
+        """Start the manager alone: the queue can be filled, and looked at, before anybody works on it. Errors as in start."""
         self._work_dir.mkdir(mode=0o700)
         self._output_dir.mkdir(mode=0o700, exist_ok=True)
         own_process.adopt_orphans()
         self._oom_kills = control.oom_kills()
         try:
-            with control.quiet_start({control.RUN_MARK: self.run_id}):
-                self._service.start()
-            self.queue: QueueClient = self._service.client()
-            self._events_client = self._service.client()
-            self._reader, self._last_event = self._events_client.open_events()
+            self._keeper.open()
+            self.queue: QueueClient = self._keeper.queue
+            if self._journal is not None:
+                self._journal_inode = _inode(self._journal)
+            self._write_control_file()
+            self._set_halt()
+        except BaseException:
+            self.close()
+            raise
+
+    def start_workers(self) -> None:
+        """Start the workers; start_queue comes first."""
+        try:
             self._top_up(time.monotonic())
         except BaseException:
             self.close()
             raise
+
+    def take_up(self, left: LeftBehind, reason: str) -> int:
+        """Tell the queue what the workers of an earlier, dead supervisor have left; before start_workers.
+
+        Returns:
+            How many POs were interrupted in the middle.
+        """
+        leases = self._ask("get_leases")
+        for token, report in left.reports.items():
+            if token in leases:
+                self._ask("exchange", leases[token].worker_id, [report], 0)
+        return int(self._ask("interrupt_leases", left.begun, reason, is_crash=True, all_others=True))
+
+    def add_tasks(self, tasks: list[ProcessingTask]) -> None:
+        """Add tasks that have ids of the caller's, as often as it takes: the manager may be replaced meanwhile.
+
+        Raises:
+            JournalError: they cannot be written down for now; none was added.
+            ServiceError: the manager is lost, and could not be replaced.
+        """
+        while True:
+            try:
+                self.queue.add_tasks(tasks)
+                return
+            except ServiceError as error:
+                self._keeper.replace(error)
+                if tasks and self.queue.find_task(task_id=tasks[0].task_id) is not None:
+                    return  # all or none: it was the answer that was lost
+
+    def ask(self, name: str, *args: Any, **words: Any) -> Any:
+        """Call a method of the queue that may be repeated; answers are as the queue's process gives them, unopened.
+
+        Raises:
+            ServiceError: the manager is lost, and could not be replaced.
+        """
+        return self._ask(name, *args, **words)
 
     def close(self) -> None:
         """End every process of the run, whatever state it is in; harmless when repeated."""
@@ -191,14 +293,19 @@ class Supervisor:
             worker.join()
             with contextlib.suppress(Exception):
                 worker.bury()
-            worker.forget()
-        self._staff.workers, self._staff.standbys = [], []
-        self._service.stop()
+            worker.forget(keep_files=self._keeps_files)
+        for worker in self._dead:
+            worker.forget(keep_files=self._keeps_files)
+        self._staff.workers, self._staff.standbys, self._dead = [], [], []
+        self._keeper.close()
         control.kill_run(self.run_id, self._marked_folder, keep=control.helper_pids())
         if not active_children():  # of another supervisor in this process, whose orphans these might be
             control.kill_orphans()
         control.reap_orphans()
-        shutil.rmtree(self._work_dir, ignore_errors=True)
+        if not self._keeps_files:
+            shutil.rmtree(self._work_dir, ignore_errors=True)
+        if self._control_dir is not None:
+            (self._control_dir / CONTROL_NAME).unlink(missing_ok=True)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """Ask for a stop, as the signal would; each further call is one step harder."""
@@ -211,8 +318,9 @@ class Supervisor:
 
         Raises:
             WorkersCannotStartError: workers die before they take a PO.
-            ServiceError: the manager is lost.
+            ServiceError: the manager is lost, and could not be replaced.
         """
+        self._keeps_files = self._journal is not None  # until the end is a good one
         with self._signals:
             self._last_loop = time.monotonic()
             while not self._is_finished():
@@ -223,30 +331,36 @@ class Supervisor:
                 self._reap(now)
                 self._enforce(now)
                 self._top_up(now)
+                self._watch(now)
                 self._show(now)
                 self._wait()
             self.take_rest()
             self._show(time.monotonic(), is_last=True)
+        self._keeps_files = bool(self._dead)
         if self._stop_level:
             return RunEnd("interrupted", self._stop_signal)
-        return RunEnd("done")
+        return RunEnd("halted", message=self._halted) if self._halted else RunEnd("done")
 
     def _is_finished(self) -> bool:
         if self._is_draining:
-            return not self._staff
+            return not self._staff and (not self._dead or self._gives_up())
         if not self._may_be_done:
             return False
         self._may_be_done = False
-        status = self.queue.get_queue_status()
+        status = self._ask("get_queue_status")
         if status["queue_length"] == 0 and status["processing_tasks"] == 0:
             self._drain(TEARDOWN_S)
         return False
+
+    def _gives_up(self) -> bool:
+        """What dead workers have left cannot be told, since the journal cannot be written: the files stay for a resume."""
+        return bool(self._fault) and time.monotonic() > self._stop_due
 
     def _drain(self, within_s: float) -> None:
         """No PO starts any more; workers end when they have none, or within the time given."""
         self._is_draining = True
         self._stop_due = time.monotonic() + within_s
-        self.queue.drain_queue()
+        self._ask("drain_queue")
         for standby in self._staff.standbys:
             standby.dismiss()
 
@@ -311,32 +425,27 @@ class Supervisor:
 
     def _read_events(self) -> None:
         """Hand on what the queue tells, without waiting for it."""
-        while True:
-            if self._events is None:
-                self._events = self._events_client.begin(
-                    "read_events", self._reader, self._last_event, EVENTS_AT_ONCE, 5.0
-                )
-            if not connection.wait([self._events.fileno()], 0):
-                return
-            self._take_events(self._events.result())
+        while events := self._keeper.take_events():
+            self._take_events(events)
 
     def take_rest(self) -> None:
         """Hand on the last events; harmless when repeated."""
-        self._events = None  # a call that still waits for news is given up
-        self._events_client.close()
-        while events := self.queue.read_events(self._reader, self._last_event, EVENTS_AT_ONCE):
+        while events := self._keeper.take_last_events():
             self._take_events(events)
 
     def _take_events(self, events: list[Event]) -> None:
-        self._events = None
         for event in events:
-            if event.sequence > self._last_event + 1:
-                logger.warning("%d events were missed", event.sequence - self._last_event - 1)
-            self._last_event = event.sequence
             if event.kind == "empty":
                 self._may_be_done = True
-            elif event.kind == "dropped" and event.task is not None:
-                self._stop_dropped(event.task.worker_id)
+            elif event.kind in ("dropped", "cancel") and event.task is not None:
+                self._stop_task(event.task.worker_id, event.task.task_id, event.kind)
+            elif event.kind == "halted":
+                self._halt_run(event.error)
+            elif event.kind == "notice":
+                self._obey(*read_order(event.error))
+            elif event.kind in ("completed", "failed"):
+                self._ended["succeeded" if event.kind == "completed" else "failed"] += 1
+                self._ended["done"] += 1
             self._log_event(event)
             if self._on_event is not None:
                 self._on_event(event)
@@ -360,10 +469,81 @@ class Supervisor:
             extra={**ids, "traceback": latest.get("traceback"), "stack": latest.get("stack")},
         )  # fmt: skip
 
-    def _stop_dropped(self, worker_id: str | None) -> None:
+    def _stop_task(self, worker_id: str | None, task_id: str, reason: str) -> None:
+        """Kill the worker that has a task, if it still has it."""
         for worker in self._staff.workers:
-            if worker.worker_id == worker_id and worker.kill is None:
-                worker.begin_kill("dropped", 0, time.monotonic(), wants_evidence=False)
+            status = worker.status()
+            if worker.worker_id == worker_id and worker.kill is None and status.task_id == task_id:
+                worker.begin_kill(reason, status.token, time.monotonic(), wants_evidence=False)
+
+    def _halt_run(self, why: str) -> None:
+        """The queue starts nothing any more; what runs may end, or is stopped and given back."""
+        if self._halted:
+            return
+        self._halted = f"halted after {why} (--halt)"
+        logger.warning("%s: no new PO starts", self._halted)
+        self._note = self._halted
+        self._drain(0.0 if self._halt.is_now else float("inf"))
+        if self._halt.is_now:
+            self._stop_running(time.monotonic())
+
+    def _obey(self, word: str, value: Any) -> None:
+        """What another terminal asks for."""
+        now = time.monotonic()
+        if word == "drain" and not self._is_draining:
+            logger.warning("drain: no new PO starts; running ones may end")
+            self._note = "drain: no new PO starts; running ones may end"
+            self._stop_level, self._stop_signal = 1, signal.SIGTERM
+            self._drain(float("inf"))
+        elif word == "stop":
+            self._escalate(signal.SIGTERM, now, up_to=3)
+        elif word == "scale" and type(value) is int and not self._is_draining:
+            logger.warning("scale: %d workers from now on", value)
+            for worker in self._staff.resize(value):
+                worker.is_retiring = True
+                self._ask("retire_worker", worker.worker_id)
+
+    # ------------------------------------------------------------------ a replaced manager
+
+    def _after_replacement(self) -> None:
+        """Tell the new queue what its journal does not know, and hear what the old one could not tell any more."""
+        self._write_control_file()
+        self._set_halt()
+        if self._holds_because:
+            self.queue.hold_queue(self._holds_because)
+        if self._is_draining:
+            self.queue.drain_queue()
+        self._may_be_done = True
+        self.tell_finished()
+
+    def tell_finished(self) -> None:
+        """Hand on every task that has ended so far, as if it ended now; the receiver may know some of them."""
+        if self._on_event is None:
+            return
+        place = -1
+        records, following = self.queue.get_finished(0, FINISHED_AT_ONCE)
+        while following != place:
+            for record in records:
+                kind = "completed" if record.status is TaskStatus.COMPLETED else "failed"
+                message = str(record.error_history[-1].get("message", "")) if record.error_history else ""
+                self._on_event(Event(0, kind, record, message))
+            place = following
+            records, following = self.queue.get_finished(place, FINISHED_AT_ONCE)
+
+    def _set_halt(self) -> None:
+        """The numbers of the policy, less what has ended before the queue in use began to count."""
+        if self._halt.is_set:
+            limits = dataclasses.asdict(self._halt)
+            left = {key: max(1, limits[key] - count) if limits[key] else None for key, count in self._ended.items()}
+            self.queue.halt_after(**left)
+
+    def _write_control_file(self) -> None:
+        if self._control_dir is None:
+            return
+        pid = self._service.pid
+        ControlFile(
+            self._service.address, self._service.key.hex(), self.run_id, os.getpid(), pid, control.started_at(pid)
+        ).write(self._control_dir)
 
     # ------------------------------------------------------------------ the dead
 
@@ -374,11 +554,17 @@ class Supervisor:
         for worker in self._staff.remove_dead():
             if not self._is_draining and (worker.kill is None or worker.kill.reason != "stop"):
                 self._staff.note_end(worker, now)
-            if worker.worker_id:
-                self._bury(worker, now)
-            else:
+            self._dead.append(worker)
+        while self._dead:
+            worker = self._dead[0]
+            try:
                 worker.bury()
+                if worker.worker_id:
+                    self._settle(worker, now)
+            except JournalError:  # nothing can be written for now: it is settled later, from its files
+                return
             worker.forget()
+            self._dead.pop(0)
 
     def _reap_orphans(self, now: float) -> None:
         """Orphans that end by themselves, of workers alive and dead, would otherwise stay as zombies."""
@@ -386,26 +572,42 @@ class Supervisor:
             self._next_orphan_check = now + ORPHAN_CHECK_S
             control.reap_orphans()
 
-    def _bury(self, worker: WorkerProcess, now: float) -> None:
-        """After proof of death, and only then: what it had finished counts, what it ran is charged, the rest goes back."""
+    def _settle(self, worker: WorkerProcess, now: float) -> None:
+        """After proof of death, and only then: what it had finished counts, what it ran is charged, the rest goes back.
+
+        Each step may be repeated: a report or a charge counts only while its lease is live.
+        """
         status = worker.status()
         is_out_of_memory = self._was_out_of_memory()
-        worker.bury()
         self._hand_on_output(worker, is_dead=True)
+        failpoint.hit("supervisor.before_settle")
         if untold := worker.files.untold_reports():
             self._report_for(worker.worker_id, untold)
-        if status.token and (worker.kill is None or worker.kill.reason == "timeout"):
-            self._charge(worker, status, is_out_of_memory, now)
-        self.queue.release_worker(worker.worker_id)
+        if status.token:
+            self._close_attempt(worker, status, is_out_of_memory, now)
+        failpoint.hit("supervisor.before_release")
+        self._ask("release_worker", worker.worker_id)
         level = logging.INFO if status.phase >= Phase.RECYCLING else logging.WARNING
         logger.log(level, "worker ended (%s)", worker.how_it_ended(), extra=_ids(worker, status))
 
+    def _close_attempt(self, worker: WorkerProcess, status: Status, is_out_of_memory: bool, now: float) -> None:
+        """What it had in hand: charged to the PO, unless the worker was ended for another reason."""
+        reason = worker.kill.reason if worker.kill is not None else ""
+        if reason == "cancel":
+            details = {"error_type": "Cancelled", "message": "cancelled while it ran", "worker_id": worker.worker_id}
+            report = Report(status.task_id, status.token, now - status.started, error=details, give_up=True)
+            self._report_for(worker.worker_id, [report])
+        elif reason == "stop":
+            self._ask("interrupt_leases", [status.token], "the run was stopped", is_crash=False)
+        elif reason in ("", "timeout"):
+            self._charge(worker, status, is_out_of_memory, now)
+
     def _report_for(self, worker_id: str, reports: list[Any]) -> None:
         """The queue knows the dead worker's live leases; a report that it has already taken changes nothing."""
-        self.queue.exchange(worker_id, reports, 0)
+        self._ask("exchange", worker_id, reports, 0)
 
     def _charge(self, worker: WorkerProcess, status: Status, is_out_of_memory: bool, now: float) -> None:
-        record = self.queue.get_leases().get(status.token)
+        record = self._ask("get_leases").get(status.token)
         if record is None:
             return  # its end was recorded meanwhile, and wins
         if worker.kill is not None:
@@ -420,7 +622,9 @@ class Supervisor:
             "seconds": round(max(0.0, now - status.started), 3),
         }
         details |= {"po_number": status.po_number}
-        self.queue.retry_task(record.task_id, details)
+        error = described(details)
+        with contextlib.suppress(TaskNotFoundError, WorkerMismatchError):  # repeated, after an answer was lost
+            self._ask("retry_task", record.task_id, error)
 
     def _was_out_of_memory(self) -> bool:
         kills = control.oom_kills()
@@ -467,10 +671,14 @@ class Supervisor:
 
         The worker begins none of those any more (Worker._process says why), and what it tells again changes nothing.
         """
+        with contextlib.suppress(JournalError):  # then others have to wait with it
+            self._relieve_now(worker, status)
         worker.relieved_token = status.token
+
+    def _relieve_now(self, worker: WorkerProcess, status: Status) -> None:
         if untold := worker.files.untold_reports():
             self._report_for(worker.worker_id, untold)
-        self.queue.take_back(worker.worker_id, but=status.token)
+        self._ask("take_back", worker.worker_id, but=status.token)
 
     def _patience(self, phase: Phase, since: float) -> float:
         """How long a worker may take to start, or to end."""
@@ -495,7 +703,7 @@ class Supervisor:
         for worker in self._staff.workers:
             if not worker.is_retiring and control.tree_rss_bytes(worker.pid) > (self._max_memory or 0):
                 worker.is_retiring = True
-                self.queue.retire_worker(worker.worker_id)
+                self._ask("retire_worker", worker.worker_id)
                 logger.info("worker holds too much memory: it ends after its PO", extra=_ids(worker, worker.status()))
 
     # ------------------------------------------------------------------ the living
@@ -510,17 +718,50 @@ class Supervisor:
             self._max_tasks, self._max_memory, self._lease_ahead,
         )  # fmt: skip
 
+    # ------------------------------------------------------------------ the machine and the journal
+
+    def _watch(self, now: float) -> None:
+        """Hold new POs back while the machine is short of something; tell what the queue stands still for."""
+        if now < self._next_watch or (self._guard is None and self._journal is None):
+            return
+        self._next_watch = now + WATCH_S
+        reason = self._guard.reason() if self._guard is not None else ""
+        if reason != self._holds_because:
+            self._holds_because = reason
+            self._ask("hold_queue", reason)
+            logger.warning("%s", reason or "there is enough again: new POs start")
+        if self._journal is not None:
+            self._watch_journal(self._journal, now)
+
+    def _watch_journal(self, journal: Path, now: float) -> None:
+        status = self._ask("get_queue_status")
+        fault = status["reason"] if status["reason"] != self._holds_because else ""
+        if fault != self._fault:
+            self._fault = fault
+            logger.error("%s", f"the queue stands still: {fault}") if fault else logger.warning("the queue goes on")
+        if _inode(journal) == self._journal_inode:
+            self._journal_gone_since = None
+            return
+        self._journal_gone_since = self._journal_gone_since or now
+        if now - self._journal_gone_since > JOURNAL_GONE_S and not self._halted:
+            self._halted = f"{journal} was deleted or replaced: nothing more can be recorded"
+            logger.error("%s", self._halted)
+            self._drain(0.0)
+            self._stop_running(now)
+
     # ------------------------------------------------------------------ show and wait
 
     def _show(self, now: float, is_last: bool = False) -> None:
-        if self._on_show is None or (now < self._next_show and not is_last):
+        if (self._on_show is None and self._control_dir is None) or (now < self._next_show and not is_last):
             return
         self._next_show = now + SHOW_S
-        status = self.queue.get_queue_status()
+        status = self._ask("get_queue_status")
         phase = "done" if is_last else ("draining", "draining", "stopping", "stopping")[self._stop_level]
         if not self._stop_level and not is_last:
             phase = "paused" if status["status"] == "PAUSED" else "running"
-        self._on_show(
+        if self._halted and not is_last:
+            phase = "draining"
+        self._tell(
             Snapshot(
                 phase=phase,
                 total=status["total_tasks"] - status["cleared_tasks"],
@@ -533,9 +774,15 @@ class Supervisor:
                 eta_s=status["estimated_completion"],
                 elapsed_s=now - self._begun,
                 workers=self._views(now),
-                note=self._note,
+                note=self._note or self._fault or self._holds_because,
             )  # fmt: skip
         )
+
+    def _tell(self, snapshot: Snapshot) -> None:
+        if self._on_show is not None:
+            self._on_show(snapshot)
+        if self._control_dir is not None:
+            self._ask("set_view", {**dataclasses.asdict(snapshot), "jobs": self._staff.jobs, "pid": os.getpid()})
 
     def _views(self, now: float) -> tuple[WorkerView, ...]:
         views = []
@@ -562,13 +809,13 @@ class Supervisor:
 
     def _wait(self) -> None:
         """Until something happens: a worker's end, an answer, a signal, or the next deadline."""
-        is_over = self._is_draining and not self._staff
+        is_over = self._is_draining and not self._staff and not self._dead
         if self._signals.is_waiting or self._may_be_done or is_over:
             return
         now = time.monotonic()
         waits_for: list[int] = [self._signals.fileno()]
-        if self._events is not None:
-            waits_for.append(self._events.fileno())
+        if (answer := self._keeper.fileno) is not None:
+            waits_for.append(answer)
         waits_for += [worker.sentinel for worker in self._staff]
         until = min([now + TICK_S, *self._moments()])
         connection.wait(waits_for, max(0.0, until - now))
@@ -590,7 +837,15 @@ def _ids(worker: WorkerProcess, status: Status) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _end_run(run_id: str, work_dir: Path, marked_folder: Path | None) -> None:
-    """In the manager, when the supervisor has died: nothing of the run may stay behind."""
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def _end_run(run_id: str, work_dir: Path, marked_folder: Path | None, *, keeps_files: bool) -> None:
+    """In the manager, when the supervisor has died: no process of the run may stay behind, nor, without a journal, a file."""
     control.kill_run(run_id, marked_folder)
-    shutil.rmtree(work_dir, ignore_errors=True)
+    if not keeps_files:
+        shutil.rmtree(work_dir, ignore_errors=True)

@@ -18,9 +18,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from poqueue import failpoint
 from poqueue.client import QueueClient, connect
-from poqueue.errors import PoqueueError
-from poqueue.task import Lease, Report
+from poqueue.errors import JournalError, PoqueueError, ServiceError
+from poqueue.task import Grant, Lease, Report
 from workers.own_process import become_worker, rss_bytes
 from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, load_target, run_attempt
 from workers.worker_files import Phase, WorkerWriter
@@ -34,6 +35,8 @@ RELIEF_S = 5 * HOLD_S  # a PO that takes this long holds others up: the supervis
 MAX_LEASES = 64
 STRAY_CHILD_EXIT = 70
 BOOT_EXIT = 3
+ASK_AGAIN_S = 0.1  # between tries to reach a queue that is away, or that cannot write its journal
+CONNECT_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,8 @@ class Worker:
         self._pace_s = 1.0  # how long a task takes; the first ones come singly
         with _boot_failure_to(files):
             self._processor = Processor(load_target(settings.spec))
-        self._client = connect(settings.address, settings.key)
+        self._client = _connect_patiently(settings)
+        self._turn = 0
         self._home = os.getcwd()
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._streams = streams
@@ -115,9 +119,9 @@ class Worker:
     def _serve(self, worker_id: str, client: QueueClient, context: WorkerContext) -> None:
         while True:
             is_last = _term_came or self._is_worn_out()
-            reports, self._reports = self._reports, []
-            grant = client.exchange(worker_id, reports, 0 if is_last else self._appetite(), WAIT_S)
-            if reports:
+            grant = self._exchange(worker_id, client, 0 if is_last else self._appetite())
+            if self._reports:
+                self._reports = []
                 self._files.reports_told()
             if is_last or grant.stop:
                 self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)
@@ -126,6 +130,23 @@ class Worker:
             for lease in grant.leases:
                 self._process(lease, context, latest_start if lease is not grant.leases[0] else None)
             self._files.idle()
+
+    def _exchange(self, worker_id: str, client: QueueClient, limit: int) -> Grant:
+        """Report and lease, as often as it takes: the queue may be replaced meanwhile, or wait for room on the disk.
+
+        An exchange whose answer was lost may have been carried out. The same reports again change nothing then, and
+        leases that it granted are undone by the next turn.
+        """
+        while True:
+            self._turn += 1
+            try:
+                failpoint.hit("worker.before_exchange")
+                grant = client.exchange(worker_id, self._reports, limit, WAIT_S, self._turn)
+                failpoint.hit("worker.after_exchange")
+                return grant
+            except (ServiceError, JournalError) as error:
+                logger.debug("the queue is away: %s", error)
+            time.sleep(ASK_AGAIN_S)
 
     def _process(self, lease: Lease, context: WorkerContext, latest_start: float | None) -> None:
         """Run one attempt, or give a lease back that was held for too long.
@@ -139,12 +160,15 @@ class Worker:
         if _term_came or (latest_start is not None and time.monotonic() > latest_start):
             self._reports.append(Report(lease.task_id, lease.token, 0.0))
             return
+        failpoint.hit("worker.begun")
         report = run_attempt(self._processor, lease, context)
+        failpoint.hit("worker.processed")
         if os.getpid() != self._pid:
             os._exit(STRAY_CHILD_EXIT)  # the processor forked, and this is the child coming back into our loop
         if _term_came and report.error is not None:
             raise Terminated  # that was no end of its own; the supervisor knows why it was told to end
         files.keep_report(report)
+        failpoint.hit("worker.report_kept")
         self._reports.append(report)
         self._tidy_up()
         files.end(lease.token, lease.attempt, lease.po_number, lease.task_id)
@@ -187,6 +211,17 @@ class Worker:
             raise
         except BaseException:  # the results are reported; a session that does not close well changes none of them
             logger.exception("teardown failed")
+
+
+def _connect_patiently(settings: WorkerSettings) -> QueueClient:
+    deadline = time.monotonic() + CONNECT_WITHIN_S
+    while True:
+        try:
+            return connect(settings.address, settings.key)
+        except ServiceError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(ASK_AGAIN_S)
 
 
 class _boot_failure_to:

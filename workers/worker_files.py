@@ -157,6 +157,20 @@ class WorkerReader:
         with open(folder / "status", "w+b") as file:
             file.truncate(_STATUS.size)
             self._map = mmap.mmap(file.fileno(), _STATUS.size)
+        self._begin()
+
+    @classmethod
+    def of_dead(cls, folder: Path) -> "WorkerReader":
+        """The files of a worker that an earlier supervisor has started."""
+        files = cls.__new__(cls)
+        files.folder = folder
+        with open(folder / "status", "rb") as file:
+            files._map = mmap.mmap(file.fileno(), _STATUS.size, access=mmap.ACCESS_READ)
+        files.mark = ""
+        files._begin()
+        return files
+
+    def _begin(self) -> None:
         self._output_fd = -1
         self._read_to = 0
         self._rest = b""
@@ -232,12 +246,16 @@ class WorkerReader:
         return []
 
     def remove(self) -> None:
-        """Let go of the folder."""
+        """Let go of the folder, and remove it."""
+        self.let_go()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def let_go(self) -> None:
+        """The files stay."""
         if self._output_fd >= 0:
             os.close(self._output_fd)
             self._output_fd = -1
         self._map.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _pending_is_of(self, status: Status) -> bool:
         """No end of an earlier PO is still to come: everything up to the current one's start has been read."""

@@ -40,6 +40,7 @@ class WorkerProcess:
         self.slot = 0
         self.kill: Kill | None = None
         self.is_retiring = False
+        self.is_buried = False
         self.relieved_token = 0
         self.started = time.monotonic()
         self.started_at = time.time()
@@ -163,16 +164,22 @@ class WorkerProcess:
 
     def bury(self) -> None:
         """After its death: end what it has left behind, and remove what it owned if it did not end by itself."""
+        if self.is_buried:
+            return
+        self.is_buried = True
         control.kill_belongings(self.pid, self.process_id, self._marked_folder)
         control.reap_orphans()
         if self.exit_code != 0 or self.kill is not None or self.status().phase < Phase.RECYCLING:
             control.remove_owned(self.files.owned(), self.started_at)
 
-    def forget(self) -> None:
+    def forget(self, *, keep_files: bool = False) -> None:
         """Let go of everything; the process must be dead."""
         self._orders.close()
         self._process.close()
-        self.files.remove()
+        if keep_files:
+            self.files.let_go()
+        else:
+            self.files.remove()
 
     def how_it_ended(self) -> str:
         """For people."""

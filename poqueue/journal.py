@@ -1,0 +1,278 @@
+"""The journal: every accepted change of a queue, in one SQLite file, before the caller is told of it.
+
+    tasks   what was added, never changed        log   what happened to it, in order, only ever appended
+
+Whoever reads both from the beginning stands where the queue stood (replay.py); so does whoever stops after any commit.
+The file is in WAL mode and has exactly one connection: locking_mode=EXCLUSIVE keeps everybody else out, and the lock dies
+with its holder. What was committed survives the kill of any process; with durability "full" also the loss of power.
+
+Source: sqlite.org on WAL, locking_mode, synchronous, application_id.
+"""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from poqueue import failpoint
+from poqueue.errors import JournalError, JournalGoneError
+
+APPLICATION_ID = 0x504F5155  # "POQU"
+SCHEMA_VERSION = 1
+DURABILITIES = ("normal", "full")
+BUSY_S = 5.0
+FILE_CHECK_S = 1.0
+JOURNAL_NAME = "journal.sqlite"
+
+_SCHEMA = """
+CREATE TABLE tasks(
+    rank INTEGER PRIMARY KEY, task_id TEXT NOT NULL, po_number TEXT NOT NULL, priority INTEGER NOT NULL,
+    max_retries INTEGER NOT NULL, retry_delay REAL NOT NULL, task_timeout REAL NOT NULL, created_at REAL NOT NULL,
+    payload BLOB NOT NULL);
+CREATE TABLE log(
+    seq INTEGER PRIMARY KEY, kind INTEGER NOT NULL, rank INTEGER, token INTEGER, at REAL NOT NULL, worker TEXT,
+    seconds REAL, delay_s REAL, due REAL, result BLOB, error TEXT);
+"""
+_ADD_TASK = "INSERT INTO tasks VALUES(?,?,?,?,?,?,?,?,?)"
+_ADD_RECORD = (
+    "INSERT INTO log(kind, rank, token, at, worker, seconds, delay_s, due, result, error) VALUES(?,?,?,?,?,?,?,?,?,?)"
+)
+
+
+class Kind(IntEnum):
+    """What a line of the log says. All from COMPLETED to INTERRUPTED end the lease of their token."""
+
+    LEASED = 1
+    COMPLETED = 2
+    FAILED = 3
+    RETRY = 4  # the attempt failed; the task waits `delay_s`
+    UNDONE = 5  # the lease's attempt was never begun
+    INTERRUPTED = 6  # the attempt was broken off, through no fault that is charged
+    REQUEUED = 7  # somebody asks for a failed task again, with all its retries
+    CLEARED = 8
+    PAUSED = 9
+    RESUMED = 10
+    CONFIGURED = 11
+    OPENED = 12
+    RETRIED = 13  # a failed task that has retries left waits `delay_s`
+    CANCELLED = 14  # a waiting task was ended as failed
+
+
+class Record(NamedTuple):
+    """One line of the log. `at` is UTC seconds; `due` monotonic seconds of the boot it was written in."""
+
+    kind: int
+    rank: int | None
+    token: int | None
+    at: float
+    worker: str | None = None
+    seconds: float | None = None
+    delay_s: float | None = None
+    due: float | None = None
+    result: bytes | None = None
+    error: str | None = None
+
+
+class Journal:
+    """The open journal of one queue. Not thread-safe: the queue holds the lock.
+
+    Args:
+        path: the file; in a folder of this user alone.
+        durability: "normal" survives the end of any process, "full" also a loss of power, at a disk flush a commit.
+        must_exist: True: opened, never made; False: made, never opened; None: whichever.
+
+    Raises:
+        JournalError: it cannot be opened, is no journal of ours, is damaged, or is used by somebody else.
+    """
+
+    def __init__(self, path: Path, *, durability: str = "normal", must_exist: bool | None = None) -> None:
+        if durability not in DURABILITIES:
+            raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, got {durability!r}")
+        self.path = Path(path)
+        self._next_file_check = 0.0
+        exists = os.path.lexists(self.path)
+        if must_exist is True and not exists:
+            raise JournalError(f"{self.path}: there is no journal")
+        if must_exist is False and exists:
+            raise JournalError(f"{self.path}: there is a journal already")
+        self.is_new = not exists
+        if self.is_new:
+            self._make_file()
+        else:
+            check_file(self.path)
+        self._db = self._connect(durability)
+        self._inode = self._found_inode()
+
+    def write(self, records: Sequence[Record] = (), tasks: Iterable[tuple[Any, ...]] = ()) -> None:
+        """Append in one transaction; when this returns, it is there to stay.
+
+        Raises:
+            JournalError: nothing was written; the text names path, reason and free space.
+            JournalGoneError: the file was deleted or replaced.
+        """
+        self._check_still_there()
+        db = self._db
+        try:
+            failpoint.hit("journal.write")
+            db.execute("BEGIN")
+            if tasks:
+                db.executemany(_ADD_TASK, tasks)
+            if records:
+                db.executemany(_ADD_RECORD, records)
+            failpoint.hit("journal.before_commit")
+            db.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            self._roll_back()
+            raise JournalError(f"{self.path} cannot be written: {error} ({self._free()})") from None
+        failpoint.hit("journal.after_commit")
+
+    def tasks(self) -> Iterator[tuple[Any, ...]]:
+        """What was added, by rank: the columns of `tasks`."""
+        return self._read("SELECT * FROM tasks ORDER BY rank")
+
+    def records(self) -> Iterator[Record]:
+        """What happened, in order."""
+        rows = self._read(
+            "SELECT kind, rank, token, at, worker, seconds, delay_s, due, result, error FROM log ORDER BY seq"
+        )
+        return (Record(*row) for row in rows)
+
+    def copy_to(self, path: Path) -> None:
+        """A consistent copy, which others may open, while this one goes on.
+
+        Raises:
+            JournalError: the copy cannot be written.
+        """
+        try:
+            with contextlib.closing(sqlite3.connect(path)) as target:
+                self._db.backup(target)
+        except sqlite3.Error as error:
+            raise JournalError(f"{path} cannot be written: {error}") from None
+
+    def close(self) -> None:
+        """Bring everything into the one file and let go of it; harmless when repeated."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.close()
+
+    # --- opening
+
+    def _make_file(self) -> None:
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise JournalError(f"{self.path}: the journal cannot be made: {error.strerror}") from None
+
+    def _connect(self, durability: str) -> sqlite3.Connection:
+        try:
+            db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise JournalError(f"{self.path}: the journal cannot be opened: {error}") from None
+        try:
+            db.execute("PRAGMA trusted_schema=OFF")
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute(f"PRAGMA synchronous={durability.upper()}")
+            db.execute("BEGIN EXCLUSIVE")
+            if self.is_new:
+                _make_schema(db)
+            db.execute("COMMIT")
+            if not self.is_new:
+                _check_content(db, self.path)
+        except BaseException as error:
+            db.close()
+            if self.is_new:
+                self.path.unlink(missing_ok=True)
+            if isinstance(error, sqlite3.Error):
+                raise JournalError(_opening_error(self.path, error)) from None
+            raise
+        return db
+
+    def _read(self, query: str) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from self._db.execute(query)
+        except sqlite3.Error as error:
+            raise JournalError(f"{self.path}: the journal is damaged: {error}") from None
+
+    # --- looking after it
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+
+    def _check_still_there(self) -> None:
+        """A deleted file can be written to without an error, and everything written is lost."""
+        now = time.monotonic()
+        if now < self._next_file_check:
+            return
+        if self._found_inode() != self._inode:
+            raise JournalGoneError(f"{self.path} was deleted or replaced; nothing more can be recorded")
+        self._next_file_check = now + FILE_CHECK_S
+
+    def _found_inode(self) -> int:
+        try:
+            return os.stat(self.path).st_ino
+        except OSError:
+            return 0
+
+    def _free(self) -> str:
+        try:
+            return f"{shutil.disk_usage(self.path.parent).free:,} bytes free"
+        except OSError:
+            return "free space unknown"
+
+
+def check_file(path: Path) -> None:
+    """Whether this can be a journal at all; told apart, since each calls for something else.
+
+    Raises:
+        JournalError: missing, empty, or no SQLite file.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise JournalError(f"{path}: there is no journal") from None
+    except OSError as error:
+        raise JournalError(f"{path}: the journal cannot be read: {error.strerror}") from None
+    if not head:
+        raise JournalError(f"{path}: the journal is empty (0 bytes); what it held is lost")
+    if head != b"SQLite format 3\0":
+        raise JournalError(f"{path}: is not a journal (no SQLite file)")
+
+
+def _make_schema(db: sqlite3.Connection) -> None:
+    for statement in _SCHEMA.split(";"):
+        if statement.strip():
+            db.execute(statement)
+    db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+
+def _check_content(db: sqlite3.Connection, path: Path) -> None:
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    if application != APPLICATION_ID:
+        raise JournalError(f"{path}: is an SQLite file, but not a journal of poqueue")
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version != SCHEMA_VERSION:
+        raise JournalError(
+            f"{path}: has schema version {version}, this poqueue reads version {SCHEMA_VERSION}; "
+            "use the version of poqueue that wrote it"
+        )
+    (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise JournalError(f"{path}: the journal is damaged: {verdict}")
+
+
+def _opening_error(path: Path, error: sqlite3.Error) -> str:
+    if "locked" in str(error):
+        return f"{path}: the journal is in use by another process"
+    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+        return f"{path}: the journal is damaged: {error}"
+    return f"{path}: the journal cannot be opened: {error}"

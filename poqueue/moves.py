@@ -1,0 +1,149 @@
+"""What each step in a task's life does to the ledger, the schedule, the metrics and the error log.
+
+Live and when read back from a journal it is the same code: that is why a replay stands where the queue stood. Nothing here
+decides, waits, tells anybody or looks at a clock; `now` is monotonic seconds, `at` UTC seconds.
+"""
+
+from typing import Any
+
+from poqueue.error_log import ErrorLog, error_message_of, error_type_of
+from poqueue.ledger import Entry, Ledger
+from poqueue.metrics import Metrics
+from poqueue.schedule import Schedule
+from poqueue.task import TaskStatus as S
+
+
+class Moves:
+    """Moves tasks; single-threaded, as the collaborators that it moves them in."""
+
+    def __init__(self, ledger: Ledger, schedule: Schedule, metrics: Metrics, errors: ErrorLog) -> None:
+        self._ledger = ledger
+        self._schedule = schedule
+        self._metrics = metrics
+        self._errors = errors
+
+    def add(self, entry: Entry, rank: int, now: float, at: float) -> None:
+        """A new task waits, behind all others of its priority."""
+        entry.rank, entry.ready, entry.created_at = rank, now, at
+        self._ledger.add(entry)
+        self._schedule.add(entry)
+
+    def lease(self, entry: Entry, token: int, worker_id: str, now: float, at: float) -> None:
+        """A worker has the next attempt."""
+        entry.token = token
+        entry.attempt += 1
+        entry.worker_id = worker_id
+        entry.leased = now
+        entry.assigned_at = at
+        self._ledger.lease(entry)
+        self._metrics.dispatched(worker_id, token, entry.attempt, entry.ready, now)
+
+    def complete(
+        self, entry: Entry, result: bytes, duration_s: float, busy_s: float | None, now: float, at: float
+    ) -> bool:
+        """The task is done. As from every end of an attempt: True if another task of its PO may run now."""
+        is_news = self._stop(entry, busy_s, now)
+        entry.result = result
+        entry.completed_at = at
+        self._ledger.finish(entry, S.COMPLETED, now)
+        self._metrics.attempt_ended(entry.retry_count, succeeded=True)
+        self._metrics.completed(duration_s, now)
+        return is_news
+
+    def fail(
+        self, entry: Entry, details: dict[str, Any], result: bytes | None, busy_s: float | None, now: float, at: float
+    ) -> bool:
+        """The attempt failed, and with it the task."""
+        is_news = self._stop(entry, busy_s, now)
+        self._note_error(entry, details, at)
+        entry.result = result
+        entry.completed_at = at
+        self._ledger.finish(entry, S.FAILED, now)
+        return is_news
+
+    def cancel(self, entry: Entry, details: dict[str, Any], now: float, at: float) -> None:
+        """A waiting task ends as failed, by somebody's wish."""
+        self._schedule.remove(entry)
+        entry.error_history = [*(entry.error_history or ()), _occurrence(entry, details, at)]
+        entry.completed_at = at
+        self._ledger.finish(entry, S.FAILED, now)
+
+    def retry(
+        self, entry: Entry, details: dict[str, Any], due: float, busy_s: float | None, now: float, at: float
+    ) -> bool:
+        """The attempt failed; the task waits until `due`."""
+        is_news = self._stop(entry, busy_s, now)
+        self._note_error(entry, details, at)
+        self.wait_again(entry, due)
+        return is_news
+
+    def wait_again(self, entry: Entry, due: float) -> None:
+        """One more retry is used, and waits until `due`; of an attempt that failed, or of a task that had ended so."""
+        self._metrics.tasks_retried += entry.retry_count == 0
+        entry.retry_count += 1
+        self._wait(entry, due)
+
+    def requeue(self, entry: Entry, now: float) -> None:
+        """A failed task starts again, with all its retries; its attempts go on counting."""
+        entry.retry_count = entry.crashes = 0
+        self._wait(entry, now)
+
+    def undo(self, entry: Entry, now: float) -> bool:
+        """The worker never began: as if the lease had not been."""
+        worker_id = entry.worker_id or ""
+        self._metrics.undone(worker_id, entry.token, entry.attempt, now)
+        self._ledger.forget_worker(entry, worker_id)
+        is_news = self._schedule.end(entry)
+        entry.attempt -= 1
+        entry.assigned_at = None
+        self._put_back(entry)
+        return is_news
+
+    def interrupt(self, entry: Entry, details: dict[str, Any], is_crash: bool, now: float, at: float) -> bool:
+        """The attempt was broken off: it waits again at its place, no retry used, and the next attempt is told its number."""
+        is_news = self._stop(entry, None, now)
+        entry.interruptions += 1
+        entry.crashes += is_crash
+        entry.error_history = [*(entry.error_history or ()), _occurrence(entry, details, at)]
+        self._put_back(entry)
+        return is_news
+
+    def clear(self, entry: Entry, now: float) -> bool:
+        """The task is gone, whatever its status."""
+        is_news = False
+        if entry.status is S.PROCESSING:
+            is_news = self._stop(entry, None, now)
+        elif entry.status in (S.PENDING, S.RETRY_PENDING):
+            self._schedule.remove(entry)
+        self._ledger.clear(entry)
+        return is_news
+
+    def _put_back(self, entry: Entry) -> None:
+        self._ledger.move(entry, S.PENDING)
+        entry.worker_id, entry.token = None, 0
+        self._schedule.put_back(entry)
+
+    def _wait(self, entry: Entry, due: float) -> None:
+        entry.completed_at = entry.result = None
+        self._ledger.move(entry, S.RETRY_PENDING)
+        self._schedule.delay(entry, due)
+
+    def _stop(self, entry: Entry, busy_s: float | None, now: float) -> bool:
+        self._metrics.attempt_over(entry.worker_id or "", entry.token, busy_s, now)
+        return self._schedule.end(entry)
+
+    def _note_error(self, entry: Entry, details: dict[str, Any], at: float) -> None:
+        self._metrics.attempt_ended(entry.retry_count, succeeded=False)
+        occurrence = _occurrence(entry, details, at)
+        self._errors.add(occurrence["error_type"], occurrence["message"], entry.po_number, at)
+        entry.error_history = [*(entry.error_history or ()), occurrence]
+
+
+def _occurrence(entry: Entry, details: dict[str, Any], at: float) -> dict[str, Any]:
+    named = {
+        "attempt": entry.attempt,
+        "worker_id": entry.worker_id,
+        "error_type": error_type_of(details),
+        "message": error_message_of(details),
+    }
+    return {**details, **named, "at": at}

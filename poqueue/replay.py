@@ -1,0 +1,155 @@
+"""Reading a journal back: the queue's collaborators as they were at the last commit.
+
+Due times were written as monotonic seconds: within one boot of the machine they are taken as they stand, so that a clock
+set forward starts no retry early. After another boot the delay counts from the time of writing, by the wall clock, and is
+never longer than it was.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from poqueue.errors import JournalError
+from poqueue.journal import Journal, Kind, Record
+from poqueue.ledger import Entry, Ledger
+from poqueue.moves import Moves
+from poqueue.task import TaskStatus as S
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What stands beside the tasks: settings that were changed, and where counting goes on."""
+
+    is_paused: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    last_rank: int = 0
+    last_token: int = 0
+
+
+def boot_id() -> str:
+    """Which boot of the machine this is."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def replay(journal: Journal, ledger: Ledger, moves: Moves, now: float, wall: float) -> Replayed:
+    """Move every task to where it was. `now` is monotonic, `wall` UTC seconds, both of this moment.
+
+    Raises:
+        JournalError: the journal tells something that cannot have happened.
+    """
+    reader = _Reader(ledger, moves, now, wall)
+    tasks = journal.tasks()
+    try:
+        for row in tasks:
+            reader.add(row)
+        for record in journal.records():
+            reader.read(record)
+    except (AssertionError, ValueError, TypeError, KeyError) as error:
+        raise JournalError(f"{journal.path}: the journal is damaged: {type(error).__name__}: {error}") from None
+    return reader.found
+
+
+class _Reader:
+    def __init__(self, ledger: Ledger, moves: Moves, now: float, wall: float) -> None:
+        self.found = Replayed()
+        self._ledger = ledger
+        self._moves = moves
+        self._now = now
+        self._wall = wall
+        self._boot = boot_id()
+        self._is_this_boot = False
+        self._by_rank: dict[int, Entry] = {}
+        self._by_token: dict[int, Entry] = {}
+
+    def add(self, row: tuple[Any, ...]) -> None:
+        rank, task_id, po_number, priority, retries, delay, timeout, created_at, payload = row
+        entry = Entry(task_id, po_number, payload, priority, rank, retries, delay, timeout, 0.0, created_at)
+        self._moves.add(entry, rank, self._then(created_at), created_at)
+        self._by_rank[rank] = entry
+        self.found.last_rank = rank
+
+    def read(self, record: Record) -> None:
+        kind = Kind(record.kind)
+        if kind is Kind.LEASED:
+            self._lease(record)
+        elif kind in (Kind.PAUSED, Kind.RESUMED):
+            self.found.is_paused = kind is Kind.PAUSED
+        elif kind is Kind.CONFIGURED:
+            self._configure(json.loads(record.error or "{}"))
+        elif kind is Kind.OPENED:
+            self._is_this_boot = json.loads(record.error or "{}").get("boot_id") == self._boot
+        elif record.token is not None:
+            self._end(kind, record, self._by_token.pop(record.token))
+        else:
+            self._move_waiting(kind, record, self._by_rank[record.rank or 0])
+
+    def _lease(self, record: Record) -> None:
+        token = record.token or 0
+        if token <= self.found.last_token:
+            raise ValueError(f"lease {token} comes after lease {self.found.last_token}")
+        entry = self._by_rank[record.rank or 0]
+        self._moves.lease(entry, token, record.worker or "", self._then(record.at), record.at)
+        self._by_token[token] = entry
+        self.found.last_token = token
+
+    def _end(self, kind: Kind, record: Record, entry: Entry) -> None:
+        moves, now, at = self._moves, self._then(record.at), record.at
+        details = json.loads(record.error) if record.error else {}
+        if kind is Kind.COMPLETED:
+            moves.complete(entry, record.result or b"", record.delay_s or 0.0, record.seconds, now, at)
+        elif kind is Kind.FAILED:
+            moves.fail(entry, details, record.result, record.seconds, now, at)
+        elif kind is Kind.RETRY:
+            moves.retry(entry, details, self._due(record), record.seconds, now, at)
+        elif kind is Kind.UNDONE:
+            moves.undo(entry, now)
+        elif kind is Kind.INTERRUPTED:
+            moves.interrupt(entry, details, bool(details.get("is_crash")), now, at)
+        elif kind is Kind.CLEARED:
+            moves.clear(entry, now)
+        else:
+            raise ValueError(f"{kind.name} cannot end a lease")
+
+    def _move_waiting(self, kind: Kind, record: Record, entry: Entry) -> None:
+        now = self._then(record.at)
+        if kind is Kind.CLEARED:
+            self._moves.clear(entry, now)
+        elif kind is Kind.CANCELLED:
+            self._moves.cancel(entry, json.loads(record.error or "{}"), now, record.at)
+        elif kind is Kind.REQUEUED:
+            self._moves.requeue(entry, now)
+        elif kind is Kind.RETRIED:
+            self._moves.wait_again(entry, self._due(record))
+        else:
+            raise ValueError(f"{kind.name} needs a lease")
+
+    def _configure(self, changes: dict[str, Any]) -> None:
+        waiting = changes.pop("waiting", None)
+        self.found.settings |= changes
+        if waiting is not None:
+            reconfigure(self._ledger, waiting)
+
+    def _then(self, at: float) -> float:
+        """A wall time as monotonic seconds of this boot; never after now."""
+        return self._now - max(0.0, self._wall - at)
+
+    def _due(self, record: Record) -> float:
+        delay_s = record.delay_s or 0.0
+        if self._is_this_boot and record.due is not None:
+            return record.due
+        waited_s = min(max(0.0, self._wall - record.at), delay_s)
+        return self._now + delay_s - waited_s
+
+
+def reconfigure(ledger: Ledger, changes: dict[str, Any]) -> None:
+    """Give every task that has not ended, or failed, other limits: max_retries, retry_delay, task_timeout."""
+    for entry in ledger:
+        if entry.status is not S.COMPLETED:
+            for name, value in changes.items():
+                setattr(entry, name, value)

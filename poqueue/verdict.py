@@ -1,0 +1,78 @@
+"""What is decided about an attempt, as a value: it can be written down before it is done."""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from poqueue.config import QueueConfig
+from poqueue.error_log import described
+from poqueue.journal import Kind, Record
+from poqueue.ledger import Entry
+from poqueue.payload import FrozenResult
+from poqueue.retry import backoff_s
+from poqueue.task import TaskStatus as S
+
+MAX_CRASHES = 3  # a PO that was running when the whole run crashed, this often and once more, is taken for the cause
+
+
+class Verdict(NamedTuple):
+    """How a step of a task's life is to end; `seconds` is how long the attempt worked, if that is known."""
+
+    kind: Kind
+    entry: Entry
+    details: dict[str, Any] | None = None
+    result: FrozenResult | None = None
+    delay_s: float = 0.0
+    seconds: float | None = None
+
+    def record(self, at: float, now: float) -> Record:
+        """The line of the journal's log."""
+        entry, result = self.entry, self.result
+        waits = self.kind in (Kind.RETRY, Kind.RETRIED)
+        return Record(
+            self.kind, entry.rank, entry.token if entry.status is S.PROCESSING else None, at, entry.worker_id, self.seconds,
+            self.delay_s if waits else None, now + self.delay_s if waits else None,
+            result.payload if result is not None else None,
+            json.dumps(self.details, ensure_ascii=True) if self.details is not None else None,
+        )  # fmt: skip
+
+
+def final(entry: Entry, result: FrozenResult, seconds: float | None) -> Verdict:
+    """A report with a result: done, or failed by the processor's own word."""
+    if result.success:
+        return Verdict(Kind.COMPLETED, entry, None, result, seconds=seconds)
+    details = described({"error_message": result.error_message or "failed"})
+    return Verdict(Kind.FAILED, entry, details, result, seconds=seconds)
+
+
+def failed_attempt(
+    entry: Entry,
+    details: dict[str, Any],
+    after_s: float | None,
+    seconds: float | None,
+    config: QueueConfig,
+    random: Callable[[], float],
+) -> Verdict:
+    """Retry while retries are left; else the task failed."""
+    if entry.retry_count >= entry.max_retries:
+        return Verdict(Kind.FAILED, entry, details, seconds=seconds)
+    delay_s = retry_delay_s(entry, after_s, config, random)
+    return Verdict(Kind.RETRY, entry, details, delay_s=delay_s, seconds=seconds)
+
+
+def retry_delay_s(entry: Entry, after_s: float | None, config: QueueConfig, random: Callable[[], float]) -> float:
+    """How long the next retry waits: what was asked for, or the backoff; never beyond the cap."""
+    if after_s is None:
+        after_s = backoff_s(
+            entry.retry_count + 1, entry.retry_delay, config.max_retry_delay, config.retry_jitter, random
+        )
+    return min(max(0.0, after_s), config.max_retry_delay * (1.0 + config.retry_jitter))
+
+
+def broken_off(entry: Entry, reason: str, is_crash: bool) -> Verdict:
+    """The attempt was running when its run ended. Not its fault, unless that happens again and again."""
+    if is_crash and entry.crashes >= MAX_CRASHES:
+        message = f"was running each time when the run crashed, {entry.crashes + 1} times in a row: {reason}"
+        return Verdict(Kind.FAILED, entry, described({"error_type": "Poison", "message": message}))
+    details = described({"error_type": "Interrupted", "message": reason}) | {"is_crash": is_crash}
+    return Verdict(Kind.INTERRUPTED, entry, details)

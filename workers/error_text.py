@@ -1,0 +1,131 @@
+"""Messages of errors, reduced to what they have in common.
+
+    "PO 4711: no route to 'https://a.example/x' after 3.2 s"  ──►  "PO <po>: no route to '…' after # s"
+
+Two messages with the same reduced text are taken for the same error.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+MAX_READ_CHARS = 2_000
+MAX_CHARS = 240
+MIN_PO_CHARS = 3  # a PO number "1" would be found everywhere
+
+_PLACEHOLDERS = [  # in this order: what holds other things comes first
+    (re.compile(r"""(?<!\w)(?:'[^'\n]*'|"[^"\n]*"|`[^`\n]*`|“[^”\n]*”|‘[^’\n]*’|«[^»\n]*»)(?!\w)"""), "'…'"),
+    (re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s'\"<>]+", re.IGNORECASE), "<url>"),
+    (re.compile(r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64})+"), "<address>"),
+    (re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.IGNORECASE), "<id>"),
+    (re.compile(r"(?<![\w.<])(?:[A-Za-z]:\\[^\s:'\",;)]+|~?/[^\s:'\",;()]*[^\s:'\",;().])"), "<path>"),
+    (re.compile(r"\b0x[0-9a-f]+\b", re.IGNORECASE), "<hex>"),
+    (re.compile(r"\b(?=[a-f]*[0-9])(?=[0-9]*[a-f])[0-9a-f]{8,64}\b", re.IGNORECASE), "<hex>"),
+    (re.compile(r"[-+]?\d+(?:[.,:]\d+)*"), "#"),
+]
+_QUOTED = re.compile(r"""'.*'|".*"|`.*`|“.*”|‘.*’|«.*»""", re.DOTALL)  # greedy: what is quoted may hold a quote
+_ORDINARY = re.compile(r"[A-Za-z]?[a-z]{0,20}")
+_MIXED = re.compile(r"\w*(?:[^\W\d]\d|\d[^\W\d])\w*")  # letters and digits in one word: a code of somebody's
+_OURS = re.compile(r"SIG[A-Z]{2,6}")
+_TYPE = re.compile(r"[A-Z][A-Za-z]{2,60}(?:\.[A-Z][A-Za-z]{2,60})*")
+_WORD_OR_REST = re.compile(r"<(?:po|url|address|id|path|hex)>|\w+|\W")
+_PLACEHOLDER = re.compile(r"<[a-z]+>|[…#\x20-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7e]")
+_FRAME = re.compile(r'^ {0,8}File "(?P<file>[^"\n]+)", line (?P<line>\d+)(?:,)? in (?P<function>[^\s(]+)', re.MULTILINE)
+_LIBRARY_MARK = "<library>/"
+_LIBRARY = re.compile(
+    r"^<library>/|/lib(?:64)?/python\d|/site-packages/|/dist-packages/|<frozen |/workers/worker\w*\.py$"
+)
+_CURRENT = re.compile(r"^Current thread .*\n", re.MULTILINE)
+
+
+def normalised(message: str, po_number: str = "") -> str:
+    """The message with numbers, quoted text, paths and the like replaced by placeholders, on one line."""
+    text = message[:MAX_READ_CHARS]
+    if len(po_number) >= MIN_PO_CHARS:
+        text = text.replace(po_number, "<po>")
+    for pattern, placeholder in _PLACEHOLDERS:
+        text = pattern.sub(placeholder, text)
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…"
+
+
+def without_data(message: str, po_number: str, po_words: Collection[str]) -> str:
+    """The message without anything that could be data of a PO: only ordinary words that stand in no PO's data stay.
+
+    Ordinary is a word of plain lower-case letters, or with a capital in front at the beginning of the message.
+    """
+    bare = _MIXED.sub("…", _QUOTED.sub("'…'", message[:MAX_READ_CHARS]))
+    text = normalised(bare, po_number)
+    parts = _WORD_OR_REST.findall(text)
+    kept = [part if _is_harmless(part, number == 0, po_words) else "…" for number, part in enumerate(parts)]
+    return re.sub(r"…(?:\W*…)+", "…", "".join(kept)).strip()
+
+
+def type_without_data(error_type: str, po_words: Collection[str]) -> str:
+    """The type of an error if it looks like a class and stands in no PO's data."""
+    parts = {part.casefold() for part in error_type.split(".")}
+    return error_type if _TYPE.fullmatch(error_type) and parts.isdisjoint(po_words) else ""
+
+
+def _is_harmless(part: str, is_first: bool, po_words: Collection[str]) -> bool:
+    if _PLACEHOLDER.fullmatch(part) or _OURS.fullmatch(part):
+        return True
+    is_ordinary = _ORDINARY.fullmatch(part) is not None and (is_first or part.islower())
+    return is_ordinary and part.casefold() not in po_words
+
+
+class Frame(NamedTuple):
+    """A place in Python code."""
+
+    file: str
+    line: int
+    function: str
+
+    @property
+    def is_library(self) -> bool:
+        """Whether it belongs to Python, an installed package or the worker's own loop."""
+        return _LIBRARY.search(self.file) is not None
+
+    @property
+    def name(self) -> str:
+        """The file without its folders."""
+        return self.file.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return f"{self.function} ({self.name}:{self.line})"
+
+
+def frames(stack: str) -> list[Frame]:
+    """The frames of a stack as faulthandler writes it, innermost first; of the thread that was working, if it says which.
+
+    A traceback of an exception, which tells the innermost last, is read as well.
+    """
+    current = _CURRENT.search(stack)
+    part = stack[current.end() :].split("\n\n", maxsplit=1)[0] if current else stack
+    found = [Frame(m["file"], int(m["line"]), m["function"]) for m in _FRAME.finditer(part)]
+    return found[::-1] if "Traceback (most recent call last)" in stack else found
+
+
+def place(stack: str) -> str:
+    """Where the code was, for people: the innermost frame, and the processor's own that led there."""
+    found = frames(stack)
+    if not found:
+        return ""
+    own = next((frame for frame in found if not frame.is_library), found[0])
+    return str(found[0]) if own == found[0] else f"{found[0]}, called from {own}"
+
+
+def stack_without_data(stack: str) -> str:
+    """The frames alone, files by their names: no message, no line of code."""
+    return "\n".join(_frame_lines(stack))
+
+
+def _frame_lines(stack: str) -> Iterator[str]:
+    if "Traceback (most recent call last)" in stack:
+        yield "Traceback (most recent call last):"
+    for match in _FRAME.finditer(stack):
+        if not match["file"].endswith(".py") and not match["file"].startswith("<frozen "):
+            continue
+        frame = Frame(match["file"], int(match["line"]), match["function"])
+        mark = _LIBRARY_MARK if frame.is_library else ""
+        yield f'  File "{mark}{frame.name}", line {frame.line} in {frame.function}'

@@ -1,0 +1,65 @@
+"""Reasons of the machine to start nothing new for now: too little memory, or too little room on the disk."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from workers.quantities import format_size
+
+EASE = 1.1  # what held the run back must be over by this factor before it goes on
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory_bytes() -> int:
+    """What can be had without swapping, within the limit of this process's control group if it has one."""
+    available = int(psutil.virtual_memory().available)
+    limit, used = _number("memory.max"), _number("memory.current")
+    if limit is not None and used is not None:
+        available = min(available, max(0, limit - used))
+    return available
+
+
+def _number(name: str) -> int | None:
+    try:
+        text = (_CGROUP / name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+@dataclass(slots=True)
+class MachineGuard:
+    """Says what keeps new POs from starting; sizes in bytes, None or 0 for no limit.
+
+    Args:
+        memory_bytes: hold while less memory is available.
+        disk_bytes: hold while less is free where `folder` is.
+    """
+
+    folder: Path
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    memory_available: Callable[[], int] = available_memory_bytes
+    disk_free: Callable[[Path], int] = field(default=lambda path: shutil.disk_usage(path).free)
+    _short_of: set[str] = field(default_factory=set)
+
+    def reason(self) -> str:
+        """Why nothing may start; nothing if all is well."""
+        reasons = []
+        if self.memory_bytes:
+            reasons.append(self._look("memory", self.memory_available(), self.memory_bytes, "available", "--memfree"))
+        if self.disk_bytes and os.path.isdir(self.folder):
+            reasons.append(self._look("disk", self.disk_free(self.folder), self.disk_bytes, "free", "--diskfree"))
+        return "; ".join(reason for reason in reasons if reason)
+
+    def _look(self, what: str, found: int, limit: int, word: str, option: str) -> str:
+        needed = limit * EASE if what in self._short_of else limit
+        if found >= needed:
+            self._short_of.discard(what)
+            return ""
+        self._short_of.add(what)
+        return f"new POs wait: {what} {word} is below {format_size(limit)} ({option})"

@@ -1,0 +1,184 @@
+"""Commands that act on a live run from another terminal, and the list of runs."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from poqueue.client import QueueClient
+from poqueue.errors import ConfigError, PoqueueError
+from workers.quantities import format_duration, format_size
+from workers.run_control import order, reach
+from workers.run_dir import DEFAULT_PARENT
+from workers.run_record import describe_run, find_run, list_run_dirs
+from workers.safe_text import safe_text
+
+WATCH_S = 1.0
+MAX_JOBS = 256
+
+
+def add_live_commands(commands: Any) -> None:
+    """Add their parsers."""
+    for name, function, help in (
+        ("status", _status, "show where a live run stands and what each worker does"),
+        ("pause", _pause, "start no PO from now on; running ones go on"),
+        ("resume", _resume, "start POs again after a pause"),
+        ("drain", _drain, "start no PO any more, let the running ones end, and end the run"),
+        ("stop", _stop, "as Ctrl-C: running POs may end within the grace time; a second stop stops them"),
+        ("scale", _scale, "work with another number of workers"),
+        ("cancel", _cancel, "end one PO as failed; if it runs, its worker is killed"),
+    ):
+        parser = commands.add_parser(name, help=help, description=f"{function.__doc__}")
+        if name == "scale":
+            parser.add_argument("jobs", metavar="N", type=int, help=f"number of workers, 1 to {MAX_JOBS}")
+        if name == "cancel":
+            parser.add_argument("po_number", metavar="PO", help="the PO's number")
+        parser.add_argument(
+            "run", metavar="RUN", nargs="?", help="run directory, or its name below runs/; the newest live one"
+        )
+        parser.add_argument("--json", action="store_true", help="print as JSON")
+        if name == "status":
+            parser.add_argument("--watch", action="store_true", help="again every second, until the run ends")
+        parser.set_defaults(command_function=function)
+    parser = commands.add_parser("runs", help="list run directories", description=_runs.__doc__)
+    parser.add_argument(
+        "--dir", metavar="DIR", type=Path, default=DEFAULT_PARENT, help="where they are (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.set_defaults(command_function=_runs)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    """Counts, workers, what each does and for how long, and when it will be done."""
+    run_dir = find_run(arguments.run, must_be_live=arguments.run is None)
+    queue = reach(run_dir)
+    while True:
+        try:
+            status = {**queue.get_queue_status(), "run": str(run_dir), "view": queue.get_view()}
+        except PoqueueError:
+            if not arguments.watch:
+                raise
+            print(f"{run_dir} has ended" if _has_ended(run_dir) else f"{run_dir} does not answer", file=sys.stderr)
+            return 0
+        if arguments.watch and sys.stdout.isatty():
+            print("\033[H\033[2J", end="")
+        print(json.dumps(status) if arguments.json else _status_text(status))
+        if not arguments.watch:
+            return 0
+        sys.stdout.flush()
+        time.sleep(WATCH_S)
+
+
+def _has_ended(run_dir: Path) -> bool:
+    try:
+        reach(run_dir)
+    except PoqueueError:
+        return True
+    return False
+
+
+def _status_text(status: dict[str, Any]) -> str:
+    from tabulate import tabulate
+
+    view = status["view"] or {"workers": (), "elapsed_s": 0.0, "jobs": 0, "phase": "starting", "note": ""}
+    total = status["total_tasks"] - status["cleared_tasks"]
+    done = status["completed_tasks"] + status["failed_tasks"]
+    left = status["estimated_completion"]
+    eta = "not known yet" if left is None else f"{format_duration(round(left))} to go"
+    lines = [
+        f"{status['run']}: {view['phase']}",
+        f"{done} of {total} POs: {status['completed_tasks']} succeeded, {status['failed_tasks']} failed, "
+        f"{status['processing_tasks']} running, {status['retry_tasks']} retrying, {status['pending_tasks']} waiting",
+        f"{status['throughput']:.3g} POs/s, {eta}, running for {format_duration(round(view['elapsed_s']))}",
+    ]
+    lines += [safe_text(text) for text in dict.fromkeys((view["note"], status["reason"])) if text]
+    rows = [
+        (
+            worker["worker_id"],
+            worker["state"],
+            safe_text(worker["po_number"]),
+            worker["attempt"] or "",
+            f"{worker['elapsed_s']:.1f} of {worker['timeout_s']:g} s" if worker["po_number"] else "",
+            format_size(worker["rss_bytes"]),
+        )
+        for worker in view["workers"]
+    ]
+    headers = ("worker", "state", "PO", "attempt", "for", "memory")
+    return "\n".join([*lines, "", tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)])
+
+
+def _pause(arguments: argparse.Namespace) -> int:
+    """Start no PO from now on; running ones go on. A paused run stays paused when it is resumed after a crash."""
+    return _tell(arguments, lambda queue: queue.pause_queue(), "paused: no PO starts; running ones go on")
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    """Start POs again after a pause."""
+    return _tell(arguments, lambda queue: queue.resume_queue(), "resumed")
+
+
+def _drain(arguments: argparse.Namespace) -> int:
+    """Start no PO any more, let the running ones end, and end the run, which can be resumed."""
+    return _tell(arguments, lambda queue: queue.post_notice(order("drain")), "draining: running POs may end")
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    """As Ctrl-C: running POs may end within the grace time; a second stop gives them back, a third kills at once."""
+    return _tell(arguments, lambda queue: queue.post_notice(order("stop")), "stopping")
+
+
+def _scale(arguments: argparse.Namespace) -> int:
+    """Work with another number of workers; a worker that is one too many ends after its PO."""
+    jobs = arguments.jobs
+    if not 1 <= jobs <= MAX_JOBS:
+        raise ConfigError(f"N must be a whole number from 1 to {MAX_JOBS}, got {jobs}; to stop for a while, use pause")
+    return _tell(arguments, lambda queue: queue.post_notice(order("scale", jobs)), f"{jobs} workers from now on")
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    """End one PO as failed ("Cancelled"); if it runs, its worker is killed. `poqueue retry` runs it again."""
+    queue = reach(find_run(arguments.run, must_be_live=arguments.run is None))
+    task = queue.find_task(po_number=arguments.po_number)
+    if task is None:
+        raise ConfigError(f"the run has no PO {safe_text(arguments.po_number, 80)}")
+    outcome = queue.cancel_task(task.task_id)
+    said = {
+        "cancelled": "cancelled",
+        "stopping": "it runs: its worker is being killed",
+        "finished": f"it has ended already: {task.status.value}",
+    }[outcome]
+    print(json.dumps({"po_number": task.po_number, "outcome": outcome}) if arguments.json else said)
+    return 0 if outcome != "finished" else 1
+
+
+def _tell(arguments: argparse.Namespace, what: Any, said: str) -> int:
+    run_dir = find_run(arguments.run, must_be_live=arguments.run is None)
+    queue: QueueClient = reach(run_dir)
+    what(queue)
+    print(json.dumps({"run": str(run_dir), "said": said}) if arguments.json else f"{run_dir.name}: {said}")
+    return 0
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    """List run directories, oldest first: state, what became of the rows, and the order file."""
+    lines = []
+    for run_dir in list_run_dirs(arguments.dir):
+        try:
+            lines.append(describe_run(run_dir))
+        except ConfigError as error:
+            lines.append({"run": run_dir.name, "state": f"unreadable: {error}"})
+    if arguments.json:
+        print(json.dumps(lines))
+        return 0
+    from tabulate import tabulate
+
+    columns = ("run", "state", "begun_at", "rows", "succeeded", "failed", "not_run", "orders")
+    rows = [[safe_text(str(line.get(column, ""))) for column in columns] for line in lines]
+    print(
+        tabulate(
+            rows, headers=[column.replace("_", " ") for column in columns], tablefmt="simple", disable_numparse=True
+        )
+    )
+    return 0

@@ -1,0 +1,136 @@
+"""A processor round a processor: runs the user's own, and writes down what each attempt took.
+
+It runs in the workers of a sample (workers/sample.py). Its lines go into a file of the worker's own, not into results:
+an attempt that raises, or whose worker is told to end, has none.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from poqueue.task import TaskResult
+from workers.processing import GiveUp, Processor, ProcessorSpec, RetryLater, WorkerContext, load_target
+
+TARGET = "workers.measuring:Measuring"
+TARGET_OPTION, APP_DIR_OPTION, FOLDER_OPTION = "tune.processor", "tune.app_dir", "tune.folder"
+_PAGE_UNIT = 1024  # ru_maxrss counts in this
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What one attempt took in its worker; `attempt` 0 is the worker's start.
+
+    Attributes:
+        begun, ended: monotonic seconds.
+        cpu_s: computing, of the worker and the children that it has waited for.
+        queued_s: ready to compute, but without a core.
+        gap_s, gap_cpu_s: time and computing since its worker's attempt before; 0 if there was none.
+        max_rss_bytes: the most that the worker or one child of it has held so far.
+        is_final: it failed, and no further attempt could help.
+        retry_after_s: the delay it asked for.
+    """
+
+    task_id: str
+    attempt: int
+    pid: int
+    begun: float
+    ended: float
+    cpu_s: float
+    queued_s: float = 0.0
+    gap_s: float = 0.0
+    gap_cpu_s: float = 0.0
+    max_rss_bytes: int = 0
+    is_final: bool = False
+    retry_after_s: float | None = None
+
+
+def measured_spec(spec: ProcessorSpec, folder: Path) -> ProcessorSpec:
+    """The processor that measures this one into files in `folder`."""
+    ours = {TARGET_OPTION: spec.target, FOLDER_OPTION: str(folder)}
+    if spec.app_dir is not None:
+        ours[APP_DIR_OPTION] = spec.app_dir
+    return ProcessorSpec(TARGET, {**spec.options, **ours}, spec.app_dir)
+
+
+def read_measures(folder: Path) -> Iterator[Measure]:
+    """What the workers have written so far; a line that a kill cut short is left out."""
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, TypeError):
+                yield Measure(**json.loads(line))
+
+
+class Measuring:
+    """Processor class of the sample's workers."""
+
+    def setup(self, context: WorkerContext) -> None:
+        """Import and set up the processor itself; that is part of a worker's start."""
+        options = context.options
+        spec = ProcessorSpec(options.pop(TARGET_OPTION), options, options.pop(APP_DIR_OPTION, None))
+        folder = Path(options.pop(FOLDER_OPTION))
+        self._pid = os.getpid()
+        self._file = open(folder / f"{self._pid}.jsonl", "ab", buffering=0)  # noqa: SIM115  (for the worker's life)
+        self._processor = Processor(load_target(spec))
+        self._processor.setup(context)
+        now = time.monotonic()
+        self._write(Measure("", 0, self._pid, now, now, _cpu_s(), max_rss_bytes=_max_rss_bytes()))
+        self._left: tuple[float, float] | None = None  # when, and with how much computing, the attempt before was over
+
+    def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
+        """One attempt, measured however it ends."""
+        begun, cpu_s, queued_s = time.monotonic(), _cpu_s(), _queued_s()
+        left, left_cpu_s = self._left or (begun, cpu_s)
+        is_final, retry_after_s = False, None
+        try:
+            value = self._processor.process(po, context)
+            is_final = isinstance(value, TaskResult) and not value.success
+            return value
+        except GiveUp:
+            is_final = True
+            raise
+        except RetryLater as error:
+            retry_after_s = error.after
+            raise
+        finally:
+            if os.getpid() == self._pid:  # not in a copy that the processor has forked
+                ended, ended_cpu_s = time.monotonic(), _cpu_s()
+                self._write(
+                    Measure(
+                        context.task_id, context.attempt, self._pid, begun, ended, ended_cpu_s - cpu_s,
+                        _queued_s() - queued_s, begun - left, cpu_s - left_cpu_s, _max_rss_bytes(), is_final, retry_after_s,
+                    )
+                )  # fmt: skip
+                self._left = (time.monotonic(), _cpu_s())
+
+    def teardown(self) -> None:
+        """Close the processor's session."""
+        self._processor.teardown()
+        self._file.close()
+
+    def _write(self, measure: Measure) -> None:
+        self._file.write(json.dumps(asdict(measure)).encode() + b"\n")
+
+
+def _cpu_s() -> float:
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def _max_rss_bytes() -> int:
+    """Of the worker and the largest child that it has waited for; they are there at the same time."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (own.ru_maxrss + children.ru_maxrss) * _PAGE_UNIT
+
+
+def _queued_s() -> float:
+    """How long this process's first thread was ready without a core; 0 where the kernel does not say."""
+    try:
+        return int(Path("/proc/self/schedstat").read_bytes().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0

@@ -1,0 +1,153 @@
+"""The supervisor's hold on the queue: calls that outlive the manager process, and the events it tells.
+
+A manager that is gone, or that does not answer for the time of several calls, is replaced from the journal, at the same
+address and with the same key: workers and clients just connect again. Without a journal its end is the end of the run.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from multiprocessing import connection
+from typing import Any
+
+from poqueue import failpoint
+from poqueue.client import PendingCall, QueueClient
+from poqueue.errors import CallTimeoutError, ManagerLostError, ServiceError
+from poqueue.service import QueueService
+from poqueue.task import Event
+from workers import process_control as control
+
+logger = logging.getLogger(__name__)
+
+EVENTS_AT_ONCE = 500
+EVENTS_WAIT_S = 5.0
+MAX_TIMEOUTS = 2  # calls in a row without an answer, each of CALL_TIMEOUT_S
+MAX_REPLACEMENTS = 5
+REPLACEMENT_SPAN_S = 60.0
+
+
+class QueueKeeper:
+    """Starts the service, calls the queue, reads its events, and replaces a lost manager.
+
+    Args:
+        service: not started yet.
+        marks: environment that the manager process is started with.
+        on_replaced: called after each replacement, to tell the new queue what the journal does not know.
+    """
+
+    def __init__(self, service: QueueService, marks: dict[str, str], on_replaced: Callable[[], None]) -> None:
+        self.service = service
+        self._marks = marks
+        self._on_replaced = on_replaced
+        self._replaced_at: deque[float] = deque(maxlen=MAX_REPLACEMENTS)
+        self._pending: PendingCall | None = None
+        self._reader = 0
+        self._last_event = 0
+
+    def open(self) -> None:
+        """Start the manager. Errors as in QueueService.start."""
+        with control.quiet_start(self._marks):
+            self.service.start()
+        self.queue = self.service.client()
+        self._open_events()
+
+    def close(self) -> None:
+        """End the manager; harmless when repeated."""
+        self.service.stop()
+
+    def ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the queue, as often as it takes. The call must be one that may be repeated.
+
+        Raises:
+            ServiceError: the manager is lost and cannot be replaced.
+        """
+        timeouts = 0
+        while True:
+            try:
+                return self.queue.call(name, *args, **kwargs)
+            except ServiceError as error:
+                timeouts += isinstance(error, CallTimeoutError)
+                if not isinstance(error, CallTimeoutError) or timeouts >= MAX_TIMEOUTS:
+                    self.replace(error)
+
+    # --- events
+
+    @property
+    def fileno(self) -> int | None:
+        """Ready when events have come; None while nobody was asked for them."""
+        return self._pending.fileno() if self._pending is not None else None
+
+    def take_events(self) -> list[Event]:
+        """What the queue has told since the last call, without waiting for it."""
+        try:
+            if self._pending is None:
+                self._pending = self._events_client.begin(
+                    "read_events", self._reader, self._last_event, EVENTS_AT_ONCE, EVENTS_WAIT_S
+                )
+            if not connection.wait([self._pending.fileno()], 0):
+                self._check_alive()
+                return []
+            events = self._pending.result()
+        except ServiceError as error:
+            self.replace(error)
+            return []
+        self._pending = None
+        return self._noted(events)
+
+    def take_last_events(self) -> list[Event]:
+        """What is left to be told, at the end of a run; an empty list says that it is all."""
+        if self._pending is not None:
+            self._pending = None  # a call that still waits for news is given up
+            self._events_client.close()
+        return self._noted(self.ask("read_events", self._reader, self._last_event, EVENTS_AT_ONCE))
+
+    def _check_alive(self) -> None:
+        if not self.service.process.is_alive():
+            raise ManagerLostError("the manager process has ended")
+
+    def _noted(self, events: list[Event]) -> list[Event]:
+        for event in events:
+            if event.sequence > self._last_event + 1:
+                logger.warning("%d events were missed", event.sequence - self._last_event - 1)
+            self._last_event = event.sequence
+        return events
+
+    def _open_events(self) -> None:
+        self._events_client: QueueClient = self.service.client()
+        self._pending = None
+        self._reader, self._last_event = self._events_client.open_events()
+
+    # --- a lost manager
+
+    def replace(self, error: ServiceError) -> None:
+        """Start another manager from the journal.
+
+        Raises:
+            ServiceError: there is no journal, or managers end again and again.
+        """
+        while True:
+            self._guard_replacements(error)
+            logger.warning("the manager process is lost (%s): starting another one from the journal", error)
+            failpoint.hit("supervisor.before_replace")
+            try:
+                self._events_client.close()
+                with control.quiet_start(self._marks):
+                    self.service.replace()
+                self._open_events()
+                self._on_replaced()
+                return
+            except ServiceError as again:
+                if not self.service.has_journal:
+                    raise
+                error = again
+
+    def _guard_replacements(self, error: ServiceError) -> None:
+        now = time.monotonic()
+        if not self.service.has_journal:
+            raise error
+        if len(self._replaced_at) == MAX_REPLACEMENTS and now - self._replaced_at[0] < REPLACEMENT_SPAN_S:
+            raise ManagerLostError(
+                f"the manager process was lost {MAX_REPLACEMENTS} times within {REPLACEMENT_SPAN_S:.0f} s, last: {error}"
+            )
+        self._replaced_at.append(now)

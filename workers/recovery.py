@@ -1,0 +1,107 @@
+"""After a crash: what the old run's processes have left behind, ended, read and told to the queue.
+
+The journal knows every lease. What its worker made of it stands in the worker's files: what was finished and not told
+counts, what was in hand was interrupted, and what was only held ahead was never begun.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from poqueue.errors import ConfigError
+from poqueue.task import Report
+from workers import process_control as control
+from workers.run_control import ControlFile
+from workers.worker_files import WorkerReader
+
+WAIT_S = 5.0
+WORK_PREFIX = "work."
+START_TOLERANCE_S = 0.02  # both times come from the same counter of the kernel; only the rounding differs
+
+
+@dataclass(slots=True)
+class LeftBehind:
+    """What dead workers knew: reports by lease token, and the tokens of what was in hand."""
+
+    reports: dict[int, Report] = field(default_factory=dict)
+    begun: set[int] = field(default_factory=set)
+    folders: list[Path] = field(default_factory=list)
+
+    def remove(self) -> None:
+        """Once the queue knows it all."""
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def next_work_dir(run_dir: Path) -> Path:
+    """A new name for the folder of the workers' files."""
+    numbers = [int(path.name.removeprefix(WORK_PREFIX)) for path in _work_dirs(run_dir)]
+    return run_dir / f"{WORK_PREFIX}{max(numbers, default=0) + 1}"
+
+
+def end_old_run(run_dir: Path, control_file: ControlFile | None) -> None:
+    """See to it that no process of the run's earlier life is left: wait a little, then end them.
+
+    They are known by the run's mark, which nothing else carries, and the manager by its pid and the time it was started.
+
+    Raises:
+        ConfigError: one cannot be ended.
+    """
+    if control_file is None:
+        return
+    folders = _work_dirs(run_dir) or [None]  # type: ignore[list-item]
+    deadline = time.monotonic() + WAIT_S
+    while (left := _old_processes(control_file, folders)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if not left:
+        return
+    control.kill_all(lambda: _old_processes(control_file, folders), [])
+    left = _old_processes(control_file, folders)
+    if left:
+        pids = ", ".join(str(process.pid) for process in left)
+        raise ConfigError(f"processes of this run are still alive and cannot be ended: {pids}")
+
+
+def read_left_behind(run_dir: Path) -> LeftBehind:
+    """Read the files of workers that are dead, and remove what they had named to be removed."""
+    found = LeftBehind(folders=_work_dirs(run_dir))
+    for folder in found.folders:
+        for process_folder in sorted(folder.glob("process-*")):
+            with contextlib.suppress(OSError, ValueError):  # it died before its files were complete, so it had nothing
+                _read_worker(process_folder, found)
+    return found
+
+
+def _read_worker(folder: Path, found: LeftBehind) -> None:
+    files = WorkerReader.of_dead(folder)
+    reports = files.untold_reports()
+    found.reports |= {report.token: report for report in reports}
+    token = files.status().token
+    if token and token not in found.reports:
+        found.begun.add(token)
+    control.remove_owned(files.owned(), (folder / "status").stat().st_ctime)
+    files.let_go()
+
+
+def _work_dirs(run_dir: Path) -> list[Path]:
+    found = [p for p in run_dir.glob(f"{WORK_PREFIX}*") if p.name.removeprefix(WORK_PREFIX).isdecimal() and p.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(WORK_PREFIX)))
+
+
+def _old_processes(old: ControlFile, folders: list[Path]) -> list[psutil.Process]:
+    found = {process.pid: process for folder in folders for process in control.marked_processes(old.run_id, folder)}
+    found |= {process.pid: process for process in _known(old)}
+    return list(found.values())
+
+
+def _known(old: ControlFile) -> Iterator[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(old.manager_pid)
+        is_same = abs(process.create_time() - old.manager_started) < START_TOLERANCE_S
+        if is_same and process.status() != psutil.STATUS_ZOMBIE:
+            yield process

@@ -1,0 +1,68 @@
+"""Matching the orders of a file with the tasks of an earlier run, by PO number and content: lines may have moved."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from poqueue.task import ProcessingTask, TaskStatus
+
+
+@dataclass(slots=True)
+class Match:
+    """Which order is which task.
+
+    Attributes:
+        task_of: index of an order -> id of its task.
+        to_add: indexes of orders without a task.
+        changed: how many of those have a PO number that the run knows with other content.
+        to_drop: ids of tasks that are in the file no longer, or not as they were.
+        removed: how many of those have a PO number that is not in the file at all.
+    """
+
+    task_of: dict[int, str] = field(default_factory=dict)
+    to_add: list[int] = field(default_factory=list)
+    changed: int = 0
+    to_drop: list[str] = field(default_factory=list)
+    removed: int = 0
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the file holds what the run had."""
+        return not self.to_add and not self.to_drop
+
+    def __str__(self) -> str:
+        new = len(self.to_add) - self.changed
+        return f"{self.changed} changed, {new} new, {self.removed} removed POs"
+
+
+def match_orders(orders: list[dict[str, Any]], tasks: Iterable[ProcessingTask]) -> Match:
+    """Match each order with the task of the same PO number and rows, in the order of both.
+
+    Of several equal tasks one that has succeeded is matched first: what is done is not done again.
+    """
+    known: dict[str, list[ProcessingTask]] = defaultdict(list)
+    for task in sorted(tasks, key=lambda one: one.status is not TaskStatus.COMPLETED):
+        known[task.po_number].append(task)
+    match = Match()
+    numbers = set()
+    for index, order in enumerate(orders):
+        number = str(order["po_number"])
+        numbers.add(number)
+        candidates = known.get(number, [])
+        content = _content(order)
+        found = next((task for task in candidates if _content(task.po_data) == content), None)
+        if found is None:
+            match.to_add.append(index)
+            match.changed += bool(candidates)
+        else:
+            candidates.remove(found)
+            match.task_of[index] = found.task_id
+    left = [task for tasks in known.values() for task in tasks]
+    match.to_drop = [task.task_id for task in left]
+    match.removed = sum(task.po_number not in numbers for task in left)
+    return match
+
+
+def _content(order: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in order.items() if key != "row_numbers"}

@@ -1,0 +1,165 @@
+"""How another terminal finds a live run and talks to it: a lock, and a control file with the socket's address and key.
+
+    lock           held by the supervisor as long as it lives, whatever becomes of it
+    control.json   mode 0600: address and key of the queue, and which processes belong to the run
+
+Orders go through the queue: pause and resume are its own; the others are posted as notices, which the supervisor reads
+as events.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from poqueue.client import QueueClient, connect
+from poqueue.errors import ConfigError
+
+CONTROL_NAME = "control.json"
+LOCK_NAME = "lock"
+WORDS = ("drain", "stop", "scale", "cancel")
+
+_locked_here: set[Path] = set()  # a process's own locks do not stop it
+
+
+@dataclass(frozen=True, slots=True)
+class ControlFile:
+    """Address and key (hex) of a run's queue, and its processes; `manager_started` is UTC seconds."""
+
+    address: str
+    key: str
+    run_id: str
+    pid: int
+    manager_pid: int
+    manager_started: float
+
+    def __repr__(self) -> str:
+        return f"ControlFile({self.address!r}, run_id={self.run_id!r})"  # never the key
+
+    def write(self, run_dir: Path) -> None:
+        """Make the file, or replace it whole."""
+        path = run_dir / CONTROL_NAME
+        temporary = run_dir / f".{CONTROL_NAME}.{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o600), "w") as file:
+            json.dump(asdict(self), file)
+        os.replace(temporary, path)
+
+
+def read_control_file(run_dir: Path) -> ControlFile | None:
+    """The control file of a run; None if there is none.
+
+    Raises:
+        ConfigError: others may read it, or it is not ours.
+    """
+    path = run_dir / CONTROL_NAME
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    with os.fdopen(descriptor) as file:
+        found = os.fstat(file.fileno())
+        if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise ConfigError(f"{path} must belong to you with mode 0600: it holds the key of the run")
+        try:
+            return ControlFile(**json.load(file))
+        except (ValueError, TypeError):
+            raise ConfigError(f"{path} is damaged") from None
+
+
+class RunLock:
+    """One supervisor a run directory. The kernel lets go of the lock when its holder ends, however that happens."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = (run_dir / LOCK_NAME).resolve()
+        self._fd = -1
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            ConfigError: another process holds it, or the file cannot be made.
+        """
+        if self._path in _locked_here:
+            raise ConfigError(f"{self._path.parent} is in use by this process (pid {os.getpid()})")
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a fork would keep that one
+        except OSError as error:
+            holder = self._holder()
+            self._close()
+            if isinstance(error, BlockingIOError | PermissionError) and holder:
+                raise ConfigError(f"{self._path.parent} is in use by pid {holder}") from None
+            raise ConfigError(f"{self._path} cannot be locked: {error.strerror}") from None
+        os.truncate(self._fd, 0)
+        os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+        _locked_here.add(self._path)
+
+    def release(self) -> None:
+        """Let go; harmless when repeated."""
+        if self._fd >= 0:
+            _locked_here.discard(self._path)
+            os.truncate(self._fd, 0)
+            self._close()
+
+    def _holder(self) -> str:
+        if self._fd < 0:
+            return ""
+        return os.pread(self._fd, 32, 0).decode(errors="replace").strip()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def is_live(run_dir: Path) -> bool:
+    """Whether a supervisor holds the run's lock."""
+    path = (run_dir / LOCK_NAME).resolve()
+    if path in _locked_here:
+        return True  # and not opened: closing it would let go of the lock
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def reach(run_dir: Path) -> QueueClient:
+    """A client of a live run's queue.
+
+    Raises:
+        ConfigError: the run is not live.
+        ManagerLostError: its manager does not answer.
+    """
+    found = read_control_file(run_dir) if is_live(run_dir) else None
+    if found is None:
+        raise ConfigError(f"{run_dir} is not running")
+    return connect(found.address, bytes.fromhex(found.key))
+
+
+def order(word: str, value: Any = None) -> str:
+    """An order to the supervisor, as the text of a notice."""
+    return json.dumps({"word": word, "value": value})
+
+
+def read_order(text: str) -> tuple[str, Any]:
+    """What a notice asks for; an empty word if it is no order."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        said = json.loads(text)
+        if said["word"] in WORDS:
+            return said["word"], said.get("value")
+    return "", None

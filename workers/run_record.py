@@ -1,0 +1,124 @@
+"""run.json: what a run was started with, so that it can be resumed; and finding and listing run directories."""
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from poqueue.errors import ConfigError
+from poqueue.journal import JOURNAL_NAME
+from workers.quantities import did_you_mean, nearest
+from workers.run_control import is_live
+from workers.run_dir import DEFAULT_PARENT
+from workers.safe_text import quoted
+
+RECORD_NAME = "run.json"
+REPORT_NAME = "report.json"
+VERSION = 1
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """What a run was started with.
+
+    Attributes:
+        orders: absolute path of the order file; a copy stands in the run directory as `orders_copy`.
+        settings: by key, as a configuration file would give them.
+        is_edited: whether the run went on with an order file that had changed: its tasks are no longer in the file's order.
+    """
+
+    orders: str
+    orders_sha256: str
+    orders_copy: str
+    processor: str
+    options: dict[str, str]
+    settings: dict[str, Any]
+    begun_at: str
+    is_edited: bool = False
+    resumed_at: list[str] = field(default_factory=list)
+    version: int = VERSION
+
+    def write(self, run_dir: Path) -> None:
+        """Replace the file whole."""
+        temporary = run_dir / f".{RECORD_NAME}.{os.getpid()}"
+        with open(temporary, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            json.dump(asdict(self), file, ensure_ascii=False, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, run_dir / RECORD_NAME)
+
+
+def read_run_record(run_dir: Path) -> RunRecord:
+    """What a run was started with.
+
+    Raises:
+        ConfigError: it is no run directory, or its record cannot be read.
+    """
+    path = run_dir / RECORD_NAME
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        record = RunRecord(**found)
+    except FileNotFoundError:
+        raise ConfigError(f"{run_dir} is not a run directory: it has no {RECORD_NAME}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError):
+        raise ConfigError(f"{path} is damaged, or was written by another version of poqueue") from None
+    if record.version != VERSION:
+        raise ConfigError(f"{path} has version {record.version}; this poqueue reads version {VERSION}")
+    return record
+
+
+def find_run(named: str | None, *, must_be_live: bool = False) -> Path:
+    """The run directory that is meant: a path, a name below runs/, or the newest one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if named is None:
+        found = [run for run in list_run_dirs(DEFAULT_PARENT) if not must_be_live or is_live(run)]
+        if not found:
+            what = "no run is running" if must_be_live else "there is no run"
+            raise ConfigError(f"{what} in {DEFAULT_PARENT}/; name the run directory")
+        return found[-1]
+    for path in (Path(named), DEFAULT_PARENT / named):
+        if named.strip() and path.is_dir():
+            return path.resolve()
+    hint = did_you_mean(nearest(Path(named).name, [run.name for run in list_run_dirs(DEFAULT_PARENT)]))
+    raise ConfigError(f"there is no run {quoted(named)}{hint}")
+
+
+def list_run_dirs(parent: Path) -> list[Path]:
+    """The run directories in a folder, oldest first."""
+    with contextlib.suppress(OSError):
+        found = [path for path in parent.iterdir() if (path / RECORD_NAME).is_file()]
+        return sorted(found, key=lambda path: ((path / RECORD_NAME).stat().st_ctime, path.name))
+    return []
+
+
+def describe_run(run_dir: Path) -> dict[str, Any]:
+    """One line about a run: its state is running, finished, interrupted, halted, or crashed (it ended without a report)."""
+    record = read_run_record(run_dir)
+    line: dict[str, Any] = {"run": run_dir.name, "begun_at": record.begun_at, "orders": record.orders}
+    if is_live(run_dir):
+        return {**line, "state": "running"}
+    report = read_report(run_dir)
+    if report is None or report["run"]["began_run"] != last_begin(record):
+        return {**line, "state": "crashed" if (run_dir / JOURNAL_NAME).exists() else "nothing ran"}
+    reason = report["run"]["reason"]
+    return {**line, "state": "finished" if reason == "done" else reason, **report["accounts"]}
+
+
+def last_begin(record: RunRecord) -> str:
+    """When the run was started or resumed last."""
+    return record.resumed_at[-1] if record.resumed_at else record.begun_at
+
+
+def read_report(run_dir: Path) -> dict[str, Any] | None:
+    """The report that the run wrote last, if it came to that."""
+    with contextlib.suppress(OSError, ValueError):
+        found: dict[str, Any] = json.loads((run_dir / REPORT_NAME).read_text(encoding="utf-8"))
+        return found if {"run", "accounts"} <= set(found) else None
+    return None

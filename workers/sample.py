@@ -1,0 +1,295 @@
+"""A sample of a batch, run for real: which POs, what each attempt took, and what the pool itself costs."""
+
+import contextlib
+import math
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from poqueue.errors import ConfigError
+from poqueue.simulation import TYPICAL_COSTS, Costs
+from poqueue.task import Event, ProcessingTask
+from workers.amounts import read_amount
+from workers.log import RunLogging
+from workers.measuring import Measure, measured_spec, read_measures
+from workers.processing import ProcessorSpec
+from workers.progress import Progress
+from workers.settings import RunSettings
+from workers.signals import SignalInbox
+from workers.staff import WorkersCannotStartError
+from workers.supervisor import RunEnd, Supervisor
+
+HUNG = "TaskTimeout"
+CRASHES = ("WorkerKilled", "WorkerExited", "OutOfMemory")
+MIN_GAPS = 10  # fewer say too little about what lies between two attempts
+
+
+class SampleInterruptedError(Exception):
+    """Somebody stopped the sample; `args[0]` is the signal's number."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredAttempt:
+    """One attempt of the sample, or of an earlier run.
+
+    Attributes:
+        seconds: how long it took with a core at hand; of one that was killed, until then; None: nobody knows.
+        outcome: "completed", "failed" (the PO's last attempt), "retry" or "interrupted".
+        is_final: it failed in a way that no further attempt could help.
+        cpu_s, max_rss_bytes: None where they were not measured.
+    """
+
+    po_number: str
+    supplier: str
+    seconds: float | None
+    outcome: str
+    error_type: str = ""
+    is_final: bool = False
+    retry_after_s: float | None = None
+    cpu_s: float | None = None
+    max_rss_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a sample has shown: its attempts by PO, in order, and what the pool took beside them."""
+
+    attempts: list[MeasuredAttempt]
+    costs: Costs
+    jobs: int
+    seconds: float
+
+
+# ---------------------------------------------------------------------- which POs
+
+
+def choose(orders: Sequence[dict[str, Any]], count: int, random: Random) -> list[int]:
+    """Places of a stratified sample: each large supplier by its share, the small ones together, and in each by amount.
+
+    A systematic sample of the sorted orders, from a random start: every PO is as likely as every other.
+    """
+    count = min(count, len(orders))
+    if not count:
+        return []
+    step = len(orders) / count
+    frequencies = Counter(_supplier_of(order) for order in orders)
+
+    def stratum(place: int) -> tuple[str, float, int]:
+        supplier = _supplier_of(orders[place])
+        return (supplier if frequencies[supplier] >= step else "", _amount_of(orders[place]), place)
+
+    ordered = sorted(range(len(orders)), key=stratum)
+    start = random.random() * step
+    return sorted(ordered[min(len(ordered) - 1, int(start + n * step))] for n in range(count))
+
+
+def _supplier_of(order: dict[str, Any]) -> str:
+    return str(order.get("supplier") or "").strip().casefold()
+
+
+def _amount_of(order: dict[str, Any]) -> float:
+    """What the rows of a PO come to; what is no amount counts as nothing."""
+    rows = order.get("rows") or [order]
+    found = [read_amount(row["amount"]) if isinstance(row.get("amount"), str) else row.get("amount") for row in rows]
+    return float(sum(Decimal(str(one)) for one in found if isinstance(one, Decimal | int | float)))
+
+
+# ---------------------------------------------------------------------- running them
+
+
+def run_sample(
+    orders: Sequence[dict[str, Any]],
+    priorities: Sequence[int],
+    settings: RunSettings,
+    spec: ProcessorSpec,
+    progress: Progress,
+    *,
+    jobs: int,
+) -> Sample:
+    """Run these orders under the settings, on `jobs` workers, in a folder that is removed afterwards.
+
+    Raises:
+        ConfigError: no worker can start.
+        SampleInterruptedError: a signal stopped it.
+    """
+    with tempfile.TemporaryDirectory(prefix="poqueue-tune-") as name:
+        folder = Path(name)
+        (folder / "measures").mkdir()
+        watch = _Watch(len(orders))
+        with SignalInbox() as signals, RunLogging(folder / "run.log", "tune", progress.log, verbosity=0, as_json=False):
+            supervisor = _supervisor(spec, settings, jobs, folder, watch, progress, signals)
+            end = _run(supervisor, orders, priorities, watch)
+        if end.reason == "interrupted":
+            raise SampleInterruptedError(end.signal)
+        measures = list(read_measures(folder / "measures"))
+        attempts = list(_attempts(watch, orders, measures))
+        return Sample(attempts, _costs(watch, measures, jobs, settings.task_timeout), jobs, watch.closed - watch.begun)
+
+
+def _supervisor(
+    spec: ProcessorSpec,
+    settings: RunSettings,
+    jobs: int,
+    folder: Path,
+    watch: "_Watch",
+    progress: Progress,
+    signals: SignalInbox,
+) -> Supervisor:
+    return Supervisor(
+        measured_spec(spec, folder / "measures"), jobs=jobs, start_method=settings.start_method, grace=settings.grace,
+        stop_grace=settings.stop_grace, max_tasks_per_worker=settings.max_tasks_per_worker,
+        max_memory_per_worker=settings.max_memory_per_worker, work_dir=folder / "work", output_dir=folder / "output",
+        on_event=watch.take, on_show=progress.update, signals=signals, max_retries=settings.max_retries,
+        retry_delay=settings.retry_delay, task_timeout=settings.task_timeout, enable_priority=settings.priority,
+        max_retry_delay=settings.max_retry_delay, retry_jitter=settings.jitter,
+    )  # fmt: skip
+
+
+def _run(
+    supervisor: Supervisor, orders: Sequence[dict[str, Any]], priorities: Sequence[int], watch: "_Watch"
+) -> RunEnd:
+    watch.begun = time.monotonic()
+    try:
+        with supervisor:
+            watch.started = time.monotonic()
+            supervisor.queue.add_tasks(
+                [
+                    ProcessingTask(f"t{number}", po_data=order, priority=priority)
+                    for number, (order, priority) in enumerate(zip(orders, priorities, strict=True))
+                ]
+            )
+            watch.added_s = time.monotonic() - watch.started
+            end = supervisor.run()
+            supervisor.take_rest()
+            told = time.monotonic()
+            supervisor.queue.export_queue_report("json")
+            watch.report_s = time.monotonic() - told
+    except WorkersCannotStartError as error:
+        raise ConfigError(f"no sample can be run: {error}") from None
+    watch.closed = time.monotonic()
+    return end
+
+
+class _Watch:
+    """Notes what the supervisor tells, and what the helpers of the pool have computed meanwhile."""
+
+    def __init__(self, count: int) -> None:
+        self.begun = self.started = self.closed = 0.0
+        self.added_s = self.report_s = 0.0
+        self.ends: dict[int, Event] = {}
+        self.counted = 0  # attempts between the two looks
+        self.first_look: dict[int, float] = {}
+        self.last_look: dict[int, float] = {}
+        self._count = count
+
+    def take(self, event: Event) -> None:
+        """An event of the queue."""
+        if event.task is None or event.kind not in ("completed", "failed", "retry"):
+            return
+        self.counted += bool(self.first_look)
+        if event.kind != "retry":
+            self.ends[int(event.task.task_id[1:])] = event
+        if not self.first_look:
+            self.first_look = _computed()
+        elif len(self.ends) == self._count:
+            self.last_look = _computed()
+
+
+def _computed() -> dict[int, float]:
+    """Computing so far of this process (as pid 0) and its children, seconds."""
+    import psutil
+
+    found = {0: time.process_time()}
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error, OSError):
+            found[child.pid] = _scheduled_s(child.pid) or sum(child.cpu_times()[:2])
+    return found
+
+
+def _scheduled_s(pid: int) -> float:
+    """Of all threads, to the nanosecond; 0 where the kernel does not say."""
+    try:
+        files = list(Path(f"/proc/{pid}/task").glob("*/schedstat"))
+        return sum(int(file.read_bytes().split()[0]) for file in files) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+# ---------------------------------------------------------------------- what came of it
+
+
+def _attempts(
+    watch: _Watch, orders: Sequence[dict[str, Any]], measures: Iterable[Measure]
+) -> Iterator[MeasuredAttempt]:
+    measured = {(measure.task_id, measure.attempt): measure for measure in measures}
+    for number, event in sorted(watch.ends.items()):
+        record = event.task
+        assert record is not None
+        errors = {error["attempt"]: error for error in record.error_history}
+        for attempt in range(1, record.attempt + 1):
+            is_last = attempt == record.attempt
+            yield _attempt(
+                record.po_number, str(orders[number].get("supplier") or ""), event.kind if is_last else "retry",
+                errors.get(attempt, {}), measured.get((record.task_id, attempt)),
+            )  # fmt: skip
+
+
+def _attempt(
+    po_number: str, supplier: str, outcome: str, error: dict[str, Any], measure: Measure | None
+) -> MeasuredAttempt:
+    error_type = str(error.get("error_type", ""))
+    if measure is None:
+        seconds = error.get("seconds")
+        return MeasuredAttempt(po_number, supplier, seconds, outcome, error_type)
+    taken_s = measure.ended - measure.begun
+    return MeasuredAttempt(
+        po_number, supplier, max(measure.cpu_s if measure.cpu_s < taken_s else 0.0, taken_s - measure.queued_s), outcome,
+        error_type, measure.is_final, measure.retry_after_s, measure.cpu_s, measure.max_rss_bytes,
+    )  # fmt: skip
+
+
+def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, task_timeout: float) -> Costs:
+    """What lay around the attempts; what a small sample cannot say is taken as typical."""
+    boots = sorted((m for m in measures if not m.attempt), key=lambda m: m.begun)
+    attempts = [m for m in measures if m.attempt]
+    start_s = watch.started - watch.begun
+    boot_s = statistics.median(boot.begun - watch.started for boot in boots[:jobs]) if boots else TYPICAL_COSTS.boot_s
+    boot_cpu_s = statistics.median(boot.cpu_s for boot in boots) if boots else TYPICAL_COSTS.boot_s
+    end_s = max(0.0, watch.closed - max((m.ended for m in attempts), default=watch.closed) - watch.report_s)
+    report_s = watch.report_s / max(1, len(watch.ends))
+    dispatch_s, dispatch_cpu_s = _dispatch(watch, attempts, {boot.pid for boot in boots})
+    kills = [
+        error["seconds"] - task_timeout
+        for event in watch.ends.values()
+        for error in (event.task.error_history if event.task is not None else ())
+        if error.get("error_type") == HUNG and "seconds" in error
+    ]
+    kill_s = max(0.0, statistics.median(kills)) if kills else TYPICAL_COSTS.kill_s
+    boot_share = min(1.0, boot_cpu_s / boot_s)
+    return Costs(start_s, boot_s, boot_share, dispatch_s, dispatch_cpu_s, kill_s, end_s, report_s)
+
+
+def _dispatch(watch: _Watch, attempts: Sequence[Measure], worker_pids: set[int]) -> tuple[float, float]:
+    """Time between two attempts of a worker, and computing for each attempt, of worker, manager and supervisor."""
+    add_cpu_s = watch.added_s / max(1, len(attempts))
+    later = [measure for measure in attempts if measure.gap_s]
+    if len(later) < MIN_GAPS or watch.counted < MIN_GAPS:
+        return TYPICAL_COSTS.dispatch_s, TYPICAL_COSTS.dispatch_cpu_s + add_cpu_s
+    gap_s = _mean_of_most([measure.gap_s for measure in later])
+    own_s = _mean_of_most([measure.gap_cpu_s for measure in later])
+    helpers = watch.first_look.keys() & watch.last_look.keys() - worker_pids
+    helpers_s = sum(watch.last_look[pid] - watch.first_look[pid] for pid in helpers)
+    return gap_s, own_s + helpers_s / watch.counted + add_cpu_s
+
+
+def _mean_of_most(values: Sequence[float]) -> float:
+    """Without the largest tenth: those are waits, for a retry or for another process."""
+    kept = sorted(values)[: math.ceil(0.9 * len(values))]
+    return max(0.0, statistics.fmean(kept))
