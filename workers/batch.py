@@ -339,6 +339,7 @@ class _Run:
         self._place_of: dict[str, int] | None = None  # task id -> index of its order; None: tN is order N
         self._resumed: dict[str, int] = {}
         self._had_work = True
+        self._not_added: list[dict[str, Any]] = []
         self._batch = batch
         self._book = book
         self._run_dir = run_dir
@@ -526,7 +527,7 @@ class _Run:
 
     def _unfinished(self, supervisor: Supervisor) -> list[dict[str, Any]]:
         """The orders that have not ended, as the file has them now."""
-        found = []
+        found = list(self._not_added)
         for status in UNFINISHED:
             for record in supervisor.ask("get_tasks_by_status", status, timeout_s=REPORT_TIMEOUT_S):
                 found.append(self._order_of(record.task_id) or thaw(record.payload))
@@ -556,8 +557,9 @@ class _Run:
         self._book.orders, self._book.priorities = [], []  # from here on the queue has them
 
     def _add(self, supervisor: Supervisor, chunk: list[ProcessingTask]) -> None:
+        """Add some; while the journal cannot be written they wait, unless somebody wants the run to end."""
         has_complained = False
-        while not self._signals.is_waiting:
+        while True:
             try:
                 supervisor.add_tasks(chunk)
                 return
@@ -565,7 +567,10 @@ class _Run:
                 if not has_complained:
                     logger.error("the POs wait to be added: %s", error)
                 has_complained = True
-                time.sleep(ADD_AGAIN_S)
+            if self._signals.is_waiting:
+                self._not_added += [task.po_data for task in chunk]
+                return
+            time.sleep(ADD_AGAIN_S)
 
     def _place(self, task_id: str) -> int | None:
         return int(task_id[1:]) - 1 if self._place_of is None else self._place_of.get(task_id)

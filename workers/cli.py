@@ -115,13 +115,21 @@ def _parser() -> argparse.ArgumentParser:
     retry.set_defaults(command_function=_retry, orders=None)
     add_live_commands(commands)
 
-    tune = commands.add_parser("tune", help="advice on settings for a workload", description=_tune.__doc__)
-    tune.add_argument("--tasks", type=int, required=True, metavar="N", help="how many POs are expected")
-    tune.add_argument(
-        "--duration", required=True, metavar="DURATION", help="how long one takes on average, such as 2.5s"
+    tune = commands.add_parser(
+        "tune", help="advice on settings, from a sample, a run or two numbers", description=_tune.__doc__
     )
-    tune.add_argument("-j", "--jobs", default="auto", metavar="N", help="number of workers (default: auto)")
+    tune.add_argument(
+        "source", metavar="ORDERS|RUN", nargs="?", help="an order file, of which a sample is run, or a run's directory"
+    )
+    tune.add_argument("--sample", type=int, default=20, metavar="N", help="how many POs to run (default: 20)")
+    tune.add_argument("--seed", type=int, default=1, metavar="N", help="draws another sample (default: 1)")
+    tune.add_argument("--what-if", metavar="jobs=N,...", help="predict these numbers of workers, such as jobs=2,4,8")
+    tune.add_argument("--write", type=Path, metavar="FILE.yaml", help="write the advice as a new configuration file")
+    tune.add_argument("--tasks", type=int, metavar="N", help="without ORDERS: how many POs are expected")
+    tune.add_argument("--duration", metavar="DURATION", help="without ORDERS: how long one takes, such as 2.5s")
+    tune.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings")
     tune.add_argument("--json", action="store_true", help="print the advice as JSON")
+    add_arguments(tune)
     tune.set_defaults(command_function=_tune)
 
     config = commands.add_parser("config", help="where settings come from")
@@ -191,7 +199,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.resume is not None:
         return _go_on(arguments, arguments.resume, retry_failed=False)
     if not arguments.orders:
-        raise _usage("ORDERS is missing or empty; name a CSV or Excel file")
+        raise _usage("ORDERS is empty; name a CSV or Excel file")
     if arguments.accept_changes:
         raise _usage("--accept-changes belongs to --resume")
     return _run_batch(arguments, _resolve(arguments), None)
@@ -249,40 +257,12 @@ def _usage(message: str) -> Exception:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    """Advice for a workload, as optimize_for_workload gives it; nothing is changed."""
-    from poqueue import TaskQueue
-    from workers.quantities import parse_duration, parse_jobs
+    """Advice on workers, timeout and retries: run a sample of ORDERS for real, or learn from a finished RUN, or say how
+    many POs are expected and how long one takes. Nothing is changed.
+    """
+    from workers.tune import tune
 
-    try:
-        duration_s = parse_duration(arguments.duration, "--duration")
-        advice = TaskQueue().optimize_for_workload(arguments.tasks, duration_s, parse_jobs(arguments.jobs, "--jobs"))
-    except ValueError as error:
-        raise _usage(str(error)) from None
-    if arguments.json:
-        print(json.dumps(advice))
-        return 0
-    from tabulate import tabulate
-
-    reasons = advice.pop("reasons")
-    rows = [(key, _value_text(value), reasons.get(key, "")) for key, value in advice.items()]
-    print(
-        tabulate(
-            rows,
-            headers=("setting", "advice", "why"),
-            tablefmt="simple",
-            maxcolwidths=[None, 28, 70],
-            disable_numparse=True,
-        )
-    )
-    return 0
-
-
-def _value_text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_value_text(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return " to ".join(map(_value_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return tune(arguments)
 
 
 def _config_show(arguments: argparse.Namespace) -> int:
@@ -399,11 +379,11 @@ def _ways_on(report: BatchReport, arguments: argparse.Namespace) -> list[str]:
         run = shlex.quote(_shown(report.run_dir))
         if rest:
             return [f"go on with the rest: poqueue run --resume {run}"]
-        return [f"run the failures again: poqueue retry {run}"] if failed else []
-    lines = []
-    for words, name, count in (("run the failures again", "failed.csv", failed), ("run the rest", "not_run.csv", 1)):
-        if name in report.files and count:
-            lines.append(f"{words}: {_again(report.files[name], arguments)}")
+        lines = [f"run the failures again: poqueue retry {run}"] if failed else []
+    else:
+        lines = [f"run the failures again: {_again(report.files['failed.csv'], arguments)}"] if failed else []
+    if "not_run.csv" in report.files:
+        lines.append(f"run the rest: {_again(report.files['not_run.csv'], arguments)}")
     return lines
 
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 import stat
 import tempfile
 from collections import Counter
@@ -28,7 +29,7 @@ from tests.integration.console import (
 )
 
 ACCOUNTS = ("succeeded", "failed", "duplicate", "invalid", "not_run")
-RUN_FILES = {"results.csv", "failed.csv", "run.log", "report.json", "manager.log", "output"}
+RUN_FILES = {"journal.sqlite", "run.json", "orders.csv", "lock", "results.csv", "failed.csv", "run.log", "report.json", "manager.log", "output"}
 
 
 class Job(NamedTuple):
@@ -148,13 +149,25 @@ def test_the_failed_file_runs_again_and_gives_exactly_the_failed_rows(
     header, *failed = read_cells(job.run_dir / "failed.csv")
     numbers = [int(row["row"]) for row in read_csv(job.run_dir / "results.csv") if row["status"] == "failed"]
 
-    arguments = advised(job.ended, "run the failures again")
-    again = poqueue(*arguments, "--json", cwd=job.home).check(1)
+    arguments = ["run", str(job.run_dir / "failed.csv"), "-p", "sample_processors:some_fail", "--app-dir", str(APP_DIR)]
+    again = poqueue(*arguments, "--json", cwd=tmp_path).check(1)
 
     assert header == read_cells(SAMPLE)[0]
     assert failed == [sample_rows[number] for number in numbers]
     accounts = json.loads(again.out)["accounts"]
     assert accounts == {name: 0 for name in ACCOUNTS} | {"rows": len(failed), "failed": len(failed)}
+
+
+def test_the_advised_command_runs_the_failures_again_in_their_run(job: Job, tmp_path: Path) -> None:
+    shutil.copytree(job.run_dir, tmp_path / "the run")
+
+    arguments = advised(job.ended, "run the failures again")
+    again = json.loads(poqueue(*arguments, "--json", cwd=tmp_path).check(1).out)
+
+    assert arguments == ["retry", "the run"]
+    assert again["accounts"] == job.outcome["accounts"]
+    assert again["resumed"]["requeued"] == job.outcome["pos"]["failed"]
+    assert again["resumed"]["done_before"] == job.outcome["pos"]["succeeded"]
 
 
 def test_every_report_parses_and_tells_the_same(job: Job) -> None:
@@ -194,7 +207,7 @@ def test_only_the_owner_may_read_what_a_run_writes(job: Job) -> None:
 
 
 def test_nothing_is_written_elsewhere(job: Job) -> None:
-    at_home = {path.name for path in job.home.iterdir()} - {"runs"}  # "runs" is of the run of the failures
+    at_home = {path.name for path in job.home.iterdir()}
 
     assert at_home == {"the run", "all.csv", "x.json", "x.csv", "x.yaml"}
     assert {path.name for path in job.run_dir.iterdir()} == RUN_FILES
@@ -310,7 +323,7 @@ def test_four_when_workers_cannot_boot(tmp_path: Path) -> None:
     assert read_cells(tmp_path / "r" / "not_run.csv")[1:] == [["A", "ok"], ["B", "ok"], ["C", "ok"]]
     assert "3 input rows = 0 succeeded + 0 failed + 0 duplicate + 0 invalid + 3 not run" in ended.err
     assert json.loads((tmp_path / "r" / "report.json").read_text())["accounts"]["not_run"] == 3
-    assert advised(ended, "run the rest")[:2] == ["run", "r/not_run.csv"]
+    assert advised(ended, "go on with the rest") == ["run", "--resume", "r"]
 
 
 def test_five_when_there_is_nothing_to_do(tmp_path: Path) -> None:
@@ -352,6 +365,7 @@ def test_a_run_obeys_the_same_order(tmp_path: Path) -> None:
         "run",
         orders.name,
         *BEHAVE,
+        "--no-journal",
         "--config",
         "c.yaml",
         "--run-dir",

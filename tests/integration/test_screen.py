@@ -192,7 +192,7 @@ def test_ctrl_c_on_a_terminal_says_what_it_does_and_what_a_second_one_would(tmp_
         final = shown.lines()
 
     assert "exit code 130" in final
-    assert any(line.startswith("run the rest: poqueue run r/not_run.csv") for line in final)
+    assert any(line.startswith("go on with the rest: poqueue run --resume r") for line in final)
     assert not any("Traceback" in line for line in final)
     assert set(outcomes(tmp_path / "r").values()) == {"not run"}
 

@@ -223,7 +223,10 @@ def test_a_supervisor_that_is_stopped_twice_gives_back_what_runs_uncharged(tmp_p
         meanwhile(supervisor, stop_twice)
 
     assert {task.status for task in play.tasks.values()} == {TaskStatus.PENDING}
-    assert all(not task.error_history and task.attempt == 0 for task in play.tasks.values())
+    assert {(n, task.attempt, task.retry_count, task.interruptions) for n, task in play.tasks.items()} == {
+        ("A", 1, 0, 1), ("B", 1, 0, 1), ("C", 0, 0, 0),
+    }  # fmt: skip
+    assert play.errors("A") == ["Interrupted"]
 
 
 def test_time_in_which_the_supervisor_did_not_run_counts_against_no_po(tmp_path: Path, mark: str) -> None:

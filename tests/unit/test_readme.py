@@ -2,8 +2,10 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,17 +40,76 @@ def run(command: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines() if line.startswith("poqueue")])
-def test_its_commands_run(line: str, folder: Path) -> None:
-    import shlex
+LINES = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("poqueue")]
+LIVE = ("status", "pause", "resume", "scale", "cancel", "drain", "stop")
+MOODY = """
+import pathlib, time
+from workers import GiveUp
 
-    words = shlex.split(line)
-    if "--map" in words:
+def process(po):
+    if pathlib.Path("slow").exists():
+        time.sleep(0.3)
+    if po["po_number"] == "4711" and pathlib.Path("broken").exists():
+        raise GiveUp("the site is down")
+"""
+
+
+def words_of(line: str) -> list[str]:
+    return [sys.executable, "-m", "workers", *shlex.split(line, comments=True)[1:]]
+
+
+def is_about_a_run(line: str) -> bool:
+    return shlex.split(line)[1] in (*LIVE, "retry", "runs", "report") or "--resume" in line
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if not is_about_a_run(line)])
+def test_its_commands_run(line: str, folder: Path) -> None:
+    if "--map" in line:
         (folder / "orders.csv").write_text("PO,Vendor,Amount\n4711,ACME,1\n", encoding="utf-8")
 
-    ended = run([sys.executable, "-m", "workers", *words[1:]], folder)
+    ended = run(words_of(line), folder)
 
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if is_about_a_run(line) and shlex.split(line)[1] not in LIVE])
+def test_its_commands_about_a_run_that_has_ended_run(line: str, folder: Path) -> None:
+    named = re.search(r"runs/\S+", line)
+    (folder / "moody.py").write_text(MOODY, encoding="utf-8")
+    (folder / "broken").touch()
+    halt = ["--halt", "soon,fail=1", "-j1"] if "--resume" in line else []
+    run_dir = named[0] if named else "runs/some-run"
+    first = run(words_of(f"poqueue run orders.csv --app-dir . -p moody:process --run-dir {run_dir}") + halt, folder)
+    assert first.returncode == (4 if halt else 1), first.stderr
+    (folder / "broken").unlink()
+
+    ended = run(words_of(line), folder)
+
+    assert ended.returncode == (1 if halt else 0), ended.stderr  # resumed, what failed stays failed
+
+
+def test_its_commands_for_a_live_run_run(folder: Path) -> None:
+    (folder / "moody.py").write_text(MOODY, encoding="utf-8")
+    (folder / "slow").touch()
+    rows = "".join(f"{4700 + number},ACME,1\n" for number in range(300))
+    (folder / "orders.csv").write_text("po_number,supplier,amount\n" + rows, encoding="utf-8")
+    (folder / "runs").mkdir()
+    lines = [line for line in LINES if shlex.split(line)[1] in LIVE]
+    assert {shlex.split(line)[1] for line in lines} >= {"status", "pause", "scale", "cancel", "drain"}
+    command = words_of("poqueue run orders.csv --app-dir . -p moody:process -j 2 --run-dir runs/live")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    live = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while run(words_of("poqueue status"), folder).returncode != 0:
+            assert time.monotonic() < deadline
+        for line in lines:
+            ended = run([word for word in words_of(line) if word != "--watch"], folder)
+            assert ended.returncode == 0, (line, ended.stderr)
+        assert live.wait(60) == 143
+    finally:
+        live.kill()
+        live.wait()
 
 
 @pytest.mark.parametrize("number", [n for n, block in enumerate(blocks("python")) if "my_site.py" not in block])
