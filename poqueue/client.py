@@ -355,7 +355,7 @@ def _freeze_task(task: Any, as_json: bool) -> Any:
         raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")
     return ProcessingTask(
         task.task_id, freeze_po(task.po_data, as_json), task.priority,  # type: ignore[arg-type]  # opened again at the far end
-        max_retries=task.max_retries, retry_delay=task.retry_delay, task_timeout=task.task_timeout,
+        max_retries=task.max_retries, retry_delay=task.retry_delay, task_timeout=task.task_timeout, group=task.group,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 MAX_TIMEOUT_S = 366 * 86400.0
 DEFAULT_MAX_RETRY_DELAY_S = 3600.0
 DEFAULT_RETENTION_S = 86400.0
+DEFAULT_TIMEOUT_FLOOR_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class QueueConfig:
     retry_jitter: float = 0.0
     retention_s: float = DEFAULT_RETENTION_S
     start_delay: float = 0.0
+    timeout_share: float | None = None
+    timeout_floor: float = DEFAULT_TIMEOUT_FLOOR_S
 
     def __post_init__(self) -> None:
         check_max_retries(self.max_retries)
@@ -34,6 +37,11 @@ class QueueConfig:
         check_seconds(self.max_retry_delay, "retry delay limit (max_retry_delay)", minimum=0.0)
         check_seconds(self.retry_jitter, "retry jitter (retry_jitter), a share of the delay,", minimum=0.0, maximum=1.0)
         check_seconds(self.retention_s, "retention period (retention_s)", minimum=0.0)
+        if self.timeout_share is not None:
+            check_seconds(
+                self.timeout_share, "timeout as a share of the median (timeout_share)", minimum=1.0, exclusive=True
+            )
+        check_seconds(self.timeout_floor, "least timeout (timeout_floor)", minimum=0.0, exclusive=True)
         check_seconds(self.start_delay, "delay between starts (start_delay)", minimum=0.0)
         if not isinstance(self.enable_priority, bool):
             raise ValueError(f"enable_priority must be True or False, got {self.enable_priority!r}")

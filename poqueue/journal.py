@@ -1,6 +1,7 @@
 """The journal: every accepted change of a queue, in one SQLite file, before the caller is told of it.
 
-    tasks   what was added, never changed        log   what happened to it, in order, only ever appended
+    tasks   what was added, never changed, and after which line of the log
+    log     what happened to it, in order, only ever appended
 
 Whoever reads both from the beginning stands where the queue stood (replay.py); so does whoever stops after any commit.
 The file is in WAL mode and has exactly one connection: locking_mode=EXCLUSIVE keeps everybody else out, and the lock dies
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from poqueue import failpoint
 from poqueue.errors import JournalError, JournalGoneError
@@ -33,12 +35,12 @@ _SCHEMA = """
 CREATE TABLE tasks(
     rank INTEGER PRIMARY KEY, task_id TEXT NOT NULL, po_number TEXT NOT NULL, priority INTEGER NOT NULL,
     max_retries INTEGER NOT NULL, retry_delay REAL NOT NULL, task_timeout REAL NOT NULL, created_at REAL NOT NULL,
-    payload BLOB NOT NULL);
+    payload BLOB NOT NULL, po_group TEXT NOT NULL, after INTEGER NOT NULL);
 CREATE TABLE log(
     seq INTEGER PRIMARY KEY, kind INTEGER NOT NULL, rank INTEGER, token INTEGER, at REAL NOT NULL, worker TEXT,
     seconds REAL, delay_s REAL, due REAL, result BLOB, error TEXT);
 """
-_ADD_TASK = "INSERT INTO tasks VALUES(?,?,?,?,?,?,?,?,?)"
+_ADD_TASK = "INSERT INTO tasks VALUES(?,?,?,?,?,?,?,?,?,?,(SELECT ifnull(max(seq), 0) FROM log))"
 _ADD_RECORD = (
     "INSERT INTO log(kind, rank, token, at, worker, seconds, delay_s, due, result, error) VALUES(?,?,?,?,?,?,?,?,?,?)"
 )
@@ -64,7 +66,10 @@ class Kind(IntEnum):
 
 
 class Record(NamedTuple):
-    """One line of the log. `at` is UTC seconds; `due` monotonic seconds of the boot it was written in."""
+    """One line of the log. `at` is UTC seconds; `due` monotonic seconds of the boot it was written in.
+
+    `delay_s` of COMPLETED is the duration that counts in the metrics.
+    """
 
     kind: int
     rank: int | None
@@ -106,7 +111,9 @@ class Journal:
         else:
             check_file(self.path)
         self._db = self._connect(durability)
-        self._inode = self._found_inode()
+        self._identity = _identity_of(self.path)
+        self._pid = os.getpid()
+        _open_here[self._identity] = self
 
     def write(self, records: Sequence[Record] = (), tasks: Iterable[tuple[Any, ...]] = ()) -> None:
         """Append in one transaction; when this returns, it is there to stay.
@@ -114,6 +121,7 @@ class Journal:
         Raises:
             JournalError: nothing was written; the text names path, reason and free space.
             JournalGoneError: the file was deleted or replaced.
+            ValueError: it holds something that no database takes: broken Unicode, a number beyond 64 bits.
         """
         self._check_still_there()
         db = self._db
@@ -126,13 +134,17 @@ class Journal:
                 db.executemany(_ADD_RECORD, records)
             failpoint.hit("journal.before_commit")
             db.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
+        except BaseException as error:  # whatever it is: a transaction left open would refuse all that follow
             self._roll_back()
-            raise JournalError(f"{self.path} cannot be written: {error} ({self._free()})") from None
+            if isinstance(error, sqlite3.Error | OSError):
+                raise JournalError(f"{self.path} cannot be written: {error} ({self._free()})") from None
+            if isinstance(error, UnicodeError | OverflowError):
+                raise ValueError(f"invalid value: it cannot be written down ({error})") from None
+            raise
         failpoint.hit("journal.after_commit")
 
     def tasks(self) -> Iterator[tuple[Any, ...]]:
-        """What was added, by rank: the columns of `tasks`."""
+        """What was added, by rank: the columns of `tasks`; the last one says how many lines of the log came before."""
         return self._read("SELECT * FROM tasks ORDER BY rank")
 
     def records(self) -> Iterator[Record]:
@@ -149,9 +161,11 @@ class Journal:
             JournalError: the copy cannot be written.
         """
         try:
+            with contextlib.suppress(FileExistsError):
+                _make_private(path)
             with contextlib.closing(sqlite3.connect(path)) as target:
                 self._db.backup(target)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise JournalError(f"{path} cannot be written: {error}") from None
 
     def close(self) -> None:
@@ -159,12 +173,13 @@ class Journal:
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
+        _open_here.pop(self._identity, None)
 
     # --- opening
 
     def _make_file(self) -> None:
         try:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            _make_private(self.path)
         except OSError as error:
             raise JournalError(f"{self.path}: the journal cannot be made: {error.strerror}") from None
 
@@ -195,15 +210,16 @@ class Journal:
 
     def _read(self, query: str) -> Iterator[tuple[Any, ...]]:
         try:
-            yield from self._db.execute(query)
+            for row in self._db.execute(query):  # not yield from: that closes the cursor of a closed database
+                yield row
         except sqlite3.Error as error:
             raise JournalError(f"{self.path}: the journal is damaged: {error}") from None
 
     # --- looking after it
 
     def _roll_back(self) -> None:
-        if self._db.in_transaction:
-            with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(sqlite3.Error):
+            if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
 
     def _check_still_there(self) -> None:
@@ -211,15 +227,9 @@ class Journal:
         now = time.monotonic()
         if now < self._next_file_check:
             return
-        if self._found_inode() != self._inode:
+        if _identity_of(self.path) != self._identity:
             raise JournalGoneError(f"{self.path} was deleted or replaced; nothing more can be recorded")
         self._next_file_check = now + FILE_CHECK_S
-
-    def _found_inode(self) -> int:
-        try:
-            return os.stat(self.path).st_ino
-        except OSError:
-            return 0
 
     def _free(self) -> str:
         try:
@@ -228,12 +238,19 @@ class Journal:
             return "free space unknown"
 
 
+_open_here: WeakValueDictionary[tuple[int, int], Journal] = WeakValueDictionary()  # by device and inode
+
+
 def check_file(path: Path) -> None:
     """Whether this can be a journal at all; told apart, since each calls for something else.
 
     Raises:
-        JournalError: missing, empty, or no SQLite file.
+        JournalError: missing, empty, no SQLite file, or open in this process: to look into it would let go of its lock, as
+            the system drops a process's locks on a file when any of its descriptors of that file is closed.
     """
+    user = _open_here.get(_identity_of(path))
+    if user is not None and user._pid == os.getpid():
+        raise JournalError(f"{path}: the journal is in use by this process")
     try:
         with open(path, "rb") as file:
             head = file.read(16)
@@ -245,6 +262,18 @@ def check_file(path: Path) -> None:
         raise JournalError(f"{path}: the journal is empty (0 bytes); what it held is lost")
     if head != b"SQLite format 3\0":
         raise JournalError(f"{path}: is not a journal (no SQLite file)")
+
+
+def _identity_of(path: Path) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
+def _make_private(path: Path) -> None:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
 
 def _make_schema(db: sqlite3.Connection) -> None:

@@ -34,6 +34,7 @@ class Entry:
         "created_at",
         "error_history",
         "finished",
+        "group",
         "interruptions",
         "leased",
         "max_retries",
@@ -54,7 +55,7 @@ class Entry:
 
     def __init__(
         self, task_id: str, po_number: str, payload: bytes, priority: int, rank: int,
-        max_retries: int, retry_delay: float, task_timeout: float, ready: float, created_at: float,
+        max_retries: int, retry_delay: float, task_timeout: float, ready: float, created_at: float, group: str = "",
     ) -> None:  # fmt: skip
         self.task_id = task_id
         self.po_number = po_number
@@ -66,6 +67,7 @@ class Entry:
         self.task_timeout = task_timeout
         self.ready = ready
         self.created_at = created_at
+        self.group = group
         self.status = S.PENDING
         self.attempt = 0
         self.retry_count = 0
@@ -103,6 +105,7 @@ class Ledger:
         self._by_worker: dict[str, dict[str, Entry]] = {}
         self._held: dict[str, dict[int, Entry]] = {}  # worker -> token -> what it holds now
         self._finished: deque[tuple[float, Entry]] = deque()
+        self._expired = 0  # how many have left at the front of `_finished`, so that a place in it stays what it is
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -203,18 +206,30 @@ class Ledger:
 
     def finished(self, start: int, limit: int) -> tuple[list[Entry], int]:
         """Tasks that have ended, in the order of their ends, from a place in that order; and the place to go on from."""
-        found = list(islice(self._finished, start, start + limit))
-        return [entry for at, entry in found if entry.status in TERMINAL and entry.finished == at], start + len(found)
+        start = max(start, self._expired)
+        found = list(islice(self._finished, start - self._expired, start - self._expired + limit))
+        return [entry for at, entry in found if self._has_ended(entry, at)], start + len(found)
 
     def expire(self, before: float) -> int:
         """Drop the history of tasks that finished earlier than `before`; counters keep them."""
         dropped = 0
         while self._finished and self._finished[0][0] < before:
             finished, entry = self._finished.popleft()
-            if entry.status in TERMINAL and entry.finished == finished and entry.task_id in self._by_id:
+            self._expired += 1
+            if self._has_ended(entry, finished):
                 self._drop(entry)
                 dropped += 1
         return dropped
+
+    def forget(self, entry: Entry) -> None:
+        """Drop the history of one task that has ended; counters keep it."""
+        if entry.status not in TERMINAL:
+            raise AssertionError(f"task {entry.task_id} has not ended")
+        self._drop(entry)
+
+    def _has_ended(self, entry: Entry, at: float) -> bool:
+        """Whether this end is the task's last one, and the task still known: its id may be another's by now."""
+        return entry.status in TERMINAL and entry.finished == at and self._by_id.get(entry.task_id) is entry
 
     def _let_go(self, entry: Entry) -> None:
         worker_id = entry.worker_id or ""

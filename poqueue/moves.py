@@ -6,6 +6,7 @@ decides, waits, tells anybody or looks at a clock; `now` is monotonic seconds, `
 
 from typing import Any
 
+from poqueue.adaptive import AdaptiveTimeout
 from poqueue.error_log import ErrorLog, error_message_of, error_type_of
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import Metrics
@@ -16,11 +17,19 @@ from poqueue.task import TaskStatus as S
 class Moves:
     """Moves tasks; single-threaded, as the collaborators that it moves them in."""
 
-    def __init__(self, ledger: Ledger, schedule: Schedule, metrics: Metrics, errors: ErrorLog) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        schedule: Schedule,
+        metrics: Metrics,
+        errors: ErrorLog,
+        timeouts: AdaptiveTimeout | None = None,
+    ) -> None:
         self._ledger = ledger
         self._schedule = schedule
         self._metrics = metrics
         self._errors = errors
+        self._timeouts = timeouts
 
     def add(self, entry: Entry, rank: int, now: float, at: float) -> None:
         """A new task waits, behind all others of its priority."""
@@ -48,6 +57,8 @@ class Moves:
         self._ledger.finish(entry, S.COMPLETED, now)
         self._metrics.attempt_ended(entry.retry_count, succeeded=True)
         self._metrics.completed(duration_s, now)
+        if self._timeouts is not None:
+            self._timeouts.note(entry.group, duration_s)
         return is_news
 
     def fail(
@@ -92,7 +103,8 @@ class Moves:
         """The worker never began: as if the lease had not been."""
         worker_id = entry.worker_id or ""
         self._metrics.undone(worker_id, entry.token, entry.attempt, now)
-        self._ledger.forget_worker(entry, worker_id)
+        if all(error.get("worker_id") != worker_id for error in entry.error_history or ()):
+            self._ledger.forget_worker(entry, worker_id)
         is_news = self._schedule.end(entry)
         entry.attempt -= 1
         entry.assigned_at = None

@@ -6,6 +6,7 @@ never longer than it was.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,24 @@ def replay(journal: Journal, ledger: Ledger, moves: Moves, now: float, wall: flo
         JournalError: the journal tells something that cannot have happened.
     """
     reader = _Reader(ledger, moves, now, wall)
-    tasks = journal.tasks()
     try:
-        for row in tasks:
-            reader.add(row)
-        for record in journal.records():
-            reader.read(record)
-    except (AssertionError, ValueError, TypeError, KeyError) as error:
+        _read_in_order(reader, journal.tasks(), journal.records())
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         raise JournalError(f"{journal.path}: the journal is damaged: {type(error).__name__}: {error}") from None
     return reader.found
+
+
+def _read_in_order(reader: "_Reader", tasks: Iterator[tuple[Any, ...]], records: Iterator[Record]) -> None:
+    """Each task after the lines that were there when it was added: only then an id is free again, a limit not yet changed."""
+    row = next(tasks, None)
+    for lines, record in enumerate(records):
+        while row is not None and row[-1] <= lines:
+            reader.add(row)
+            row = next(tasks, None)
+        reader.read(record)
+    while row is not None:
+        reader.add(row)
+        row = next(tasks, None)
 
 
 class _Reader:
@@ -68,8 +78,11 @@ class _Reader:
         self._by_token: dict[int, Entry] = {}
 
     def add(self, row: tuple[Any, ...]) -> None:
-        rank, task_id, po_number, priority, retries, delay, timeout, created_at, payload = row
-        entry = Entry(task_id, po_number, payload, priority, rank, retries, delay, timeout, 0.0, created_at)
+        rank, task_id, po_number, priority, retries, delay, timeout, created_at, payload, group, _ = row
+        namesake = self._ledger.get(task_id)
+        if namesake is not None:  # it had ended so long ago that the queue had forgotten it
+            self._ledger.forget(namesake)
+        entry = Entry(task_id, po_number, payload, priority, rank, retries, delay, timeout, 0.0, created_at, group)
         self._moves.add(entry, rank, self._then(created_at), created_at)
         self._by_rank[rank] = entry
         self.found.last_rank = rank
@@ -83,7 +96,8 @@ class _Reader:
         elif kind is Kind.CONFIGURED:
             self._configure(json.loads(record.error or "{}"))
         elif kind is Kind.OPENED:
-            self._is_this_boot = json.loads(record.error or "{}").get("boot_id") == self._boot
+            boot = json.loads(record.error or "{}").get("boot_id")
+            self._is_this_boot = bool(boot) and boot == self._boot  # where boots cannot be told apart, each is another
         elif record.token is not None:
             self._end(kind, record, self._by_token.pop(record.token))
         else:

@@ -41,7 +41,8 @@ class ProcessingTask:
     """A PO to process, and what has become of it.
 
     A caller gives `po_data` (with a non-blank `po_number`) and, if it likes, `task_id` and its own `max_retries`,
-    `retry_delay` (seconds) and `task_timeout` (seconds); None takes the queue's. The rest is the queue's to fill in.
+    `retry_delay` (seconds) and `task_timeout` (seconds); None takes the queue's. Tasks of one `group` (a supplier, say)
+    are expected to take alike, which an adaptive time limit goes by. The rest is the queue's to fill in.
     Every instance that the queue hands out is a copy. Times are UTC seconds since the epoch.
     """
 
@@ -61,6 +62,7 @@ class ProcessingTask:
     result: TaskResult | None = None
     error_history: list[dict[str, Any]] = field(default_factory=list)
     interruptions: int = 0
+    group: str = ""
 
     @property
     def po_number(self) -> str:

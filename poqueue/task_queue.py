@@ -28,9 +28,11 @@ from uuid import uuid4
 
 from poqueue import report as reports_of
 from poqueue import tuning
+from poqueue.adaptive import TIMEOUT_ERROR, AdaptiveTimeout
 from poqueue.config import (
     DEFAULT_MAX_RETRY_DELAY_S,
     DEFAULT_RETENTION_S,
+    DEFAULT_TIMEOUT_FLOOR_S,
     QueueConfig,
     check_max_retries,
     check_seconds,
@@ -71,6 +73,9 @@ class TaskQueue:
         retry_jitter: lengthens each delay by up to this share (0..1), at random.
         retention_s: seconds that finished tasks stay findable.
         start_delay: seconds that at least pass between two leases.
+        timeout_share: limit attempts to this multiple (above 1) of the running median duration, of the task's group if that
+            has completed enough; task_timeout is then the most. None: task_timeout alone. Details: poqueue.adaptive.
+        timeout_floor: seconds below which such a limit does not fall.
         journal: file in which every change is written before it is told; what it holds already is taken up from there.
             Task data, results and error details must then be what JSON can hold.
         durability: "normal" survives the end of any process, "full" also a loss of power.
@@ -96,6 +101,8 @@ class TaskQueue:
         retry_jitter: float = 0.0,
         retention_s: float = DEFAULT_RETENTION_S,
         start_delay: float = 0.0,
+        timeout_share: float | None = None,
+        timeout_floor: float = DEFAULT_TIMEOUT_FLOOR_S,
         journal: Path | str | None = None,
         durability: str = "normal",
         journal_must_exist: bool | None = None,
@@ -106,6 +113,7 @@ class TaskQueue:
         self._config = QueueConfig(
             max_retries, retry_delay, task_timeout, enable_priority,
             queue_size_limit, max_retry_delay, retry_jitter, retention_s, start_delay,
+            timeout_share, timeout_floor,
         )  # fmt: skip
         self._clock = clock
         self._wall_clock = wall_clock
@@ -114,7 +122,8 @@ class TaskQueue:
         self._schedule = Schedule(by_priority=enable_priority)
         self._metrics = Metrics()
         self._errors = ErrorLog()
-        self._moves = Moves(self._ledger, self._schedule, self._metrics, self._errors)
+        self._timeouts = AdaptiveTimeout(timeout_share, timeout_floor) if timeout_share is not None else None
+        self._moves = Moves(self._ledger, self._schedule, self._metrics, self._errors, self._timeouts)
         self._delivery = EventDelivery()
         self._feed = EventFeed()
         self._rank = 0
@@ -251,9 +260,11 @@ class TaskQueue:
         _check_worker_id(worker_id)
         if reports or turn:
             with self._lock:
-                if turn and self._is_stale(worker_id, turn):
+                if turn and turn <= self._turns.get(worker_id, 0):  # it has begun a later one
                     return Grant([], stop=False)
                 self._take_reports(worker_id, reports, has_nothing_else=turn > 0)
+                if turn:
+                    self._turns[worker_id] = turn
             self._delivery.deliver()
         deadline = time.monotonic() + min(wait_s, MAX_WAIT_S)
         with self._lock:
@@ -340,10 +351,11 @@ class TaskQueue:
             How many were removed.
         """
         with self._lock:
-            found = [self._ledger.get(task_id) for task_id in task_ids]
+            found = [self._ledger.get(task_id) for task_id in dict.fromkeys(task_ids)]
             dropped = [entry for entry in found if entry is not None and entry.status is not S.PROCESSING]
             self._settle([Verdict(Kind.CLEARED, entry) for entry in dropped])
-            return len(dropped)
+        self._delivery.deliver()
+        return len(dropped)
 
     def cancel_task(self, task_id: str) -> str:
         """End a task as failed ("Cancelled"), unless it has ended.
@@ -508,7 +520,8 @@ class TaskQueue:
     def get_performance_metrics(self) -> dict[str, Any]:
         """Durations and waits in seconds, rates in tasks per second, shares of tasks in percent, utilisation 0..1.
 
-        Beside the contract's keys: `events_dropped`, events that no handler was quick enough to hear of.
+        Beside the contract's keys: `events_dropped`, events that no handler was quick enough to hear of, and
+        `adaptive_timeouts`, by group, "" being all: completions that count, median and limit, seconds.
         """
         with self._lock:
             metrics, counts, now = self._metrics, self._ledger.counts, self._clock()
@@ -521,6 +534,9 @@ class TaskQueue:
                 "queue_wait_time": metrics.average_wait_s(),
                 "worker_utilization": metrics.utilization(now),
                 "events_dropped": self._delivery.dropped,
+                "adaptive_timeouts": self._timeouts.view(self._config.task_timeout)
+                if self._timeouts is not None
+                else {},
             }
 
     def get_error_summary(self) -> dict[str, Any]:
@@ -728,6 +744,8 @@ class TaskQueue:
     def _admit(self, task: ProcessingTask, priority: int) -> Entry:
         if not isinstance(task, ProcessingTask):
             raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")
+        if not isinstance(task.group, str):
+            raise ValueError(f"invalid task: group must be text, got {task.group!r}")
         if not isinstance(task.task_id, str):
             raise ValueError(f"invalid task: task_id must be text, got {task.task_id!r}")
         check_whole(priority, "priority", minimum=1, maximum=10)
@@ -749,7 +767,9 @@ class TaskQueue:
             timeout = config.task_timeout
         else:
             check_timeout(timeout)
-        return Entry(task.task_id or str(uuid4()), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0)
+        return Entry(
+            task.task_id or str(uuid4()), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, task.group
+        )
 
     def _guard_new_ids(self, admitted: list[Entry]) -> None:
         fresh = set()
@@ -776,13 +796,6 @@ class TaskQueue:
     def _may_not_lease(self, worker_id: str) -> bool:
         return self._is_paused or self._is_draining or worker_id in self._retired
 
-    def _is_stale(self, worker_id: str, turn: int) -> bool:
-        """Whether this worker has begun a later exchange; if not, this one is its latest."""
-        if turn <= self._turns.get(worker_id, 0):
-            return True
-        self._turns[worker_id] = turn
-        return False
-
     # ------------------------------------------------------------------ moves (under the lock)
 
     def _lease(self, worker_id: str, limit: int) -> list[Entry]:
@@ -790,14 +803,14 @@ class TaskQueue:
         now = self._clock()
         if self._held_because or now < self._next_start or (self._fault is not None and now < self._fault_over):
             return []
-        taken = self._take(limit, now)
+        taken = self._schedule_takes(limit, now)
         if not taken:
             return taken
         at, token = self._wall_clock(), self._token
         if self._journal is not None and not self._can_write_leases(taken, worker_id, at):
-            for entry in reversed(taken):
-                self._schedule.untake(entry)
             return []
+        if self._config.start_delay:
+            self._next_start = now + self._config.start_delay
         for entry in taken:
             token += 1
             self._moves.lease(entry, token, worker_id, now, at)
@@ -806,25 +819,29 @@ class TaskQueue:
             self._rearm_full()
         return taken
 
-    def _take(self, limit: int, now: float) -> list[Entry]:
+    def _schedule_takes(self, limit: int, now: float) -> list[Entry]:
         if self._config.start_delay:
-            limit, self._next_start = 1, now + self._config.start_delay
+            limit = 1
         taken: list[Entry] = []
         while len(taken) < limit and (entry := self._schedule.take(now)) is not None:
             taken.append(entry)
-        if not taken:
-            self._next_start = 0.0
         return taken
 
     def _can_write_leases(self, taken: list[Entry], worker_id: str, at: float) -> bool:
         records = [
             Record(Kind.LEASED, entry.rank, token, at, worker_id) for token, entry in enumerate(taken, self._token + 1)
         ]
+        is_written = False
         try:
             self._write(records)
+            is_written = True
         except JournalError:
-            return False
-        return True
+            pass  # the status says why nothing starts
+        finally:
+            if not is_written:
+                for entry in reversed(taken):
+                    self._schedule.untake(entry)
+        return is_written
 
     def _lease_many(self, worker_id: str, limit: int) -> list[Lease]:
         return [
@@ -833,12 +850,19 @@ class TaskQueue:
                 entry.token,
                 entry.attempt,
                 entry.attempt + entry.max_retries - entry.retry_count,
-                entry.task_timeout,
+                self._limit_s(entry),
                 entry.po_number,
                 entry.payload,
             )
             for entry in self._lease(worker_id, limit)
         ]
+
+    def _limit_s(self, entry: Entry) -> float:
+        if self._timeouts is None:
+            return entry.task_timeout
+        latest = entry.error_history[-1] if entry.error_history else {}
+        was_cut_off = latest.get("error_type") == TIMEOUT_ERROR
+        return self._timeouts.limit_s(entry.group, entry.task_timeout, was_cut_off=was_cut_off)
 
     def _take_reports(self, worker_id: str, reports: Sequence[Report], has_nothing_else: bool) -> None:
         verdicts: dict[int, Verdict] = {}
@@ -905,8 +929,7 @@ class TaskQueue:
         moves = self._moves
         is_news = False  # something more may be leased now
         if kind is Kind.COMPLETED and result is not None:
-            duration_s = result.processing_time or now - entry.leased
-            is_news = moves.complete(entry, result.payload, duration_s, seconds, now, at)
+            is_news = moves.complete(entry, result.payload, verdict.duration_s(now) or 0.0, seconds, now, at)
             self._note("completed", entry)
             self._count_end(succeeded=True)
             self._ledger.expire(now - self._config.retention_s)
@@ -1012,13 +1035,13 @@ class TaskQueue:
 
     def _wait_for_work(self, at_most_s: float) -> None:
         now = self._clock()
+        earliest = max(self._next_start, self._fault_over if self._fault is not None else 0.0)
         due = None if self._is_paused or self._held_because else self._schedule.next_due()
-        if due is not None:
-            at_most_s = min(at_most_s, max(0.0, due - now))
-        if self._next_start > now:
-            at_most_s = max(min(at_most_s, self._next_start - now), 0.0)
-        if self._fault is not None:
-            at_most_s = min(at_most_s, FAULT_RETRY_S)
+        if due is not None:  # not before `earliest`: a task that is due but held back must not make this wait spin
+            at_most_s = min(at_most_s, max(due, earliest) - now)
+        if earliest > now:
+            at_most_s = min(at_most_s, earliest - now)
+        at_most_s = max(0.0, at_most_s)
         self._waiters += 1
         try:
             self._work.wait(at_most_s)
@@ -1063,7 +1086,7 @@ class TaskQueue:
 def _row(entry: Entry, rank: int, at: float) -> tuple[Any, ...]:
     return (
         rank, entry.task_id, entry.po_number, entry.priority, entry.max_retries, entry.retry_delay, entry.task_timeout, at,
-        entry.payload,
+        entry.payload, entry.group,
     )  # fmt: skip
 
 

@@ -31,10 +31,16 @@ class Verdict(NamedTuple):
         waits = self.kind in (Kind.RETRY, Kind.RETRIED)
         return Record(
             self.kind, entry.rank, entry.token if entry.status is S.PROCESSING else None, at, entry.worker_id, self.seconds,
-            self.delay_s if waits else None, now + self.delay_s if waits else None,
+            self.delay_s if waits else self.duration_s(now), now + self.delay_s if waits else None,
             result.payload if result is not None else None,
             json.dumps(self.details, ensure_ascii=True) if self.details is not None else None,
         )  # fmt: skip
+
+    def duration_s(self, now: float) -> float | None:
+        """What counts as the time that the task took, if it is done: what its processor says, else that of the lease."""
+        if self.kind is not Kind.COMPLETED or self.result is None:
+            return None
+        return self.result.processing_time or now - self.entry.leased
 
 
 def final(entry: Entry, result: FrozenResult, seconds: float | None) -> Verdict:

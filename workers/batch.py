@@ -264,9 +264,10 @@ class Batch:
             journal=run_dir / JOURNAL_NAME if settings.journal else None, durability=settings.durability,
             journal_must_exist=must_exist, halt=Halt(**limits, is_now=halt.is_now),
             guard=MachineGuard(run_dir, settings.memfree, settings.diskfree),
-            max_retries=settings.max_retries, retry_delay=settings.retry_delay, task_timeout=settings.task_timeout,
+            max_retries=settings.max_retries, retry_delay=settings.retry_delay, task_timeout=settings.task_timeout.seconds,
             enable_priority=settings.priority, max_retry_delay=settings.max_retry_delay, retry_jitter=settings.jitter,
-            start_delay=settings.start_delay, retention_s=RETENTION_S,
+            start_delay=settings.start_delay, timeout_share=settings.task_timeout.share or None,
+            timeout_floor=settings.timeout_floor, retention_s=RETENTION_S,
         )  # fmt: skip
 
     def describe(self, run_dir: Path, book: OrderBook) -> dict[str, Any]:
@@ -522,6 +523,8 @@ class _Run:
         settings, before = self._batch._settings, self._record.settings
         now = self._batch._shown_settings()
         changes = {key: getattr(settings, key) for key in TASK_SETTINGS if now[key] != before.get(key)}
+        if "task_timeout" in changes:
+            changes["task_timeout"] = settings.task_timeout.seconds
         if changes:
             supervisor.ask("reconfigure_tasks", **changes)
 
@@ -547,7 +550,9 @@ class _Run:
             ids = [f"t{number}" for number in range(known + 1, known + 1 + len(places))]
             self._place_of |= dict(zip(ids, places, strict=True))
         tasks = (
-            ProcessingTask(task_id=task_id, po_data=orders[place], priority=priorities[place])
+            ProcessingTask(
+                task_id=task_id, po_data=orders[place], priority=priorities[place], group=_supplier_of(orders[place])
+            )
             for task_id, place in zip(ids, places, strict=True)
         )
         while chunk := list(itertools.islice(tasks, ADD_AT_ONCE)):
@@ -636,6 +641,11 @@ def _is_through(run_dir: Path) -> bool:
     """Whether the run's last report says that it ended by itself."""
     report = read_report(run_dir)
     return report is not None and report["run"].get("reason") in ("done", "nothing to do")
+
+
+def _supplier_of(order: Mapping[str, Any]) -> str:
+    """POs of one supplier are expected to take alike."""
+    return str(order.get("supplier") or "").strip()
 
 
 def _orders_of(resuming: Resuming | None, record: RunRecord | None) -> Path:

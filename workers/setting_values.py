@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from workers.quantities import MAX_DURATION_S, format_duration, parse_duration
 from workers.safe_text import quoted
 
 REPORT_FORMATS = (".json", ".csv", ".yaml")
@@ -153,3 +154,31 @@ def parse_halt(value: object, option: str) -> HaltRule:
         raise ValueError(f"{option} must be {_HALT_FORM}, got {quoted(value)}")
     why = next(key for key, word in _HALT_WORDS.items() if word == found[2])
     return HaltRule(why, found[1] == "now", number, percent)
+
+
+class Timeout(NamedTuple):
+    """How long an attempt may take: `seconds`, or less, if it is `share` times the running median (0: it is not)."""
+
+    seconds: float
+    share: float = 0.0
+
+    def __str__(self) -> str:
+        most = format_duration(self.seconds)
+        return f"{self.share * 100:g}%,{most}" if self.share else most
+
+
+DEFAULT_TIMEOUT_S = 300.0
+
+
+def parse_timeout(value: object, option: str) -> Timeout:
+    """A duration, or a share of the running median above 100%, with the most that it may come to if that is not 300s."""
+    if isinstance(value, Timeout):
+        return value
+    share, comma, most = str(value).partition(",") if isinstance(value, str) else ("", "", "")
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", share)
+    if found is None:
+        return Timeout(parse_duration(value, option, minimum_s=0.1, maximum_s=MAX_DURATION_S))
+    if not 100.0 < float(found[1]) <= 100_000.0:
+        raise ValueError(f"{option} in percent must be above 100% (of the median), up to 100000%, got {quoted(value)}")
+    seconds = parse_duration(most, option, minimum_s=0.1, maximum_s=MAX_DURATION_S) if comma else DEFAULT_TIMEOUT_S
+    return Timeout(seconds, float(found[1]) / 100.0)

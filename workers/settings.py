@@ -33,6 +33,7 @@ from workers.quantities import (
 )
 from workers.setting_values import (
     HaltRule,
+    Timeout,
     parse_column_map,
     parse_delimiter,
     parse_directory,
@@ -43,6 +44,7 @@ from workers.setting_values import (
     parse_processor,
     parse_reports,
     parse_text,
+    parse_timeout,
 )
 
 ENVIRONMENT_PREFIX = "POQUEUE_"
@@ -201,14 +203,24 @@ class RunSettings:
         known_as="max_memory_per_child",
         show=lambda size: size and format_size(size),
     )
-    task_timeout: float = setting(
-        partial(parse_duration, minimum_s=0.1, maximum_s=MAX_DURATION_S),
+    task_timeout: Timeout = setting(
+        parse_timeout,
         "300s",
         "--timeout",
         "time and retries",
-        "longest time for one attempt at a PO, 100ms to 7d; then its worker is killed and the PO retried",
+        "longest time for one attempt at a PO, 100ms to 7d; then its worker is killed and the PO retried. 200%: that share of "
+        "the running median, by supplier where enough of its POs have completed, up to 300s or, as in 200%,10m, another most",
         metavar="DURATION",
         known_as="time_limit",
+        show=str,
+    )
+    timeout_floor: float = setting(
+        partial(parse_duration, minimum_s=0.1, maximum_s=MAX_DURATION_S),
+        "1s",
+        "--timeout-floor",
+        "time and retries",
+        "least time that a timeout in percent comes to, 100ms to 7d",
+        metavar="DURATION",
         show=format_duration,
     )
     max_retries: int = setting(

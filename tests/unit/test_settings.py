@@ -16,6 +16,7 @@ from poqueue.errors import ConfigError
 from workers.quantities import usable_cores
 from workers.resolved import Resolved, load_settings, render_config
 from workers.safe_text import quoted, safe_text
+from workers.setting_values import Timeout
 from workers.settings import (
     SETTINGS,
     RunSettings,
@@ -57,7 +58,7 @@ def test_without_any_source_everything_has_its_default() -> None:
 
     assert resolved.settings == RunSettings()
     assert set(resolved.origins.values()) == {"default"}
-    assert (resolved.settings.task_timeout, resolved.settings.max_retries, resolved.settings.retry_delay) == (300, 3, 5)
+    assert (resolved.settings.task_timeout.seconds, resolved.settings.max_retries, resolved.settings.retry_delay) == (300, 3, 5)
     assert resolved.settings.jobs == usable_cores()
     assert resolved.settings.start_method == "spawn"
     assert resolved.settings.duplicates == "group"
@@ -98,7 +99,7 @@ def test_command_line_beats_environment_beats_file_beats_default(tmp_path: Path)
 
     assert (resolved.settings.jobs, resolved.origins["jobs"]) == (5, "command line")
     assert (resolved.settings.max_retries, resolved.origins["max_retries"]) == (4, "environment POQUEUE_MAX_RETRIES")
-    assert (resolved.settings.task_timeout, resolved.origins["task_timeout"]) == (120.0, f"{path} line 4")
+    assert (resolved.settings.task_timeout.seconds, resolved.origins["task_timeout"]) == (120.0, f"{path} line 4")
     assert (resolved.settings.grace, resolved.origins["grace"]) == (2.0, "default")
 
 
@@ -120,7 +121,7 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
         processor="mine.orders:Session.process",
         options={"url": "http://h/?a=1,2", "b": ""},
         jobs=max(1, round(usable_cores() / 2)),
-        task_timeout=90.0,
+        task_timeout=Timeout(90.0),
         max_retries=0,
         retry_delay=0.1,
         max_retry_delay=86400.0,

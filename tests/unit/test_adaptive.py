@@ -1,0 +1,52 @@
+"""Time limits that follow the running median."""
+
+import statistics
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poqueue.adaptive import MIN_SAMPLES, WINDOW, AdaptiveTimeout, RunningMedian
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=WINDOW * 2))
+def test_the_median_is_that_of_the_latest_values(values: list[float]) -> None:
+    median = RunningMedian()
+    for value in values:
+        median.add(value)
+
+    assert median.value == statistics.median_high(values[-WINDOW:])
+
+
+def learned(count: int, seconds: float = 2.0, group: str = "") -> AdaptiveTimeout:
+    limits = AdaptiveTimeout(2.0, floor_s=1.0)
+    for _ in range(count):
+        limits.note(group, seconds)
+    return limits
+
+
+def test_before_enough_has_completed_the_tasks_own_limit_holds() -> None:
+    assert learned(MIN_SAMPLES - 1).limit_s("", 300.0, was_cut_off=False) == 300.0
+    assert learned(MIN_SAMPLES).limit_s("", 300.0, was_cut_off=False) == 4.0
+
+
+def test_the_limit_stays_between_the_floor_and_the_tasks_own() -> None:
+    assert learned(50, seconds=0.001).limit_s("", 300.0, was_cut_off=False) == 1.0
+    assert learned(50, seconds=1000.0).limit_s("", 300.0, was_cut_off=False) == 300.0
+    assert learned(50, seconds=0.001).limit_s("", 0.5, was_cut_off=False) == 0.5
+
+
+def test_an_attempt_after_one_that_was_cut_off_has_the_tasks_own_limit() -> None:
+    assert learned(50).limit_s("", 300.0, was_cut_off=True) == 300.0
+
+
+def test_a_group_goes_by_itself_once_it_has_completed_enough() -> None:
+    limits = learned(50)
+    for _ in range(MIN_SAMPLES - 1):
+        limits.note("slow", 20.0)
+    assert limits.limit_s("slow", 300.0, was_cut_off=False) == 4.0
+    limits.note("slow", 20.0)
+
+    assert limits.limit_s("slow", 300.0, was_cut_off=False) == 40.0
+    assert limits.limit_s("other", 300.0, was_cut_off=False) == 4.0
+    assert set(limits.view(300.0)) == {"", "slow"}
+    assert limits.view(300.0)["slow"] == {"count": MIN_SAMPLES, "median_s": 20.0, "limit_s": 40.0}
