@@ -11,6 +11,7 @@ class HaltPolicy:
                 raise ValueError(f"halt: {name} must be a whole number from 1, got {limit!r}")
         self._counts = dict.fromkeys(self._limits, 0)
         self._has_struck = False
+        self.is_set = any(self._limits.values())
 
     def count(self, *, succeeded: bool) -> str:
         """Note an end; says why to stop if it is the one too many, else nothing."""

@@ -29,6 +29,7 @@ SCHEMA_VERSION = 1
 DURABILITIES = ("normal", "full")
 BUSY_S = 5.0
 FILE_CHECK_S = 1.0
+CHECKPOINT_PAGES = 4000  # the log's last page is written again and again: the fewer checkpoints, the fewer copies of it
 JOURNAL_NAME = "journal.sqlite"
 
 _SCHEMA = """
@@ -40,7 +41,7 @@ CREATE TABLE log(
     seq INTEGER PRIMARY KEY, kind INTEGER NOT NULL, rank INTEGER, token INTEGER, at REAL NOT NULL, worker TEXT,
     seconds REAL, delay_s REAL, due REAL, result BLOB, error TEXT);
 """
-_ADD_TASK = "INSERT INTO tasks VALUES(?,?,?,?,?,?,?,?,?,?,(SELECT ifnull(max(seq), 0) FROM log))"
+_ADD_TASK = "INSERT INTO tasks VALUES(?,?,?,?,?,?,?,?,?,?,?)"
 _ADD_RECORD = (
     "INSERT INTO log(kind, rank, token, at, worker, seconds, delay_s, due, result, error) VALUES(?,?,?,?,?,?,?,?,?,?)"
 )
@@ -111,6 +112,7 @@ class Journal:
         else:
             check_file(self.path)
         self._db = self._connect(durability)
+        self._lines = int(next(self._read("SELECT ifnull(max(seq), 0) FROM log"))[0])
         self._identity = _identity_of(self.path)
         self._pid = os.getpid()
         _open_here[self._identity] = self
@@ -129,7 +131,8 @@ class Journal:
             failpoint.hit("journal.write")
             db.execute("BEGIN")
             if tasks:
-                db.executemany(_ADD_TASK, tasks)
+                lines = self._lines
+                db.executemany(_ADD_TASK, [(*row, lines) for row in tasks])
             if records:
                 db.executemany(_ADD_RECORD, records)
             failpoint.hit("journal.before_commit")
@@ -141,6 +144,7 @@ class Journal:
             if isinstance(error, UnicodeError | OverflowError):
                 raise ValueError(f"invalid value: it cannot be written down ({error})") from None
             raise
+        self._lines += len(records)
         failpoint.hit("journal.after_commit")
 
     def tasks(self) -> Iterator[tuple[Any, ...]]:
@@ -193,6 +197,7 @@ class Journal:
             db.execute("PRAGMA locking_mode=EXCLUSIVE")
             db.execute("PRAGMA journal_mode=WAL")
             db.execute(f"PRAGMA synchronous={durability.upper()}")
+            db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
             db.execute("BEGIN EXCLUSIVE")
             if self.is_new:
                 _make_schema(db)

@@ -41,6 +41,11 @@ class Schedule:
         self._aside: dict[str, list[tuple[int, Entry]]] = {}
         self._removed: set[int] = set()
 
+    @property
+    def has_aside(self) -> bool:
+        """Whether a task waits for another one of its PO to end."""
+        return bool(self._aside)
+
     def add(self, entry: Entry) -> None:
         """A new task: ready, behind all others of its priority."""
         self._lane(entry).fresh.append(entry)
@@ -73,6 +78,8 @@ class Schedule:
             self.put_back(heapq.heappop(delayed)[2])
         running, removed = self._running_pos, self._removed
         for lane in self._lanes:
+            if not (lane.fresh or lane.returned):
+                continue
             while (entry := lane.pop()) is not None:
                 if removed and entry.rank in removed:
                     removed.discard(entry.rank)

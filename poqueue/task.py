@@ -16,6 +16,8 @@ class TaskStatus(Enum):
     FAILED = "failed"
     RETRY_PENDING = "retry_pending"
 
+    __hash__ = object.__hash__  # members are singletons; the default hashes their names, in Python, at every look-up
+
 
 @dataclass(slots=True)
 class TaskResult:

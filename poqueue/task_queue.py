@@ -262,10 +262,17 @@ class TaskQueue:
             with self._lock:
                 if turn and turn <= self._turns.get(worker_id, 0):  # it has begun a later one
                     return Grant([], stop=False)
-                self._take_reports(worker_id, reports, has_nothing_else=turn > 0)
+                verdicts = self._decide_reports(worker_id, reports, has_nothing_else=turn > 0)
+                if turn and limit and self._may_lease_first(worker_id, verdicts):
+                    leases = self._lease_many(worker_id, limit, verdicts)
+                else:
+                    leases = []
+                    self._settle(verdicts)
                 if turn:
                     self._turns[worker_id] = turn
             self._delivery.deliver()
+            if leases:
+                return Grant(leases, stop=False)
         deadline = time.monotonic() + min(wait_s, MAX_WAIT_S)
         with self._lock:
             while True:
@@ -748,10 +755,12 @@ class TaskQueue:
             raise ValueError(f"invalid task: group must be text, got {task.group!r}")
         if not isinstance(task.task_id, str):
             raise ValueError(f"invalid task: task_id must be text, got {task.task_id!r}")
-        check_whole(priority, "priority", minimum=1, maximum=10)
+        if type(priority) is not int or not 1 <= priority <= 10:
+            check_whole(priority, "priority", minimum=1, maximum=10)
         if priority == DEFAULT_PRIORITY:
             priority = task.priority
-            check_whole(priority, "priority", minimum=1, maximum=10)
+            if type(priority) is not int or not 1 <= priority <= 10:
+                check_whole(priority, "priority", minimum=1, maximum=10)
         po_number, payload = freeze_po(task.po_data, as_json=self._journal is not None)
         config = self._config
         retries, delay, timeout = task.max_retries, task.retry_delay, task.task_timeout
@@ -798,17 +807,30 @@ class TaskQueue:
 
     # ------------------------------------------------------------------ moves (under the lock)
 
-    def _lease(self, worker_id: str, limit: int) -> list[Entry]:
-        """Lease up to `limit` tasks that may run now; none while something holds them back."""
+    def _lease(self, worker_id: str, limit: int, verdicts: Sequence[Verdict] = ()) -> list[Entry]:
+        """Lease up to `limit` tasks that may run now; none while something holds them back.
+
+        With verdicts they are settled first, both in one transaction of the journal; what it raises, they raise.
+        """
         now = self._clock()
-        if self._held_because or now < self._next_start or (self._fault is not None and now < self._fault_over):
+        if verdicts and not self._may_start(now):
+            self._settle(verdicts)
+            return []
+        if not self._may_start(now):
             return []
         taken = self._schedule_takes(limit, now)
+        if verdicts and self._schedule.has_aside:  # a task was passed over that the verdicts will let run
+            for entry in reversed(taken):
+                self._schedule.untake(entry)
+            self._settle(verdicts)
+            return self._lease(worker_id, limit)
         if not taken:
+            self._settle(verdicts)
             return taken
         at, token = self._wall_clock(), self._token
-        if self._journal is not None and not self._can_write_leases(taken, worker_id, at):
+        if self._journal is not None and not self._can_write_leases(taken, worker_id, verdicts, now, at):
             return []
+        self._do_all(verdicts, now, at)
         if self._config.start_delay:
             self._next_start = now + self._config.start_delay
         for entry in taken:
@@ -827,8 +849,16 @@ class TaskQueue:
             taken.append(entry)
         return taken
 
-    def _can_write_leases(self, taken: list[Entry], worker_id: str, at: float) -> bool:
-        records = [
+    def _may_start(self, now: float) -> bool:
+        is_at_fault = self._fault is not None and now < self._fault_over
+        return not (self._held_because or now < self._next_start or is_at_fault)
+
+    def _can_write_leases(
+        self, taken: list[Entry], worker_id: str, verdicts: Sequence[Verdict], now: float, at: float
+    ) -> bool:
+        """Write leases, and verdicts before them. If it fails the tasks stand in their places again."""
+        records = [verdict.record(at, now) for verdict in verdicts]
+        records += [
             Record(Kind.LEASED, entry.rank, token, at, worker_id) for token, entry in enumerate(taken, self._token + 1)
         ]
         is_written = False
@@ -836,14 +866,15 @@ class TaskQueue:
             self._write(records)
             is_written = True
         except JournalError:
-            pass  # the status says why nothing starts
-        finally:
+            if verdicts:
+                raise
+        finally:  # the status says why nothing starts
             if not is_written:
                 for entry in reversed(taken):
                     self._schedule.untake(entry)
         return is_written
 
-    def _lease_many(self, worker_id: str, limit: int) -> list[Lease]:
+    def _lease_many(self, worker_id: str, limit: int, verdicts: Sequence[Verdict] = ()) -> list[Lease]:
         return [
             Lease(
                 entry.task_id,
@@ -854,7 +885,7 @@ class TaskQueue:
                 entry.po_number,
                 entry.payload,
             )
-            for entry in self._lease(worker_id, limit)
+            for entry in self._lease(worker_id, limit, verdicts)
         ]
 
     def _limit_s(self, entry: Entry) -> float:
@@ -864,7 +895,13 @@ class TaskQueue:
         was_cut_off = latest.get("error_type") == TIMEOUT_ERROR
         return self._timeouts.limit_s(entry.group, entry.task_timeout, was_cut_off=was_cut_off)
 
-    def _take_reports(self, worker_id: str, reports: Sequence[Report], has_nothing_else: bool) -> None:
+    def _may_lease_first(self, worker_id: str, verdicts: Sequence[Verdict]) -> bool:
+        """Whether the next leases are the same before and after these verdicts: then one transaction does for both."""
+        if self._may_not_lease(worker_id) or self._halt.is_set or self._schedule.has_aside:
+            return False
+        return all(verdict.kind in (Kind.COMPLETED, Kind.FAILED) for verdict in verdicts)
+
+    def _decide_reports(self, worker_id: str, reports: Sequence[Report], has_nothing_else: bool) -> list[Verdict]:
         verdicts: dict[int, Verdict] = {}
         for report in reports:
             entry = self._ledger.get(report.task_id)
@@ -878,8 +915,7 @@ class TaskQueue:
             if len(held) > len(verdicts):
                 others = [entry for entry in held if entry.token not in verdicts]
                 verdicts |= {entry.token: Verdict(Kind.UNDONE, entry) for entry in others}
-        if verdicts:
-            self._settle(list(verdicts.values()))
+        return list(verdicts.values())
 
     def _decide(self, entry: Entry, report: Report) -> Verdict:
         if report.result is not None:
@@ -920,9 +956,13 @@ class TaskQueue:
         now, at = self._clock(), self._wall_clock()
         if self._journal is not None:
             self._write([verdict.record(at, now) for verdict in verdicts])
+        self._do_all(verdicts, now, at)
+
+    def _do_all(self, verdicts: Sequence[Verdict], now: float, at: float) -> None:
         for verdict in verdicts:
             self._do(verdict, now, at)
-        self._note_if_empty()
+        if verdicts:
+            self._note_if_empty()
 
     def _do(self, verdict: Verdict, now: float, at: float) -> None:
         kind, entry, details, result, delay_s, seconds = verdict
@@ -974,8 +1014,7 @@ class TaskQueue:
         self._note(kind, entry, message)
 
     def _count_end(self, *, succeeded: bool) -> None:
-        reason = self._halt.count(succeeded=succeeded)
-        if reason:
+        if self._halt.is_set and (reason := self._halt.count(succeeded=succeeded)):
             self._is_draining = True
             self._note("halted", None, reason)
             self._work.notify_all()
