@@ -8,27 +8,30 @@ from pathlib import Path
 
 import psutil
 
+from workers.process_control import own_cgroup
 from workers.quantities import format_size
 
 EASE = 1.1  # what held the run back must be over by this factor before it goes on
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
-def available_memory_bytes() -> int:
-    """What can be had without swapping, within the limit of this process's control group if it has one."""
-    available = int(psutil.virtual_memory().available)
-    limit, used = _number("memory.max"), _number("memory.current")
-    if limit is not None and used is not None:
-        available = min(available, max(0, limit - used))
-    return available
+def available_memory_bytes(root: Path = CGROUP_ROOT, own: str | None = None) -> int:
+    """What can be had without swapping, within the limits of this process's control groups."""
+    group = root / (own if own is not None else own_cgroup()).strip("/")
+    left = [_left_bytes(folder) for folder in (group, *group.parents) if folder.is_relative_to(root)]
+    return min([int(psutil.virtual_memory().available), *(size for size in left if size is not None)])
 
 
-def _number(name: str) -> int | None:
+def _left_bytes(group: Path) -> int | None:
+    """What a control group may still take; None if it has no limit. Files in its cache give way."""
     try:
-        text = (_CGROUP / name).read_text().strip()
-    except OSError:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
         return None
-    return int(text) if text.isdecimal() else None
+    cached = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    return max(0, int(limit) - used + cached) if limit.isdecimal() else None
 
 
 @dataclass(slots=True)

@@ -332,7 +332,8 @@ def oom_kills() -> int:
     return 0
 
 
-def _own_cgroup() -> str:
+def own_cgroup() -> str:
+    """The path of this process's control group below the root of them all (cgroup v2)."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -340,4 +341,4 @@ def _own_cgroup() -> str:
     return next((line.split("::", 1)[1] for line in lines if "::" in line), "/")
 
 
-_OOM_COUNTERS = ((f"/sys/fs/cgroup{_own_cgroup()}/memory.events", "oom_kill"), ("/proc/vmstat", "oom_kill"))
+_OOM_COUNTERS = ((f"/sys/fs/cgroup{own_cgroup()}/memory.events", "oom_kill"), ("/proc/vmstat", "oom_kill"))
