@@ -115,6 +115,20 @@ def _parser() -> argparse.ArgumentParser:
     retry.set_defaults(command_function=_retry, orders=None)
     add_live_commands(commands)
 
+    report = commands.add_parser(
+        "report", help="show what happened in a run, live or ended", description=_report.__doc__
+    )
+    report.add_argument("run", metavar="RUN", nargs="?", help="run directory, or its name below runs/; the newest one")
+    formats = ("table", "json", "csv", "yaml", "html", "trace")
+    report.add_argument(
+        "--format", choices=formats, default="table", help="table (default), json, csv, yaml, html, trace"
+    )
+    report.add_argument("--output", metavar="FILE", type=Path, help="write to this file, whole or not at all")
+    report.add_argument(
+        "--redact", action="store_true", help="leave out PO numbers, suppliers, amounts and other PO data"
+    )
+    report.set_defaults(command_function=_report)
+
     tune = commands.add_parser(
         "tune", help="advice on settings, from a sample, a run or two numbers", description=_tune.__doc__
     )
@@ -263,6 +277,24 @@ def _tune(arguments: argparse.Namespace) -> int:
     from workers.tune import tune
 
     return tune(arguments)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    """Report on a run that has ended, crashed or goes on: for people, for programs, as a page, or for ui.perfetto.dev."""
+    from workers.report_files import read_history, render, write_whole
+    from workers.run_record import find_run
+
+    text = render(read_history(find_run(arguments.run)), arguments.format, redact=arguments.redact)
+    if arguments.output is None:
+        sys.stdout.reconfigure(errors="backslashreplace", newline="")  # type: ignore[union-attr]
+        sys.stdout.write(text)
+        return 0
+    try:
+        write_whole(text, arguments.output)
+    except OSError as error:
+        raise _usage(f"{str(arguments.output)!r} cannot be written: {error.strerror}") from None
+    _say(f"written: {arguments.output}")
+    return 0
 
 
 def _config_show(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from workers.error_text import stack_without_data, type_without_data, without_da
 from workers.history import Attempt, Order, RunHistory
 
 HIDDEN = "…"
-_NAMED_RUN = ("orders_sha256", "processor", "begun_at", "seconds", "reason")
+_NAMED_RUN = ("orders_sha256", "processor", "begun_at", "seconds", "reason", "is_live")
 _PATHS = frozenset({"app_dir", "run_dir", "results", "config"})
 _SECRET_SETTINGS = frozenset({"options", "command", "map", "sheet", "report"})
 _PLAIN_FLAGS = frozenset(
@@ -48,6 +48,7 @@ def redacted(history: RunHistory) -> RunHistory:
         attempts=tuple(_attempt(one, numbers, names, history.po_words) for one in history.attempts),
         pauses=tuple(replace(pause, reason=_text(pause.reason, "", history.po_words)) for pause in history.pauses),
         again=_command(history.again),
+        rest=_command(history.rest),
         po_words=frozenset(),
     )
 
@@ -108,6 +109,6 @@ def _command(command: str) -> str:
 def _command_word(word: str, number: int, before: str) -> str:
     if number < 2 or word.startswith("-") or before in _PLAIN_FLAGS:
         return word.partition("=")[0]
-    if number == 2:
+    if number == 2 or before == "--resume":
         return shlex.quote(_name(word))
     return HIDDEN

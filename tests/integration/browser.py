@@ -23,6 +23,7 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 DEADLINE_S = 60.0
+CLOSE_S = 10.0
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps",
@@ -60,6 +61,9 @@ class Browser:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        with contextlib.suppress(AssertionError, OSError, subprocess.TimeoutExpired):
+            self.call("Browser.close")  # it takes its children along, which lead sessions of their own
+            self._process.wait(CLOSE_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -101,8 +105,12 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         page.call("Emulation.setEmulatedMedia", features=[scheme])
         page.call("Page.navigate", url=file.as_uri())
-        page.wait_for("document.readyState === 'complete'" if has_script else "true")
+        self._wait_for_event(session, "Page.loadEventFired")
         return page
+
+    def _wait_for_event(self, session: str, method: str) -> None:
+        while not any(event["method"] == method and event.get("sessionId") == session for event in self.events):
+            self.events.append(self._next())
 
     def _next(self) -> dict[str, Any]:
         deadline = time.monotonic() + DEADLINE_S

@@ -56,12 +56,15 @@ class JournalMaker:
         journal.write(self._records, self._tasks)
         journal.close()
 
-    def add(self, po_number: str, *, at: float = 0.0, priority: int = 5, rows: int = 1, **cells: Any) -> int:
+    def add(
+        self, po_number: str, *, at: float = 0.0, priority: int = 5, rows: int = 1, payload: bytes | None = None,
+        task_id: str | None = None, **cells: Any,
+    ) -> int:  # fmt: skip
         rank = len(self._tasks) + 1
         row = {"po_number": po_number, **cells}
         po = {**row, "rows": [row] * rows, "row_numbers": list(range(2, 2 + rows))}
-        payload = json.dumps(po, ensure_ascii=False).encode()
-        self._tasks.append((rank, f"t{rank}", po_number, priority, 3, 5.0, 60.0, BEGUN_AT + at, payload))
+        blob = payload or json.dumps(po, ensure_ascii=False).encode()
+        self._tasks.append((rank, task_id or f"t{rank}", po_number, priority, 3, 5.0, 60.0, BEGUN_AT + at, blob, ""))
         return rank
 
     def lease(self, rank: int, worker: str, at: float) -> int:

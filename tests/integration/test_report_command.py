@@ -1,0 +1,60 @@
+"""`poqueue report` on runs that have ended, that were killed, and that go on."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.integration.console import BEHAVE, poqueue, started, wait_until, write_orders
+
+FORMATS = ("table", "json", "csv", "yaml", "html", "trace")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run `r`: two POs succeeded, one failed."""
+    home = tmp_path_factory.mktemp("home")
+    write_orders(home / "orders.csv", "A,ok", "B,give-up", "C,ok")
+    poqueue("run", "orders.csv", *BEHAVE, "-j", "1", "--run-dir", "r", cwd=home).check(1)
+    return home
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_each_format_comes_on_standard_output_or_in_a_file(kind: str, home: Path, tmp_path: Path) -> None:
+    shown = poqueue("report", "r", "--format", kind, cwd=home)  # it holds a processor's traceback: that is no mishap
+    poqueue("report", "r", "--format", kind, "--output", str(tmp_path / "x"), cwd=home).check(0)
+
+    assert shown.code == 0 and shown.err == "" and "B" in shown.out
+    assert len((tmp_path / "x").read_text()) > 100
+
+
+def test_the_accounts_are_those_of_the_run(home: Path) -> None:
+    report = json.loads(poqueue("report", "r", "--format", "json", cwd=home).out)
+
+    assert report["accounts"]["succeeded"] == 2 and report["accounts"]["failed"] == 1
+    assert "poqueue retry" in json.dumps(report)
+
+
+def test_a_file_that_cannot_be_written_is_told(home: Path) -> None:
+    ended = poqueue("report", "r", "--output", "missing/x", cwd=home).check(2)
+
+    assert "missing/x" in ended.err and "Traceback" not in ended.err
+
+
+def test_a_live_run_and_one_that_was_killed_have_reports_too(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok", "B,wait", "C,ok")
+    words = ["run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "1"]
+    with started(*words, cwd=tmp_path) as run:
+
+        def counts() -> dict[str, int]:
+            ended = poqueue("report", "r", "--format", "json", cwd=tmp_path)
+            found: dict[str, int] = json.loads(ended.out)["counts"] if ended.code == 0 else {}
+            return found
+
+        wait_until(lambda: counts().get("completed", 0) == 1, "the live run tells of A")
+        os.killpg(run.pid, signal.SIGKILL)
+        run.process.wait()
+
+    assert counts()["completed"] == 1

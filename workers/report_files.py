@@ -1,0 +1,231 @@
+"""A history in the format that was asked for, and onto a file: whole or not at all."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shlex
+import shutil
+import sqlite3
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from poqueue.errors import JournalError
+from poqueue.formula import guard_formula
+from poqueue.journal import JOURNAL_NAME, check_file
+from poqueue.report import as_yaml, iso_time
+from workers.amounts import plain_text
+from workers.history import Order, RunHistory, history_from_journal
+from workers.redaction import redacted
+from workers.report_figures import costs, durations, error_groups, failed_attempts, hangs, slowest, worker_use
+from workers.report_table import as_table
+from workers.report_trace import as_trace
+from workers.run_control import is_live, reach
+from workers.run_record import last_begin, read_report, read_run_record
+
+FORMATS = ("table", "json", "csv", "yaml", "html", "trace")
+LISTED_SLOWEST = 25
+_ORDER_COLUMNS = (
+    "task_id", "po_number", "supplier", "amount", "currency", "rows", "status", "priority", "attempts", "seconds",
+    "created_at", "completed_at", "error_type", "message",
+)  # fmt: skip
+_MAX_CELL_CHARS = 32_000  # a spreadsheet takes no more
+
+
+def render(history: RunHistory, format: str, *, redact: bool = False) -> str:
+    """The report as text.
+
+    Args:
+        format: one of FORMATS.
+        redact: leave out what belongs to POs.
+
+    Raises:
+        ConfigError: html, and the library that draws is not installed.
+        ValueError: no such format.
+    """
+    shown = redacted(history) if redact else history
+    if format == "table":
+        return as_table(shown)
+    if format == "json":
+        return json.dumps(as_document(shown), ensure_ascii=False, allow_nan=False) + "\n"
+    if format == "yaml":
+        return as_yaml(as_document(shown))
+    if format == "csv":
+        return as_csv(shown)
+    if format == "trace":
+        return as_trace(shown)
+    if format == "html":
+        from workers.report_page import as_page  # needs the extra poqueue[html]
+
+        return as_page(shown, is_redacted=redact)
+    raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+
+
+def read_history(run_dir: Path) -> RunHistory:
+    """The history of a run directory, whether the run has ended, crashed or goes on.
+
+    Raises:
+        ConfigError: it is no run directory.
+        JournalError, ManagerLostError: its journal cannot be read.
+    """
+    live = is_live(run_dir)
+    run, accounts = _told(run_dir, live)
+    shown = shlex.quote(_shown(run_dir))
+    rest = "" if live else f"poqueue run --resume {shown}"
+    with tempfile.TemporaryDirectory() as folder:  # 0700
+        copy = Path(folder) / JOURNAL_NAME
+        _copy_journal(run_dir, copy, live)
+        try:
+            with contextlib.closing(sqlite3.connect(copy)) as connection:
+                return history_from_journal(
+                    connection, run=run, accounts=accounts, again=f"poqueue retry {shown}", rest=rest
+                )
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise JournalError(f"{run_dir / JOURNAL_NAME}: the journal cannot be read: {error}") from None
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write a file for this user alone; it takes the place of another once it is safely written, or leaves no trace."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
+    try:
+        # Texts of errors may hold lone surrogates, which have no UTF-8 form.
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+# ── json and yaml ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def as_document(history: RunHistory) -> dict[str, Any]:
+    """The history and its figures in plain JSON types; times are ISO text in UTC, durations seconds, amounts text."""
+    return {
+        "run": history.run,
+        "has_ended": history.has_ended,
+        "began_at": iso_time(history.began_at),
+        "until": iso_time(history.until),
+        "accounts": history.accounts,
+        "counts": history.counts,
+        "again": history.again,
+        "rest": history.rest,
+        "durations": _records(durations(history)),
+        "workers": _records(worker_use(history)),
+        "errors": _records(error_groups(history)),
+        "hangs": _records(hangs(history)),
+        "slowest": [order.task_id for order in slowest(history, LISTED_SLOWEST)],
+        "suppliers": _records(costs(history)),
+        "pauses": _records(history.pauses),
+        "orders": _records(history.orders),
+        "attempts": _records(history.attempts),
+    }
+
+
+def _records(items: Iterable[Any]) -> list[dict[str, Any]]:
+    return [_record(item) for item in items]
+
+
+def _record(item: Any) -> dict[str, Any]:
+    names = [field.name for field in fields(item)] if is_dataclass(item) else item._fields
+    return {name: _plain(name, getattr(item, name)) for name in names}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name.endswith("_at"):
+        return iso_time(value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Decimal):
+        return plain_text(value)
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, tuple):
+        return _records(value)
+    return value
+
+
+# ── csv ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def as_csv(history: RunHistory) -> str:
+    """One row a PO, with all its errors in one cell; text that a spreadsheet would run gets a leading '."""
+    errors: dict[str, list[str]] = defaultdict(list)
+    workers: dict[str, str] = {}
+    for attempt in history.attempts:
+        workers[attempt.task_id] = attempt.worker_id
+    for attempt in failed_attempts(history):
+        errors[attempt.task_id].append(f"attempt {attempt.attempt}: {_error_text(attempt.error_type, attempt.message)}")
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow((*_ORDER_COLUMNS, "worker_id", "errors"))
+    for order in history.orders:
+        told = workers.get(order.task_id, ""), " | ".join(errors.get(order.task_id, ()))
+        writer.writerow([*_cells(order), *(_cell("", text) for text in told)])
+    return out.getvalue()
+
+
+def _cells(order: Order) -> Iterator[Any]:
+    for name in _ORDER_COLUMNS:
+        yield _cell(name, getattr(order, name))
+
+
+def _cell(name: str, value: Any) -> Any:
+    plain = _plain(name, value)
+    return guard_formula(plain[:_MAX_CELL_CHARS]) if isinstance(plain, str) else plain
+
+
+def _error_text(error_type: str, message: str) -> str:
+    return f"{error_type}: {message}" if error_type and message else error_type or message
+
+
+# ── the run directory ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _told(run_dir: Path, live: bool) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """What ran, and the accounts; from the run's report if it has come to that since it was started or resumed last."""
+    record = read_run_record(run_dir)
+    report = None if live else read_report(run_dir)
+    if report is not None and report["run"].get("began_run") == last_begin(record):
+        return report["run"], report["accounts"]
+    run = {
+        "run_dir": str(run_dir),
+        "orders": record.orders,
+        "orders_sha256": record.orders_sha256,
+        "processor": record.processor,
+        "begun_at": record.begun_at,
+        "settings": {key: {"value": value, "from": "run.json"} for key, value in record.settings.items()},
+        "is_live": live,
+    }
+    return run, None
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be typed here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _copy_journal(run_dir: Path, copy: Path, live: bool) -> None:
+    """Copied, never opened: to open the journal of a crashed run would change it, and one of a live run is locked."""
+    if live:
+        with contextlib.closing(reach(run_dir)) as client:
+            return client.copy_journal(str(copy))
+    journal = run_dir / JOURNAL_NAME
+    check_file(journal)
+    try:
+        shutil.copyfile(journal, copy)
+        with contextlib.suppress(FileNotFoundError):  # there after a crash only
+            shutil.copyfile(f"{journal}-wal", f"{copy}-wal")
+    except OSError as error:
+        raise JournalError(f"{journal}: the journal cannot be read: {error.strerror}") from None
