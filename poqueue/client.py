@@ -92,6 +92,10 @@ class QueueClient:
                 plug.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for an answer
         self._drop_connection()
 
+    def hang_up(self) -> None:
+        """Let go of this thread's connection: its next call begins with a new one."""
+        self._drop_connection()
+
     def _own_connection(self) -> Any:
         """This thread's connection; one that a fork has copied is left alone, for two would read one stream."""
         if getattr(self._local, "pid", None) != os.getpid():

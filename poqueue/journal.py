@@ -215,7 +215,8 @@ class Journal:
 
     def _read(self, query: str) -> Iterator[tuple[Any, ...]]:
         try:
-            for row in self._db.execute(query):  # not yield from: that closes the cursor of a closed database
+            cursor = self._db.execute(query)
+            while (row := cursor.fetchone()) is not None:  # `yield from` would close the cursor of a closed database
                 yield row
         except sqlite3.Error as error:
             raise JournalError(f"{self.path}: the journal is damaged: {error}") from None

@@ -157,8 +157,7 @@ class _Reader:
         delay_s = record.delay_s or 0.0
         if self._is_this_boot and record.due is not None:
             return record.due
-        waited_s = min(max(0.0, self._wall - record.at), delay_s)
-        return self._now + delay_s - waited_s
+        return self._then(record.at) + delay_s
 
 
 def reconfigure(ledger: Ledger, changes: dict[str, Any]) -> None:

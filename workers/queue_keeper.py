@@ -134,6 +134,7 @@ class QueueKeeper:
                 self._events_client.close()
                 with control.quiet_start(self._marks):
                     self.service.replace()
+                self.queue.hang_up()  # else its first call would find the old manager's end, and take it for this one's
                 self._open_events()
                 self._on_replaced()
                 return

@@ -1,19 +1,18 @@
 """A sample of a batch, run for real: which POs, what each attempt took, and what the pool itself costs."""
 
 import contextlib
-import math
 import statistics
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from poqueue.errors import ConfigError
+from poqueue.journal import JOURNAL_NAME
 from poqueue.simulation import TYPICAL_COSTS, Costs
 from poqueue.task import Event, ProcessingTask
 from workers.amounts import read_amount
@@ -28,6 +27,7 @@ from workers.supervisor import RunEnd, Supervisor
 
 HUNG = "TaskTimeout"
 CRASHES = ("WorkerKilled", "WorkerExited", "OutOfMemory")
+MAX_GAP_S = 0.02
 MIN_GAPS = 10  # fewer say too little about what lies between two attempts
 
 
@@ -96,9 +96,8 @@ def _supplier_of(order: dict[str, Any]) -> str:
 
 def _amount_of(order: dict[str, Any]) -> float:
     """What the rows of a PO come to; what is no amount counts as nothing."""
-    rows = order.get("rows") or [order]
-    found = [read_amount(row["amount"]) if isinstance(row.get("amount"), str) else row.get("amount") for row in rows]
-    return float(sum(Decimal(str(one)) for one in found if isinstance(one, Decimal | int | float)))
+    readings = [read_amount(str(row.get("amount") or "")) for row in order.get("rows") or [order]]
+    return float(sum(reading.value for reading in readings if reading is not None))
 
 
 # ---------------------------------------------------------------------- running them
@@ -130,7 +129,9 @@ def run_sample(
             raise SampleInterruptedError(end.signal)
         measures = list(read_measures(folder / "measures"))
         attempts = list(_attempts(watch, orders, measures))
-        return Sample(attempts, _costs(watch, measures, jobs, settings.task_timeout), jobs, watch.closed - watch.begun)
+        return Sample(
+            attempts, _costs(watch, measures, jobs, settings.task_timeout.seconds), jobs, watch.closed - watch.begun
+        )
 
 
 def _supervisor(
@@ -147,8 +148,10 @@ def _supervisor(
         stop_grace=settings.stop_grace, max_tasks_per_worker=settings.max_tasks_per_worker,
         max_memory_per_worker=settings.max_memory_per_worker, work_dir=folder / "work", output_dir=folder / "output",
         on_event=watch.take, on_show=progress.update, signals=signals, max_retries=settings.max_retries,
-        retry_delay=settings.retry_delay, task_timeout=settings.task_timeout, enable_priority=settings.priority,
-        max_retry_delay=settings.max_retry_delay, retry_jitter=settings.jitter,
+        retry_delay=settings.retry_delay, task_timeout=settings.task_timeout.seconds, enable_priority=settings.priority,
+        max_retry_delay=settings.max_retry_delay, retry_jitter=settings.jitter, start_delay=settings.start_delay,
+        timeout_share=settings.task_timeout.share or None, timeout_floor=settings.timeout_floor,
+        journal=folder / JOURNAL_NAME if settings.journal else None, durability=settings.durability,
     )  # fmt: skip
 
 
@@ -259,7 +262,8 @@ def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, task_timeout: 
     """What lay around the attempts; what a small sample cannot say is taken as typical."""
     boots = sorted((m for m in measures if not m.attempt), key=lambda m: m.begun)
     attempts = [m for m in measures if m.attempt]
-    start_s = watch.started - watch.begun
+    spawn_s = TYPICAL_COSTS.spawn_s  # two workers are too few to measure it
+    start_s = max(0.0, watch.started - watch.begun - jobs * spawn_s)
     boot_s = statistics.median(boot.begun - watch.started for boot in boots[:jobs]) if boots else TYPICAL_COSTS.boot_s
     boot_cpu_s = statistics.median(boot.cpu_s for boot in boots) if boots else TYPICAL_COSTS.boot_s
     end_s = max(0.0, watch.closed - max((m.ended for m in attempts), default=watch.closed) - watch.report_s)
@@ -272,24 +276,25 @@ def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, task_timeout: 
         if error.get("error_type") == HUNG and "seconds" in error
     ]
     kill_s = max(0.0, statistics.median(kills)) if kills else TYPICAL_COSTS.kill_s
-    boot_share = min(1.0, boot_cpu_s / boot_s)
-    return Costs(start_s, boot_s, boot_share, dispatch_s, dispatch_cpu_s, kill_s, end_s, report_s)
+    return Costs(
+        start_s, boot_s, min(1.0, boot_cpu_s / boot_s), dispatch_s, dispatch_cpu_s, kill_s, end_s, report_s, spawn_s,
+        watch.added_s / max(1, len(watch.ends)),
+    )  # fmt: skip
 
 
 def _dispatch(watch: _Watch, attempts: Sequence[Measure], worker_pids: set[int]) -> tuple[float, float]:
     """Time between two attempts of a worker, and computing for each attempt, of worker, manager and supervisor."""
-    add_cpu_s = watch.added_s / max(1, len(attempts))
     later = [measure for measure in attempts if measure.gap_s]
     if len(later) < MIN_GAPS or watch.counted < MIN_GAPS:
-        return TYPICAL_COSTS.dispatch_s, TYPICAL_COSTS.dispatch_cpu_s + add_cpu_s
-    gap_s = _mean_of_most([measure.gap_s for measure in later])
-    own_s = _mean_of_most([measure.gap_cpu_s for measure in later])
+        return TYPICAL_COSTS.dispatch_s, TYPICAL_COSTS.dispatch_cpu_s
+    gap_s = _mean_of_usual([measure.gap_s for measure in later])
+    own_s = _mean_of_usual([measure.gap_cpu_s for measure in later])
     helpers = watch.first_look.keys() & watch.last_look.keys() - worker_pids
     helpers_s = sum(watch.last_look[pid] - watch.first_look[pid] for pid in helpers)
-    return gap_s, own_s + helpers_s / watch.counted + add_cpu_s
+    return gap_s, own_s + helpers_s / watch.counted
 
 
-def _mean_of_most(values: Sequence[float]) -> float:
-    """Without the largest tenth: those are waits, for a retry or for another process."""
-    kept = sorted(values)[: math.ceil(0.9 * len(values))]
-    return max(0.0, statistics.fmean(kept))
+def _mean_of_usual(values: Sequence[float]) -> float:
+    """Without the waits for a retry, or for a process that was stopped: those are no cost of the pool."""
+    limit = max(MAX_GAP_S, 10.0 * statistics.median(values))
+    return max(0.0, statistics.fmean(value for value in values if value <= limit))

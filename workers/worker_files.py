@@ -28,6 +28,7 @@ from poqueue.payload import FrozenResult
 from poqueue.task import Report
 
 _STATUS = struct.Struct("<QQQddQ160s64sQ")
+_STATUS_BYTES = 2 * _STATUS.size + 1  # two places, and the one byte whose last bit says which of them holds
 MAX_LINE_CHARS = 10_000
 MAX_LINE_BYTES = 1_000_000
 MAX_READ_BYTES = 250_000
@@ -68,12 +69,13 @@ class WorkerWriter:
         self.folder = folder
         self._mark = mark
         with open(folder / "status", "r+b") as file:
-            self._map = mmap.mmap(file.fileno(), _STATUS.size)
+            self._map = mmap.mmap(file.fileno(), _STATUS_BYTES)
         with open(folder / "mark", "w+b") as file:
             file.write(b"\0")
             file.flush()
             self._mark_map = mmap.mmap(file.fileno(), 1)  # forks of this process are known by it
         self._phase = Phase.BOOTING
+        self._turn = 0
         self.output_fd = os.open(folder / "output", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)
         self._reports_fd = os.open(folder / "reports", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -131,9 +133,13 @@ class WorkerWriter:
         (self.folder / "boot").write_text(reason[:_MAX_BOOT_CHARS], encoding="utf-8", errors="backslashreplace")
 
     def _write(self, token: int, attempt: int, started: float, limit: float, po_number: bytes, task_id: bytes) -> None:
+        """Into the place that does not hold, and only then, in one step, it does: this process may stop anywhere in between."""
+        self._turn = turn = (self._turn + 1) & 255
         _STATUS.pack_into(
-            self._map, 0, token, self._phase, attempt, started, limit, self._output_end, po_number, task_id, token
-        )
+            self._map, (turn & 1) * _STATUS.size,
+            token, self._phase, attempt, started, limit, self._output_end, po_number, task_id, token,
+        )  # fmt: skip
+        self._map[_STATUS_BYTES - 1] = turn
 
 
 class OutputLine(NamedTuple):
@@ -155,8 +161,8 @@ class WorkerReader:
         folder.mkdir(mode=0o700)
         self.mark = f"\x1e{secrets.token_hex(8)} "  # begins the lines that are ours among a processor's output
         with open(folder / "status", "w+b") as file:
-            file.truncate(_STATUS.size)
-            self._map = mmap.mmap(file.fileno(), _STATUS.size)
+            file.truncate(_STATUS_BYTES)
+            self._map = mmap.mmap(file.fileno(), _STATUS_BYTES)
         self._begin()
 
     @classmethod
@@ -165,7 +171,7 @@ class WorkerReader:
         files = cls.__new__(cls)
         files.folder = folder
         with open(folder / "status", "rb") as file:
-            files._map = mmap.mmap(file.fileno(), _STATUS.size, access=mmap.ACCESS_READ)
+            files._map = mmap.mmap(file.fileno(), _STATUS_BYTES, access=mmap.ACCESS_READ)
         files.mark = ""
         files._begin()
         return files
@@ -177,11 +183,14 @@ class WorkerReader:
         self._pending: list[tuple[str, str, str]] = []  # lines whose PO is not known yet: text, level, logger
 
     def status(self) -> Status:
-        """What the worker does now. A worker that died while it wrote counts as having the PO it was about to name."""
-        for _ in range(100):
-            first, phase, attempt, started, limit, output, po_number, task_id, last = _STATUS.unpack_from(self._map, 0)
-            if first == last and _STATUS.unpack_from(self._map, 0)[3] == started:
-                break
+        """What the worker does now. One that died while it wrote has not begun the PO that it was about to name."""
+        for _ in range(1000):
+            turn = self._map[_STATUS_BYTES - 1]
+            first, phase, attempt, started, limit, output, po_number, task_id, last = _STATUS.unpack_from(
+                self._map, (turn & 1) * _STATUS.size
+            )
+            if first == last and self._map[_STATUS_BYTES - 1] == turn:
+                break  # else it has written twice meanwhile, so it is alive and the next look is as good
         return Status(
             Phase(phase), first, attempt, started, limit, output,
             po_number.rstrip(b"\0").decode(errors="replace"), task_id.rstrip(b"\0").decode(errors="replace"),

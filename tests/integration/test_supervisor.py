@@ -18,7 +18,7 @@ import pytest
 from poqueue import TaskStatus
 from poqueue.errors import ServiceError
 from poqueue.service import connect
-from tests.integration.conftest import marked
+from tests.conftest import marked
 from tests.integration.stage import Play, history, living, on_stage, perform, po, started_pids, wait_until
 from workers import Supervisor
 
