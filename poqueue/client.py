@@ -13,7 +13,8 @@ from typing import Any
 from poqueue.error_log import described
 from poqueue.errors import ManagerLostError, PoqueueError
 from poqueue.events import UNSET, HandlerSet
-from poqueue.payload import freeze_po, freeze_result, thaw_task
+from poqueue.packing import pack_reports, pack_task, unpack_grant
+from poqueue.payload import freeze_result, thaw_task
 from poqueue.task import DEFAULT_PRIORITY, Event, Grant, ProcessingTask, Report, TaskRecord, TaskResult, TaskStatus
 from poqueue.wire import check_address, dial, raise_mapped, set_time_limit_of
 
@@ -124,11 +125,11 @@ class QueueClient:
     # --- the queue's public methods, in its order; what they do and raise stands there
 
     def add_task(self, task: ProcessingTask, priority: int = DEFAULT_PRIORITY) -> str:
-        return str(self.call("add_task", _freeze_task(task, self._wants_json()), priority))
+        return self.add_tasks([task], priority)[0]
 
     def add_tasks(self, tasks: Iterable[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
         as_json = self._wants_json()
-        ids: list[str] = self.call("add_tasks", [_freeze_task(task, as_json) for task in tasks], priority)
+        ids: list[str] = self.call("add_tasks", [pack_task(task, as_json) for task in tasks], priority)
         return ids
 
     def get_next_task(self, worker_id: str) -> ProcessingTask | None:
@@ -143,8 +144,7 @@ class QueueClient:
     def exchange(
         self, worker_id: str, reports: Sequence[Report] = (), limit: int = 1, wait_s: float = 0.0, turn: int = 0
     ) -> Grant:
-        grant: Grant = self.call("exchange", worker_id, reports, limit, wait_s, turn)
-        return grant
+        return unpack_grant(self.call("exchange", worker_id, pack_reports(reports), limit, wait_s, turn))
 
     def retire_worker(self, worker_id: str) -> None:
         self.call("retire_worker", worker_id)
@@ -352,15 +352,6 @@ def connect(address: str, key: bytes) -> QueueClient:
     client = QueueClient(address, key)
     client._own_connection()
     return client
-
-
-def _freeze_task(task: Any, as_json: bool) -> Any:
-    if not isinstance(task, ProcessingTask):
-        raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")
-    return ProcessingTask(
-        task.task_id, freeze_po(task.po_data, as_json), task.priority,  # type: ignore[arg-type]  # opened again at the far end
-        max_retries=task.max_retries, retry_delay=task.retry_delay, task_timeout=task.task_timeout, group=task.group,
-    )  # fmt: skip
 
 
 def _thaw_or_none(record: TaskRecord | None) -> ProcessingTask | None:

@@ -34,16 +34,32 @@ def freeze(value: Any, what: str, as_json: bool = False) -> bytes:
     try:
         if not as_json:
             return pickle.dumps(value, 5)
-        frozen = json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        is_same = json.loads(frozen) == (list(value) if type(value) is tuple else value)
+        if _is_same_in_json(value) or (type(value) is tuple and all(map(_is_same_in_json, value))):
+            return _as_json(value).encode("utf-8", "surrogatepass")
     except Exception as error:  # a value's own __reduce__ may raise anything
         done = "written as JSON" if as_json else "pickled"
         raise ValueError(f"invalid {what}: it cannot be {done} ({type(error).__name__}: {error})") from None
-    if not is_same:
-        raise ValueError(
-            f"invalid {what}: a queue with a journal takes what JSON can hold: dicts with text keys, lists, text, numbers"
-        )
-    return frozen
+    raise ValueError(
+        f"invalid {what}: a queue with a journal takes what JSON can hold: dicts with text keys, lists, text, finite numbers"
+    )
+
+
+_as_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def _is_same_in_json(value: Any) -> bool:
+    """Whether it comes back from JSON as what it was."""
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None:
+        return True
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str or (type(item) is not str and not _is_same_in_json(item)):
+                return False
+        return True
+    if kind is list:
+        return all(map(_is_same_in_json, value))
+    return kind is float and math.isfinite(value)
 
 
 def thaw(blob: bytes) -> Any:

@@ -27,6 +27,7 @@ from typing import Any
 from poqueue import failpoint
 from poqueue.client import QueueClient, connect
 from poqueue.errors import ConfigError, JournalError, ManagerLostError, PoqueueError, QueueError
+from poqueue.packing import PACK_ANSWER, UNPACK_REQUEST
 from poqueue.task import TaskRecord
 from poqueue.task_queue import TaskQueue
 from poqueue.wire import check_address, check_private, dial, peer_uid, set_time_limit, set_time_limit_of
@@ -115,7 +116,11 @@ def _answer(queue: TaskQueue, request: bytes) -> bytes:
     try:
         if name not in METHODS:
             raise QueueError(f"the queue has no public method {name!r}")
-        return pickle.dumps((number, True, getattr(queue, name)(*args, **kwargs)), 5)
+        unpack, pack = UNPACK_REQUEST.get(name), PACK_ANSWER.get(name)
+        if unpack is not None and args:
+            args = unpack(*args)
+        value = getattr(queue, name)(*args, **kwargs)
+        return pickle.dumps((number, True, value if pack is None else pack(value)), 5)
     except (PoqueueError, ValueError, TypeError) as error:
         kinds = (type(error) if isinstance(error, PoqueueError) else PoqueueError, ValueError, TypeError)
         kind = next(kind for kind in kinds if isinstance(error, kind))  # one string makes each of them again

@@ -47,6 +47,7 @@ from poqueue.journal import Journal, Kind, Record
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
 from poqueue.moves import Moves
+from poqueue.packing import FrozenTask
 from poqueue.payload import freeze_po, freeze_result, thaw_for_report, thaw_task
 from poqueue.replay import boot_id, reconfigure, replay
 from poqueue.schedule import Schedule
@@ -748,8 +749,8 @@ class TaskQueue:
 
     # ------------------------------------------------------------------ guards (no change yet)
 
-    def _admit(self, task: ProcessingTask, priority: int) -> Entry:
-        if not isinstance(task, ProcessingTask):
+    def _admit(self, task: ProcessingTask | FrozenTask, priority: int) -> Entry:
+        if not isinstance(task, ProcessingTask | FrozenTask):
             raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")
         if not isinstance(task.group, str):
             raise ValueError(f"invalid task: group must be text, got {task.group!r}")
