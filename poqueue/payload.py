@@ -114,7 +114,7 @@ def freeze_plain_result(result: TaskResult) -> FrozenResult:
     Raises:
         ValueError, TypeError: it holds something else.
     """
-    return _frozen(result, json.dumps(_fields_of(result), allow_nan=False, ensure_ascii=False).encode())
+    return _frozen(result, _as_json(_fields_of(result)).encode())
 
 
 def _fields_of(result: TaskResult) -> tuple[Any, ...]:

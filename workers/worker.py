@@ -8,6 +8,7 @@ import faulthandler
 import logging
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
@@ -270,6 +271,9 @@ class _Streams:
 
     def __init__(self, files: WorkerWriter) -> None:
         self._output_fd = files.output_fd
+        self._poll = select.poll()
+        for number in (0, 1, 2):
+            self._poll.register(number, 0)  # asks for nothing, and so is told only of what is no open file
         _flush()
         self._connect_descriptors()
         self._open()
@@ -282,10 +286,7 @@ class _Streams:
     def restore(self) -> None:
         """What a processor has closed or replaced is there again; what it has written is handed to the system."""
         _flush()
-        try:
-            for number in (0, 1, 2):
-                os.fstat(number)
-        except OSError:
+        if self._poll.poll(0):  # one of them is closed
             self._connect_descriptors()
         if (
             sys.stdout is not self._stdout

@@ -4,7 +4,8 @@ One private folder a worker process:
     status   a few fields in shared memory: phase, lease token, PO, since when, time limit. Written by the worker alone.
     output   stdout, stderr and log records of the processor, with an invisible line at the end of each PO that wrote.
     stack    where the Python code is, written by faulthandler when the supervisor asks (SIGUSR1).
-    reports  attempts that are over and not yet told to the queue, a JSON list a line: what is done is never done again.
+    reports  attempts that are over and not yet told to the queue, a line each (JSON, tab, result): what is done is never done
+             again.
     owned    processes and paths that are to be removed if the worker is killed, a JSON object a line.
     mark     mapped by the worker alone, and so by all that it forks.
     boot     why the worker could not start.
@@ -29,6 +30,7 @@ from poqueue.task import Report
 
 _STATUS = struct.Struct("<QQQddQ160s64sQ")
 _STATUS_BYTES = 2 * _STATUS.size + 1  # two places, and the one byte whose last bit says which of them holds
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
 MAX_LINE_CHARS = 10_000
 MAX_LINE_BYTES = 1_000_000
 MAX_READ_BYTES = 250_000
@@ -107,12 +109,10 @@ class WorkerWriter:
     def keep_report(self, report: Report) -> None:
         """An attempt is over: should this process die before it can tell the queue, the supervisor will."""
         result = report.result
-        if result is not None:
-            result = (result.success, result.processing_time, result.error_message, result.payload.decode())
-        line = json.dumps(
-            [report.task_id, report.token, report.processing_time, result, *report[4:]], ensure_ascii=False
-        )
-        os.write(self._reports_fd, line.encode() + b"\n")
+        told = None if result is None else result[:3]
+        line = _as_json((*report[:3], told, *report[4:])).encode()
+        payload = b"" if result is None else result.payload  # JSON too, and so without a tab or a line end of its own
+        os.write(self._reports_fd, b"%b\t%b\n" % (line, payload))
 
     def reports_told(self) -> None:
         """The queue has taken all reports so far."""
@@ -213,12 +213,12 @@ class WorkerReader:
     def untold_reports(self) -> list[Report]:
         """What a dead worker had finished and perhaps not told; a line that it died over is left out."""
         reports = []
-        for line in self._text("reports").split("\n"):
+        for line in self._bytes("reports").split(b"\n")[:-1]:
             with contextlib.suppress(ValueError, TypeError, AttributeError):
-                task_id, token, seconds, result, *rest = json.loads(line)
+                told, _, payload = line.partition(b"\t")
+                task_id, token, seconds, result, *rest = json.loads(told)
                 if result is not None:
-                    success, processing_time, message, payload = result
-                    result = FrozenResult(success, processing_time, message, payload.encode())
+                    result = FrozenResult(*result, payload)
                 reports.append(Report(task_id, token, seconds, result, *rest))
         return reports
 
@@ -294,10 +294,13 @@ class WorkerReader:
         return data
 
     def _text(self, name: str) -> str:
+        return self._bytes(name).decode(errors="replace")
+
+    def _bytes(self, name: str) -> bytes:
         try:
-            return (self.folder / name).read_text(encoding="utf-8", errors="replace")
+            return (self.folder / name).read_bytes()
         except FileNotFoundError:
-            return ""
+            return b""
 
     def _as_mark(self, raw: bytes) -> dict[str, Any] | None:
         """One of the lines that begin with this worker's own mark, which no other text does."""
