@@ -9,7 +9,7 @@ from typing import Any
 
 from poqueue.client import QueueClient
 from poqueue.errors import ConfigError, PoqueueError
-from workers.quantities import format_duration, format_size
+from workers.quantities import format_duration
 from workers.run_control import order, reach
 from workers.run_dir import DEFAULT_PARENT
 from workers.run_record import describe_run, find_run, list_run_dirs
@@ -101,7 +101,7 @@ def _status_text(status: dict[str, Any]) -> str:
             safe_text(worker["po_number"]),
             worker["attempt"] or "",
             f"{worker['elapsed_s']:.1f} of {worker['timeout_s']:g} s" if worker["po_number"] else "",
-            format_size(worker["rss_bytes"]),
+            f"{worker['rss_bytes'] / 2**20:.0f}M",
         )
         for worker in view["workers"]
     ]

@@ -1,0 +1,178 @@
+"""Taking a waiting task out of the schedule: wherever it stands, and whether or not it comes back."""
+
+import random
+
+import pytest
+
+from poqueue.ledger import Entry
+from poqueue.schedule import Schedule
+
+NOW = 100.0
+
+
+def entry(rank: int, po_number: str = "", priority: int = 5) -> Entry:
+    return Entry(f"t{rank}", po_number or f"PO-{rank}", b"", priority, rank, 3, 1.0, 60.0, 0.0, 0.0)
+
+
+def ranks(schedule: Schedule, now: float = NOW) -> list[int]:
+    """Whatever may run, one after the other; each stays running."""
+    found = []
+    while (taken := schedule.take(now)) is not None:
+        found.append(taken.rank)
+    return found
+
+
+@pytest.fixture(params=[True, False], ids=["by priority", "in order"])
+def schedule(request: pytest.FixtureRequest) -> Schedule:
+    return Schedule(by_priority=request.param)
+
+
+def put(schedule: Schedule, one: Entry, place: str) -> None:
+    if place == "fresh":
+        schedule.add(one)
+    elif place == "returned":
+        schedule.put_back(one)
+    elif place == "delayed":
+        schedule.delay(one, NOW - 1.0)
+    else:
+        _set_aside(schedule, one)
+
+
+def _set_aside(schedule: Schedule, one: Entry) -> None:
+    """Behind a running task of its PO."""
+    running = entry(0, one.po_number)
+    schedule.put_back(running)
+    assert schedule.take(NOW) is running
+    schedule.add(one)
+    assert schedule.take(NOW) is None
+    schedule.end(running)
+
+
+PLACES = ["fresh", "returned", "delayed", "aside"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_removed_task_never_runs_wherever_it_stood(schedule: Schedule, place: str) -> None:
+    gone = entry(1)
+    put(schedule, gone, place)
+    schedule.add(entry(2))
+
+    schedule.remove(gone)
+
+    assert ranks(schedule) == [2]
+    assert not schedule._removed, "a removal is forgotten once it was carried out"
+
+
+def test_a_task_removed_while_another_of_its_po_runs_never_runs(schedule: Schedule) -> None:
+    first, gone, third = entry(1, "PO"), entry(2, "PO"), entry(3, "PO")
+    for each in (first, gone, third):
+        schedule.add(each)
+    assert ranks(schedule) == [1]
+
+    schedule.remove(gone)
+    schedule.end(first)
+
+    assert ranks(schedule) == [3]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_removed_task_that_is_wanted_again_stands_in_one_place_only(schedule: Schedule, place: str) -> None:
+    one = entry(1)
+    put(schedule, one, place)
+    schedule.remove(one)
+
+    schedule.delay(one, NOW + 5.0)
+
+    assert (schedule.next_due(), schedule.latest_due()) == (NOW + 5.0, NOW + 5.0)
+    assert ranks(schedule, NOW) == []
+    assert ranks(schedule, NOW + 5.0) == [1]
+    schedule.end(one)
+    assert ranks(schedule, NOW + 99.0) == []
+
+
+def test_what_was_removed_is_due_at_no_time(schedule: Schedule) -> None:
+    early, late, latest = entry(1), entry(2), entry(3)
+    for each, due in ((early, 1.0), (late, 2.0), (latest, 3.0)):
+        schedule.delay(each, NOW + due)
+
+    schedule.remove(early)
+    schedule.remove(latest)
+
+    assert (schedule.next_due(), schedule.latest_due()) == (NOW + 2.0, NOW + 2.0)
+    schedule.remove(late)
+    assert (schedule.next_due(), schedule.latest_due()) == (None, None)
+
+
+def test_untaking_is_as_if_it_had_not_been_taken(schedule: Schedule) -> None:
+    entries = [entry(1, "A"), entry(2, "B"), entry(3, "A"), entry(4, "C")]
+    for each in entries:
+        schedule.add(each)
+    taken = [schedule.take(NOW), schedule.take(NOW)]
+    assert [each.rank for each in taken if each] == [1, 2]
+
+    for each in reversed(taken):
+        assert each is not None
+        schedule.untake(each)
+
+    assert ranks(schedule) == [1, 2, 4]
+    assert schedule.end(entries[0])
+    assert ranks(schedule) == [3]
+
+
+def test_rebuilding_forgets_what_was_there(schedule: Schedule) -> None:
+    old, running, waiting, delayed = entry(1), entry(2, "A"), entry(3, "A"), entry(4)
+    schedule.add(old)
+    schedule.remove(old)
+    schedule.delay(entry(5), NOW)
+
+    schedule.rebuild([waiting, old], [(NOW + 1.0, delayed)], [running])
+
+    assert ranks(schedule) == [1]
+    schedule.end(running)
+    assert ranks(schedule) == [3]
+    assert ranks(schedule, NOW + 1.0) == [4]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_mixture_of_steps_serves_what_a_sorted_list_would(seed: int) -> None:
+    chance = random.Random(seed)
+    schedule = Schedule(by_priority=True)
+    waiting: dict[int, tuple[Entry, float]] = {}
+    running: list[Entry] = []
+    gone: list[Entry] = []
+    now = NOW
+
+    for rank in range(1, 400):
+        step = chance.choice(("add", "add", "take", "take", "end", "delay", "remove", "return", "untake", "wait"))
+        if step == "add":
+            one = entry(rank, f"PO-{chance.randint(1, 9)}", chance.randint(1, 3))
+            schedule.add(one)
+            waiting[one.rank] = one, 0.0
+        elif step in ("take", "untake"):
+            busy = {each.po_number for each in running}
+            may_run = [each for each, due in waiting.values() if due <= now and each.po_number not in busy]
+            best = min(may_run, key=lambda each: (each.priority, each.rank), default=None)
+            taken = schedule.take(now)
+            assert taken is best
+            if taken is not None and step == "untake":
+                schedule.untake(taken)
+            elif taken is not None:
+                del waiting[taken.rank]
+                running.append(taken)
+        elif step in ("end", "delay") and running:
+            one = running.pop(chance.randrange(len(running)))
+            schedule.end(one)
+            if step == "delay":
+                due = now + chance.randint(0, 3)
+                schedule.delay(one, due)
+                waiting[one.rank] = one, due
+        elif step == "remove" and waiting:
+            one, _ = waiting.pop(chance.choice(list(waiting)))
+            schedule.remove(one)
+            gone.append(one)
+        elif step == "return" and gone:
+            one = gone.pop(chance.randrange(len(gone)))
+            schedule.delay(one, now + 1.0)
+            waiting[one.rank] = one, now + 1.0
+        elif step == "wait":
+            now += 1.0
