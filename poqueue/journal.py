@@ -91,15 +91,19 @@ class Journal:
         path: the file; in a folder of this user alone.
         durability: "normal" survives the end of any process, "full" also a loss of power, at a disk flush a commit.
         must_exist: True: opened, never made; False: made, never opened; None: whichever.
+        any_version: take a file of another schema version, if its tables have the columns of this one.
 
     Raises:
         JournalError: it cannot be opened, is no journal of ours, is damaged, or is used by somebody else.
     """
 
-    def __init__(self, path: Path, *, durability: str = "normal", must_exist: bool | None = None) -> None:
+    def __init__(
+        self, path: Path, *, durability: str = "normal", must_exist: bool | None = None, any_version: bool = False
+    ) -> None:
         if durability not in DURABILITIES:
             raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, got {durability!r}")
         self.path = Path(path)
+        self._any_version = any_version
         self._next_file_check = 0.0
         exists = os.path.lexists(self.path)
         if must_exist is True and not exists:
@@ -203,7 +207,7 @@ class Journal:
                 _make_schema(db)
             db.execute("COMMIT")
             if not self.is_new:
-                _check_content(db, self.path)
+                _check_content(db, self.path, any_version=self._any_version)
         except BaseException as error:
             db.close()
             if self.is_new:
@@ -290,19 +294,30 @@ def _make_schema(db: sqlite3.Connection) -> None:
     db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
 
-def _check_content(db: sqlite3.Connection, path: Path) -> None:
+def _check_content(db: sqlite3.Connection, path: Path, *, any_version: bool) -> None:
     (application,) = db.execute("PRAGMA application_id").fetchone()
     if application != APPLICATION_ID:
         raise JournalError(f"{path}: is an SQLite file, but not a journal of poqueue")
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION and not (any_version and _has_our_columns(db)):
         raise JournalError(
             f"{path}: has schema version {version}, this poqueue reads version {SCHEMA_VERSION}; "
-            "use the version of poqueue that wrote it"
+            "use the version of poqueue that wrote it" + (", for its tables are other ones" if any_version else "")
         )
     (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise JournalError(f"{path}: the journal is damaged: {verdict}")
+
+
+def _has_our_columns(db: sqlite3.Connection) -> bool:
+    with contextlib.closing(sqlite3.connect(":memory:")) as ours:
+        _make_schema(ours)
+        tables = ("tasks", "log")
+        return all(_columns(db, table) == _columns(ours, table) for table in tables)
+
+
+def _columns(db: sqlite3.Connection, table: str) -> list[str]:
+    return [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
 
 
 def _opening_error(path: Path, error: sqlite3.Error) -> str:

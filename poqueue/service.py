@@ -390,7 +390,7 @@ class QueueService:
             self._made_directory = None
 
 
-_OF_JOURNAL = ("journal", "durability", "journal_must_exist")
+_OF_JOURNAL = ("journal", "durability", "journal_must_exist", "journal_any_version")
 
 
 class ServiceNotStarted(PoqueueError):

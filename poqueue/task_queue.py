@@ -81,6 +81,7 @@ class TaskQueue:
             Task data, results and error details must then be what JSON can hold.
         durability: "normal" survives the end of any process, "full" also a loss of power.
         journal_must_exist: True: the journal is only opened; False: only made; None: whichever.
+        journal_any_version: take a journal of another schema version, if its tables have the same columns.
         clock: monotonic seconds, for every deadline and duration.
         wall_clock: UTC seconds since the epoch, for people.
         open_task: how a record is handed out; the service hands it on unopened.
@@ -107,6 +108,7 @@ class TaskQueue:
         journal: Path | str | None = None,
         durability: str = "normal",
         journal_must_exist: bool | None = None,
+        journal_any_version: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         open_task: Callable[[TaskRecord], ProcessingTask] = thaw_task,
@@ -145,7 +147,9 @@ class TaskQueue:
         self._ensure_thread_safety()
         self._journal: Journal | None = None
         if journal is not None:
-            self._open_journal(Path(journal), durability, journal_must_exist)
+            self._open_journal(
+                Path(journal), durability=durability, must_exist=journal_must_exist, any_version=journal_any_version
+            )
 
     # ------------------------------------------------------------------ a task's life
 
@@ -1022,9 +1026,9 @@ class TaskQueue:
 
     # ------------------------------------------------------------------ the journal (under the lock)
 
-    def _open_journal(self, path: Path, durability: str, must_exist: bool | None) -> None:
+    def _open_journal(self, path: Path, **how: Any) -> None:
         """Take up what the journal holds."""
-        journal = Journal(path, durability=durability, must_exist=must_exist)
+        journal = Journal(path, **how)
         try:
             now = self._clock()
             if not journal.is_new:

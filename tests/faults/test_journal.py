@@ -1357,3 +1357,22 @@ def test_a_copy_that_cannot_be_written_is_an_error_and_the_journal_goes_on(queue
         queue.copy_journal(str(tmp_path))
 
     assert queue.add_task(task("A")) == "A"
+
+
+def test_another_schema_version_is_taken_if_that_is_accepted_and_its_tables_are_ours(tmp_path: Path) -> None:
+    path = tmp_path / "j.sqlite"
+    queue = TaskQueue(journal=path)
+    queue.add_task(ProcessingTask(task_id="t1", po_data={"po_number": "A"}))
+    queue.close_queue()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version=99")
+
+    accepted = TaskQueue(journal=path, journal_any_version=True)
+    found = accepted.find_task(task_id="t1")
+    accepted.close_queue()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("ALTER TABLE log ADD COLUMN mood TEXT")
+
+    assert found is not None and found.po_number == "A"
+    with pytest.raises(JournalError, match="its tables are other ones"):
+        TaskQueue(journal=path, journal_any_version=True)
