@@ -218,7 +218,7 @@ class WorkerReader:
                 told, _, payload = line.partition(b"\t")
                 task_id, token, seconds, result, *rest = json.loads(told)
                 if result is not None:
-                    result = FrozenResult(*result, payload)
+                    result = FrozenResult(result[0], result[1], result[2], payload)
                 reports.append(Report(task_id, token, seconds, result, *rest))
         return reports
 
