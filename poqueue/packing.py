@@ -33,7 +33,16 @@ def pack_task(task: Any, as_json: bool) -> tuple[Any, ...]:
     if not isinstance(task, ProcessingTask):
         raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")
     number, payload = freeze_po(task.po_data, as_json)
-    return task.task_id, number, payload, task.priority, task.max_retries, task.retry_delay, task.task_timeout, task.group
+    return (
+        task.task_id,
+        number,
+        payload,
+        task.priority,
+        task.max_retries,
+        task.retry_delay,
+        task.task_timeout,
+        task.group,
+    )
 
 
 def pack_reports(reports: Sequence[Report]) -> list[tuple[Any, ...]]:

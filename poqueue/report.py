@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,13 +22,18 @@ TASK_COLUMNS = (
 def build_report(
     tasks: list[ProcessingTask],
     *,
+    plain: Collection[int] = (),
     status: dict[str, Any],
     metrics: dict[str, Any],
     errors: dict[str, Any],
     configuration: dict[str, Any],
     wall_time: float,
 ) -> dict[str, Any]:
-    """Put a report together: every task with its history, and the figures of the queue."""
+    """Put a report together: every task with its history, and the figures of the queue.
+
+    Args:
+        plain: places of tasks whose data comes from JSON, and so needs no reduction.
+    """
     figures = {
         "queue": status,
         "configuration": configuration,
@@ -38,38 +44,37 @@ def build_report(
     return {
         "generated_at": iso_time(wall_time),
         **plain_details(figures),
-        "tasks": [task_as_dict(task) for task in tasks],
+        "tasks": [task_as_dict(task, is_plain=place in plain) for place, task in enumerate(tasks)],
     }
 
 
-def task_as_dict(task: ProcessingTask) -> dict[str, Any]:
-    """One task in plain JSON types; times are ISO text in UTC, durations seconds."""
+def task_as_dict(task: ProcessingTask, *, is_plain: bool = False) -> dict[str, Any]:
+    """One task in plain JSON types; times are ISO text in UTC, durations seconds. `is_plain`: its data comes from JSON."""
     result = task.result
-    return plain_details(
-        {
-            "task_id": task.task_id,
-            "po_number": task.po_number,
-            "status": task.status.value,
-            "priority": task.priority,
-            "attempt": task.attempt,
-            "retry_count": task.retry_count,
-            "max_retries": task.max_retries,
-            "retry_delay": task.retry_delay,
-            "task_timeout": task.task_timeout,
-            "worker_id": task.worker_id,
-            "created_at": iso_time(task.created_at),
-            "assigned_at": iso_time(task.assigned_at),
-            "completed_at": iso_time(task.completed_at),
-            "processing_time": result.processing_time if result else None,
-            "success": result.success if result else None,
-            "error_message": result.error_message if result else None,
-            "downloads": list(result.downloads) if result else [],
-            "data": result.data if result else {},
-            "error_history": task.error_history,
-            "interruptions": task.interruptions,
-            "po_data": task.po_data,
-        }
-    )
+    fields = {
+        "task_id": task.task_id,
+        "po_number": task.po_number,
+        "status": task.status.value,
+        "priority": task.priority,
+        "attempt": task.attempt,
+        "retry_count": task.retry_count,
+        "max_retries": task.max_retries,
+        "retry_delay": task.retry_delay,
+        "task_timeout": task.task_timeout,
+        "worker_id": task.worker_id,
+        "created_at": iso_time(task.created_at),
+        "assigned_at": iso_time(task.assigned_at),
+        "completed_at": iso_time(task.completed_at),
+        "processing_time": result.processing_time if result else None,
+        "success": result.success if result else None,
+        "error_message": result.error_message if result else None,
+        "downloads": list(result.downloads) if result else [],
+        "data": result.data if result else {},
+        "error_history": task.error_history,
+        "interruptions": task.interruptions,
+        "po_data": task.po_data,
+    }
+    return fields if is_plain else plain_details(fields)
 
 
 def as_csv(report: dict[str, Any]) -> str:

@@ -150,7 +150,12 @@ def _as_record(record: TaskRecord) -> Any:
 
 
 def _host_queue(
-    settings: dict[str, Any], owner_pid: int, address: str, log_path: str | None, on_orphan: Callable[[], None] | None
+    settings: dict[str, Any],
+    owner_pid: int,
+    address: str,
+    log_path: str | None,
+    on_orphan: Callable[[], None] | None,
+    hold: str,
 ) -> None:
     """Runs first in the manager process: its signals, its queue, and its end should the owner die."""
     global _hosted_queue
@@ -165,6 +170,7 @@ def _host_queue(
         )
     try:
         _hosted_queue = TaskQueue(**settings, open_task=_as_record)
+        _hosted_queue.hold_queue(hold)  # before anybody can reach it
     except PoqueueError as error:
         Path(_reason_path(address)).write_text(str(error), encoding="utf-8", errors="backslashreplace")
         os._exit(CANNOT_HOST_EXIT)
@@ -271,6 +277,7 @@ class QueueService:
         self.key = secrets.token_bytes(32)
         self.address = ""
         self._manager: _Manager | None = None
+        self._has_started = False
         self._clients: list[QueueClient] = []
         self._owner_pid = os.getpid()
 
@@ -314,10 +321,12 @@ class QueueService:
             self._remove_directory()
             raise
 
-    def _start_manager(self) -> None:
+    def _start_manager(self, hold: str = "") -> None:
         manager = _Manager(self.address, self.key, ctx=get_context(self._start_method))
         try:
-            manager.start(_host_queue, (self._settings, os.getpid(), self.address, self._log_path, self._on_orphan))
+            manager.start(
+                _host_queue, (self._settings, os.getpid(), self.address, self._log_path, self._on_orphan, hold)
+            )
         except (EOFError, OSError) as error:
             manager._process.join(1.0)
             if manager._process.exitcode == NO_GUARD_EXIT:
@@ -326,9 +335,13 @@ class QueueService:
                 raise JournalError(self._take_reason()) from None
             raise ManagerLostError(f"the manager process died while it started: {error!r}") from None
         self._manager = manager
+        self._has_started = True
 
-    def replace(self) -> None:
+    def replace(self, hold: str = "") -> None:
         """Kill the manager process, whatever state it is in, and start another one from the journal: same address, same key.
+
+        Args:
+            hold: why the new queue starts no task before its owner has called hold_queue; empty to start at once.
 
         Raises:
             ServiceNotStarted, JournalError, ManagerLostError: as start; or there is no journal to start from.
@@ -343,8 +356,11 @@ class QueueService:
             process.close()
         with contextlib.suppress(OSError):
             os.unlink(self.address)
-        self._settings["journal_must_exist"] = True
-        self._start_manager()
+        if self._has_started:
+            self._settings["journal_must_exist"] = True
+        elif self._settings.get("journal_must_exist") is False:
+            _remove_journal(Path(self._settings["journal"]))  # ours, and perhaps half made: nothing was in it
+        self._start_manager(hold)
 
     def _take_reason(self) -> str:
         path = Path(_reason_path(self.address))
@@ -388,6 +404,11 @@ class QueueService:
             with contextlib.suppress(OSError):
                 os.rmdir(self._made_directory)
             self._made_directory = None
+
+
+def _remove_journal(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 _OF_JOURNAL = ("journal", "durability", "journal_must_exist", "journal_any_version")

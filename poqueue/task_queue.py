@@ -48,7 +48,7 @@ from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
 from poqueue.moves import Moves
 from poqueue.packing import FrozenTask
-from poqueue.payload import freeze_po, freeze_result, thaw_for_report, thaw_task
+from poqueue.payload import freeze_po, freeze_result, is_json, thaw_for_report, thaw_task
 from poqueue.replay import boot_id, reconfigure, replay
 from poqueue.schedule import Schedule
 from poqueue.task import DEFAULT_PRIORITY, Event, Grant, Lease, ProcessingTask, Report, TaskRecord, TaskResult
@@ -575,6 +575,7 @@ class TaskQueue:
         tasks = [thaw_for_report(record) for record in records]
         built = reports_of.build_report(
             tasks,
+            plain={n for n, one in enumerate(records) if is_json(one.payload) and is_json(one.result or b"[")},
             status=status,
             metrics=metrics,
             errors=errors,
