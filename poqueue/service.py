@@ -9,6 +9,7 @@ as an error, and payloads and results cross the manager as bytes that it does no
 """
 
 import contextlib
+import gc
 import logging
 import os
 import pickle
@@ -164,6 +165,7 @@ def _host_queue(
     with contextlib.suppress(OSError):
         os.setsid()  # a kill of the terminal's whole group must not take the queue along
     os.umask(0o077)
+    gc.set_threshold(50_000, 20, 20)  # tasks come and stay by the thousand, and hold no cycles worth the looking for
     if log_path is not None:
         logging.basicConfig(
             filename=log_path, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", force=True
