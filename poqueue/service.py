@@ -16,6 +16,7 @@ import pickle
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -167,6 +168,7 @@ def _host_queue(
     os.umask(0o077)
     gc.set_threshold(50_000, 20, 20)  # tasks come and stay by the thousand, and hold no cycles worth the looking for
     if log_path is not None:
+        logging.raiseExceptions = False  # no traceback on the operator's screen when there is no room for a line
         logging.basicConfig(
             filename=log_path, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", force=True
         )
@@ -174,7 +176,8 @@ def _host_queue(
         _hosted_queue = TaskQueue(**settings, open_task=_as_record)
         _hosted_queue.hold_queue(hold)  # before anybody can reach it
     except PoqueueError as error:
-        Path(_reason_path(address)).write_text(str(error), encoding="utf-8", errors="backslashreplace")
+        with contextlib.suppress(OSError):  # the disk may be full
+            Path(_reason_path(address)).write_text(str(error), encoding="utf-8", errors="backslashreplace")
         os._exit(CANNOT_HOST_EXIT)
     threading.Thread(target=_end_with_owner, args=(owner_pid, address, on_orphan), daemon=True).start()
 
@@ -235,16 +238,27 @@ def fits_address(directory: Path) -> bool:
 
 NO_GUARD_EXIT = 64
 CANNOT_HOST_EXIT = 65
+NO_REASON = "the journal cannot be opened, and there is no room on the disk to say why"
 NO_GUARD = (
     "each process that is started imports the script again, and so would start a batch of its own; "
     'put what starts the batch below a line: if __name__ == "__main__":'
 )
 
 
-def leave_if_imported_again() -> None:
-    """End this process if it is one of ours that still imports the script: without a guard, the script ends up here."""
+def leave_if_imported_again(start_method: str = "spawn") -> None:
+    """End this process if it is one of ours that still imports the script: without a guard, the script ends up here.
+
+    Raises:
+        ConfigError: the script cannot be imported at all, since it came through standard input or its file is gone.
+    """
     if getattr(current_process(), "_inheriting", False):
         os._exit(NO_GUARD_EXIT)  # the parent, which sees the exit code, tells it once
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if start_method != "fork" and path and not getattr(main, "__spec__", None) and not os.path.exists(path):
+        raise ConfigError(
+            f"each process that is started imports the script again, and {path} cannot be imported: save it as a file"
+        )
 
 
 class QueueService:
@@ -309,7 +323,15 @@ class QueueService:
             JournalError: the journal cannot be opened.
             ManagerLostError: it died on the way.
         """
-        leave_if_imported_again()
+        leave_if_imported_again(self._start_method)
+        self._choose_address()
+        try:
+            self._start_manager()
+        except BaseException:
+            self._remove_directory()
+            raise
+
+    def _choose_address(self) -> None:
         directory = self._directory
         if directory is None:
             directory = Path(self._made_directory or tempfile.mkdtemp(prefix="poqueue-"))
@@ -317,11 +339,6 @@ class QueueService:
         self.address = str(directory / SOCKET_NAME)
         check_address(self.address)
         check_private(directory)
-        try:
-            self._start_manager()
-        except BaseException:
-            self._remove_directory()
-            raise
 
     def _start_manager(self, hold: str = "") -> None:
         manager = _Manager(self.address, self.key, ctx=get_context(self._start_method))
@@ -358,6 +375,7 @@ class QueueService:
             process.close()
         with contextlib.suppress(OSError):
             os.unlink(self.address)
+        self._choose_address()  # the same, unless the first manager was lost before it had one
         if self._has_started:
             self._settings["journal_must_exist"] = True
         elif self._settings.get("journal_must_exist") is False:
@@ -367,9 +385,9 @@ class QueueService:
     def _take_reason(self) -> str:
         path = Path(_reason_path(self.address))
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8") or NO_REASON
         except OSError:
-            return "the journal cannot be opened"
+            return NO_REASON
         finally:
             path.unlink(missing_ok=True)
 

@@ -67,6 +67,11 @@ def dial(address: str, key: bytes, time_limit_s: float) -> Any:
     except AuthenticationError:
         conn.close()
         raise ManagerLostError("the manager process refused the key") from None
+    except ValueError as error:  # Python 3.11 proves keys with MD5 and nothing else
+        conn.close()
+        raise ManagerLostError(
+            f"this system forbids MD5 (FIPS), with which Python 3.11 proves the key: use Python 3.12 or newer ({error})"
+        ) from None
     except BaseException as error:
         conn.close()
         raise_mapped("connect", error)

@@ -8,6 +8,7 @@ matches the orders with the tasks of the journal; what had ended is told again, 
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -19,13 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from poqueue import failpoint
 from poqueue.client import REPORT_TIMEOUT_S
 from poqueue.errors import ConfigError, JournalError, OrdersError, ServiceError
 from poqueue.journal import JOURNAL_NAME, check_file
 from poqueue.payload import thaw, thaw_result, thaw_task
 from poqueue.report import as_csv, as_yaml
 from poqueue.service import leave_if_imported_again
-from poqueue.task import Event, ProcessingTask, TaskStatus
+from poqueue.task import Event, ProcessingTask, TaskRecord, TaskStatus
 from workers.guards import MachineGuard
 from workers.log import RunLogging
 from workers.orders import OrderBook, OrderSource, read_orders
@@ -33,7 +35,7 @@ from workers.processing import ProcessorSpec
 from workers.processor_check import ProcessorCheck
 from workers.processors import command
 from workers.progress import Progress, SilentProgress, Snapshot
-from workers.recovery import LeftBehind, end_old_run, next_work_dir, read_left_behind
+from workers.recovery import LeftBehind, end_old_run, next_work_dir, read_left_behind, remove_scraps
 from workers.resolved import Resolved, load_settings, render_config
 from workers.results import RESULT_FILES, Accounts, ResultsWriter
 from workers.resume import Match, match_orders
@@ -201,6 +203,7 @@ class Batch:
             try:
                 record = self._new_record(run_dir, book)
                 record.write(run_dir)
+                failpoint.hit("batch.after_record")
                 with self._logging(run_dir):
                     return _Run(self, book, run_dir, signals, record).go()
             finally:
@@ -237,6 +240,7 @@ class Batch:
                 f"this run's POs were processed by {was}, not by {now}; to go on all the same, add --accept-changes"
             )
         end_old_run(run_dir, read_control_file(run_dir))
+        remove_scraps(run_dir)
 
     def _new_record(self, run_dir: Path, book: OrderBook) -> RunRecord:
         copy = copy_of_orders(run_dir, self._orders).name
@@ -262,7 +266,8 @@ class Batch:
             output_dir=run_dir / "output", log_path=run_dir / "manager.log", on_event=on_event,
             on_show=self._progress.update, signals=signals, control_dir=run_dir,
             journal=run_dir / JOURNAL_NAME if settings.journal else None, durability=settings.durability,
-            journal_must_exist=must_exist, halt=Halt(**limits, is_now=halt.is_now),
+            journal_must_exist=must_exist, journal_any_version=self._resuming is not None and self._resuming.accept_changes,
+            halt=Halt(**limits, is_now=halt.is_now),
             guard=MachineGuard(run_dir, settings.memfree, settings.diskfree),
             max_retries=settings.max_retries, retry_delay=settings.retry_delay, task_timeout=settings.task_timeout.seconds,
             enable_priority=settings.priority, max_retry_delay=settings.max_retry_delay, retry_jitter=settings.jitter,
@@ -340,6 +345,7 @@ class _Run:
         self._place_of: dict[str, int] | None = None  # task id -> index of its order; None: tN is order N
         self._resumed: dict[str, int] = {}
         self._had_work = True
+        self._has_gaps = False  # whether there was no room for some of the results
         self._not_added: list[dict[str, Any]] = []
         self._batch = batch
         self._book = book
@@ -379,6 +385,7 @@ class _Run:
         seconds = time.monotonic() - self._begun
         not_run = self._not_run if self._not_run is not None else self._left_over()
         self._counts["not_run"] = len(not_run)
+        failpoint.hit("batch.before_finish")
         accounts = self._results.finish(not_run)
         with contextlib.suppress(FileNotFoundError):  # it may have died before it made the file
             if (self._run_dir / "manager.log").stat().st_size == 0:
@@ -392,6 +399,7 @@ class _Run:
         report["run"] |= {"seconds": round(seconds, 3), "reason": end.reason, "message": end.message}
         if self._resumed:
             report["run"]["resumed"] = self._resumed
+        failpoint.hit("batch.before_report")
         for path in (self._run_dir / "report.json", *self._batch._settings.report):
             name = path.name if path.parent == self._run_dir else str(path)
             files[name] = write_report(report, path)
@@ -431,6 +439,7 @@ class _Run:
         try:
             with contextlib.closing(supervisor):
                 supervisor.start_queue()
+                failpoint.hit("batch.after_start_queue")
                 if self._resuming is not None:
                     self._take_up(supervisor, self._resuming)
                 if self._had_work:
@@ -442,6 +451,8 @@ class _Run:
                     logger.error("%s", error)
                     end = RunEnd("halted", message=str(error))
                 supervisor.take_rest()
+                if self._has_gaps:
+                    self._tell_again(supervisor)
                 self._results.flush()
                 if end.reason != "done":
                     self._not_run = self._unfinished(supervisor)
@@ -450,14 +461,29 @@ class _Run:
                 self._report = report
                 return end
         except ServiceError as error:
+            if not hasattr(self, "_results"):
+                raise  # nothing was begun, and the results of before are as they were
             logger.error("the queue is lost: %s", error)
             return RunEnd("lost", message=f"the manager process is lost: {error}")
+
+    def _tell_again(self, supervisor: Supervisor) -> None:
+        """There was no room for some results: begin them anew, from what the queue knows."""
+        self._results.close_anyhow()
+        self._has_gaps = False
+        self._ended = bytearray(len(self._ended))
+        self._counts |= {"succeeded": 0, "failed": 0}
+        self._open_results()
+        supervisor.tell_finished()
+        if self._has_gaps:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._run_dir / RESULT_FILES[0]))
 
     # --- resuming
 
     def _take_up(self, supervisor: Supervisor, resuming: Resuming) -> None:
         """Before anybody works: what the dead have left, which order is which task, and what has ended already."""
+        failpoint.hit("recovery.before_take_up")
         interrupted = supervisor.take_up(self._left, "the run was killed while this PO ran")
+        failpoint.hit("recovery.before_remove")
         self._left.remove()
         match = self._find_match(supervisor)
         if match is not None:
@@ -469,8 +495,10 @@ class _Run:
                 f"{waiting} POs of this run have not ended yet: finish it with --resume, and then retry what failed; "
                 "or run failed.csv of the run directory by itself"
             )
-        requeued = supervisor.ask("requeue_failed") if resuming.retry_failed else 0
+        requeued = _requeue_failed(supervisor, status["failed_tasks"]) if resuming.retry_failed else 0
         self._reconfigure(supervisor)
+        if status["status"] == "PAUSED":
+            logger.warning("still paused; to go on: poqueue resume %s", self._run_dir.name)
         self._had_work = bool(waiting or requeued or len(self._book.orders) > status["total_tasks"])
         self._open_results()
         supervisor.tell_finished()
@@ -486,6 +514,7 @@ class _Run:
         self._record.settings = self._batch._shown_settings()
         self._record.processor, self._record.options = self._batch._spec.name, dict(self._batch._spec.options)
         self._record.write(self._run_dir)
+        failpoint.hit("recovery.after_record")
         logger.info("resumed: %s", self._resumed)
 
     def _find_match(self, supervisor: Supervisor) -> Match | None:
@@ -510,13 +539,15 @@ class _Run:
                 f"{self._batch._orders} is not what this run was started with: {match}; "
                 "to go on with it as it is now, add --accept-changes"
             )
-        supervisor.ask("drop_tasks", match.to_drop)
         self._place_of = {task_id: place for place, task_id in match.task_of.items()}
         self._match = match
         if not match.is_same or self._book.sha256 != self._record.orders_sha256:
             self._record.orders_copy = copy_of_orders(self._run_dir, self._batch._orders).name
             self._record.orders, self._record.orders_sha256 = str(self._batch._orders.resolve()), self._book.sha256
             self._record.is_edited = True
+            self._record.write(self._run_dir)  # before a task goes: from then on, order N is not task tN any more
+        supervisor.ask("drop_tasks", match.to_drop)
+        failpoint.hit("recovery.after_drop")
 
     def _reconfigure(self, supervisor: Supervisor) -> None:
         """Limits that were given anew hold for the tasks of before as well."""
@@ -567,6 +598,7 @@ class _Run:
         while True:
             try:
                 supervisor.add_tasks(chunk)
+                failpoint.hit("batch.after_add")
                 return
             except JournalError as error:
                 if not has_complained:
@@ -590,9 +622,12 @@ class _Run:
         """Write down how a PO ended, as it ends."""
         record = event.task
         if record is None or event.kind not in ("completed", "failed"):
-            if event.kind == "empty":
-                self._results.flush()
+            if event.kind == "empty" and hasattr(self, "_results"):
+                with contextlib.suppress(OSError):  # it is written again at the end
+                    self._results.flush()
             return
+        if not hasattr(self, "_results"):
+            return  # while a run is taken up: it will all be told again
         place = self._place(record.task_id)
         if place is None:
             return  # of an order that is in the file no longer
@@ -604,6 +639,14 @@ class _Run:
             self._counts["succeeded" if self._ended[place] == SUCCEEDED else "failed"] -= 1
         self._ended[place] = code
         self._counts["succeeded" if is_success else "failed"] += 1
+        try:
+            self._write_outcome(record, event, is_success)
+        except OSError as error:
+            if not self._has_gaps:
+                logger.error("results.csv is left as it is until the end: %s", error)
+            self._has_gaps = True
+
+    def _write_outcome(self, record: TaskRecord, event: Event, is_success: bool) -> None:
         result = thaw_result(record.result) if record.result is not None else None
         latest = record.error_history[-1] if record.error_history else {}
         seconds = result.processing_time if result else float(latest.get("seconds", 0.0) or 0.0)
@@ -635,6 +678,12 @@ class _Run:
         if end.reason == "nothing to do":
             return EXIT_NOTHING
         return EXIT_FAILED if accounts.failed or accounts.invalid else EXIT_OK
+
+
+def _requeue_failed(supervisor: Supervisor, failed: int) -> int:
+    """How many are asked for again: counted, since the answer of the first of two calls may have been lost."""
+    supervisor.ask("requeue_failed")
+    return failed - int(supervisor.ask("get_queue_status")["failed_tasks"])
 
 
 def _is_through(run_dir: Path) -> bool:

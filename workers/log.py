@@ -1,5 +1,6 @@
 """Log lines: JSON in the run's log file, one object a line; text or JSON on the screen. Set up only by the batch."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -62,6 +63,17 @@ class _ShowHandler(logging.Handler):
             self.handleError(record)
 
 
+class _LogFile(logging.FileHandler):
+    """What there is no room for on the disk is not logged; that it is full is told by others, on the screen."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: the standard way would show a traceback."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 class RunLogging:
     """The loggers of poqueue and workers, written to a file and shown, for the time of one run.
 
@@ -74,7 +86,7 @@ class RunLogging:
     """
 
     def __init__(self, path: Path, run: str, show: Callable[[str], None], *, verbosity: int, as_json: bool) -> None:
-        self._file = logging.FileHandler(path, encoding="utf-8", delay=False)
+        self._file = _LogFile(path, encoding="utf-8", delay=False)
         path.chmod(0o600)
         self._file.setFormatter(JsonFormatter(run))
         self._screen = _ShowHandler(show)

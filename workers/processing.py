@@ -157,6 +157,11 @@ def check_importable(target: Any) -> None:
             f"processor {name or target!r}: workers are processes of their own and import it by name; "
             "define it at the top level of a module (no lambda, no local function)"
         )
+    if module == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
+        raise ProcessorError(
+            f"processor {name}: workers are processes of their own and cannot import what was typed in or came by -c; "
+            "put it into a file, and name it as module:attribute"
+        )
 
 
 def _import_target(spec: ProcessorSpec) -> Any:

@@ -28,10 +28,11 @@ class ProcessorCheck:
             if not isinstance(spec.target, str):
                 check_importable(spec.target)
             return
-        self._output = tempfile.NamedTemporaryFile(prefix="poqueue-check-")  # noqa: SIM115  (closed by close)
+        self._output = tempfile.TemporaryFile(prefix="poqueue-check-")  # noqa: SIM115  (closed by close)
+        path = f"/proc/{os.getpid()}/fd/{self._output.fileno()}"  # it has no name of its own, which a kill -9 would leave behind
         context = get_context("spawn")
         self._answers, answer = context.Pipe(duplex=False)
-        self._process = context.Process(target=_check, args=(spec, answer, self._output.name))
+        self._process = context.Process(target=_check, args=(spec, answer, path))
         try:
             with quiet_start({}):
                 self._process.start()

@@ -13,7 +13,7 @@ from typing import Any
 
 from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient
-from poqueue.errors import CallTimeoutError, ManagerLostError, ServiceError
+from poqueue.errors import CallTimeoutError, JournalError, ManagerLostError, ServiceError
 from poqueue.service import QueueService
 from poqueue.task import Event
 from workers import process_control as control
@@ -25,6 +25,9 @@ EVENTS_WAIT_S = 5.0
 MAX_TIMEOUTS = 2  # calls in a row without an answer, each of CALL_TIMEOUT_S
 MAX_REPLACEMENTS = 5
 REPLACEMENT_SPAN_S = 60.0
+NO_ROOM_S = 60.0
+NO_ROOM_AGAIN_S = 0.5
+REPLACED = "the manager process was replaced"
 
 
 class QueueKeeper:
@@ -33,7 +36,8 @@ class QueueKeeper:
     Args:
         service: not started yet.
         marks: environment that the manager process is started with.
-        on_replaced: called after each replacement, to tell the new queue what the journal does not know.
+        on_replaced: called after each replacement, to tell the new queue what the journal does not know; until it calls
+            hold_queue, no task starts.
     """
 
     def __init__(self, service: QueueService, marks: dict[str, str], on_replaced: Callable[[], None]) -> None:
@@ -42,15 +46,23 @@ class QueueKeeper:
         self._on_replaced = on_replaced
         self._replaced_at: deque[float] = deque(maxlen=MAX_REPLACEMENTS)
         self._pending: PendingCall | None = None
+        self._no_room_since: float | None = None
         self._reader = 0
         self._last_event = 0
 
     def open(self) -> None:
-        """Start the manager. Errors as in QueueService.start."""
-        with control.quiet_start(self._marks):
-            self.service.start()
-        self.queue = self.service.client()
-        self._open_events()
+        """Start the manager, and another one if it is lost on the way. Errors as in QueueService.start."""
+        start = self.service.start
+        while True:
+            try:
+                with control.quiet_start(self._marks):
+                    start()
+                self.queue = self.service.client()
+                self._open_events()
+                return
+            except ServiceError as error:
+                self._guard_replacements(error)
+                start = self.service.replace
 
     def close(self) -> None:
         """End the manager; harmless when repeated."""
@@ -128,20 +140,34 @@ class QueueKeeper:
         """
         while True:
             self._guard_replacements(error)
-            logger.warning("the manager process is lost (%s): starting another one from the journal", error)
             failpoint.hit("supervisor.before_replace")
             try:
                 self._events_client.close()
                 with control.quiet_start(self._marks):
-                    self.service.replace()
+                    self.service.replace(hold=REPLACED)
                 self.queue.hang_up()  # else its first call would find the old manager's end, and take it for this one's
+                failpoint.hit("supervisor.after_replace")
                 self._open_events()
                 self._on_replaced()
+                self._no_room_since = None
                 return
+            except (JournalError, OSError) as fault:
+                self._wait_for_room(fault)
             except ServiceError as again:
                 if not self.service.has_journal:
                     raise
                 error = again
+
+    def _wait_for_room(self, fault: Exception) -> None:
+        """The journal cannot be opened again, or nothing be written beside it: the disk may be full for a while."""
+        now = time.monotonic()
+        if self._no_room_since is None:
+            self._no_room_since = now
+            logger.error("the manager process cannot be replaced for now: %s", fault)
+        if now - self._no_room_since > NO_ROOM_S:
+            raise fault
+        self._replaced_at.pop()  # it was not lost again
+        time.sleep(NO_ROOM_AGAIN_S)
 
     def _guard_replacements(self, error: ServiceError) -> None:
         now = time.monotonic()
@@ -152,3 +178,4 @@ class QueueKeeper:
                 f"the manager process was lost {MAX_REPLACEMENTS} times within {REPLACEMENT_SPAN_S:.0f} s, last: {error}"
             )
         self._replaced_at.append(now)
+        logger.warning("the manager process is lost (%s): starting another one from the journal", error)

@@ -16,7 +16,9 @@ import psutil
 from poqueue.errors import ConfigError
 from poqueue.task import Report
 from workers import process_control as control
-from workers.run_control import ControlFile
+from workers.results import RESULT_FILES
+from workers.run_control import CONTROL_NAME, ControlFile
+from workers.run_record import RECORD_NAME, REPORT_NAME
 from workers.worker_files import WorkerReader
 
 WAIT_S = 5.0
@@ -42,6 +44,13 @@ def next_work_dir(run_dir: Path) -> Path:
     """A new name for the folder of the workers' files."""
     numbers = [int(path.name.removeprefix(WORK_PREFIX)) for path in _work_dirs(run_dir)]
     return run_dir / f"{WORK_PREFIX}{max(numbers, default=0) + 1}"
+
+
+def remove_scraps(run_dir: Path) -> None:
+    """Files that a dead supervisor was still writing, each under a name of its own before it takes the real one."""
+    for name in (*RESULT_FILES, RECORD_NAME, REPORT_NAME, CONTROL_NAME):
+        for path in run_dir.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
 
 
 def end_old_run(run_dir: Path, control_file: ControlFile | None) -> None:

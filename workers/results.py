@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from poqueue import failpoint
 from poqueue.errors import ConfigError
 from poqueue.formula import guard_formula
 from workers.orders import OrderBook, cells_as_given
@@ -147,6 +148,12 @@ class ResultsWriter:
         """Close the files; harmless when repeated."""
         for file in (self._results, self._failed):
             file.close()
+
+    def close_anyhow(self) -> None:
+        """Close them though there is no room for what was not written yet."""
+        for file in (self._results, self._failed):
+            with suppress(OSError):
+                file.close()
 
     def _write_known(self) -> None:
         """Rows whose fate the loader has decided."""
@@ -348,6 +355,7 @@ def _replacement(target: Path) -> Generator[BinaryIO, None, None]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        failpoint.hit("results.before_replace")
         os.replace(name, target)
     except BaseException:
         with suppress(OSError):

@@ -33,6 +33,8 @@ def make_run_dir(chosen: Path | None, orders: Path) -> Path:
 def copy_of_orders(run_dir: Path, orders: Path) -> Path:
     """Keep a copy of the order file in the run directory: a run can be resumed when the file itself is gone."""
     copy = run_dir / f"orders{orders.suffix.lower()}"
+    if copy.exists() and copy.samefile(orders):
+        return copy  # the run goes on with its copy: there is nothing else to copy from
     copy.unlink(missing_ok=True)
     descriptor = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as out, open(orders, "rb") as source:

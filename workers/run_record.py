@@ -108,7 +108,7 @@ def describe_run(run_dir: Path) -> dict[str, Any]:
     if report is None or report["run"]["began_run"] != last_begin(record):
         return {**line, "state": "crashed" if (run_dir / JOURNAL_NAME).exists() else "nothing ran"}
     reason = report["run"]["reason"]
-    return {**line, "state": "finished" if reason == "done" else reason, **report["accounts"]}
+    return {**line, "state": "finished" if reason in ("done", "nothing to do") else reason, **report["accounts"]}
 
 
 def last_begin(record: RunRecord) -> str:

@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from poqueue import failpoint
-from poqueue.client import QueueClient
+from poqueue.client import REPORT_TIMEOUT_S, QueueClient
 from poqueue.error_log import described
 from poqueue.errors import JournalError, ServiceError, TaskNotFoundError, WorkerMismatchError
 from poqueue.service import QueueService, fits_address
-from poqueue.task import Event, ProcessingTask, Report, TaskStatus
+from poqueue.task import Event, ProcessingTask, Report, TaskRecord, TaskStatus
 from workers import own_process
 from workers import process_control as control
 from workers.guards import MachineGuard
@@ -189,7 +189,7 @@ class Supervisor:
         self._keeps_files = False  # what workers have left must be read by whoever resumes
         self._may_be_done = True
         self._halted = ""
-        self._ended = {"failed": 0, "succeeded": 0, "done": 0}
+        self._ended_before: dict[str, int] | None = None  # in earlier runs, of each kind; None while nobody works
         self._holds_because = ""
         self._fault = ""
         self._next_watch = 0.0
@@ -236,14 +236,16 @@ class Supervisor:
             if self._journal is not None:
                 self._journal_inode = _inode(self._journal)
             self._write_control_file()
-            self._set_halt()
         except BaseException:
             self.close()
             raise
 
     def start_workers(self) -> None:
-        """Start the workers; start_queue comes first."""
+        """Start the workers; start_queue comes first. From here on it counts what ends, for the halt."""
         try:
+            if self._halt.is_set:
+                self._ended_before = self._count_ended(self._ask("get_queue_status"))
+                self._set_halt(self._ask)
             self._top_up(time.monotonic())
         except BaseException:
             self.close()
@@ -443,9 +445,6 @@ class Supervisor:
                 self._halt_run(event.error)
             elif event.kind == "notice":
                 self._obey(*read_order(event.error))
-            elif event.kind in ("completed", "failed"):
-                self._ended["succeeded" if event.kind == "completed" else "failed"] += 1
-                self._ended["done"] += 1
             self._log_event(event)
             if self._on_event is not None:
                 self._on_event(event)
@@ -508,34 +507,50 @@ class Supervisor:
     def _after_replacement(self) -> None:
         """Tell the new queue what its journal does not know, and hear what the old one could not tell any more."""
         self._write_control_file()
-        self._set_halt()
-        if self._holds_because:
-            self.queue.hold_queue(self._holds_because)
+        if self._ended_before is not None:
+            self._set_halt(self.queue.call)
         if self._is_draining:
             self.queue.drain_queue()
+        for worker in self._staff.workers:
+            if worker.is_retiring:
+                self.queue.retire_worker(worker.worker_id)
+        self.queue.hold_queue(self._holds_because)  # from here on tasks start again
         self._may_be_done = True
-        self.tell_finished()
+        self._tell_finished(self.queue.get_finished)  # should this manager be lost as well, the keeper begins again
 
     def tell_finished(self) -> None:
         """Hand on every task that has ended so far, as if it ended now; the receiver may know some of them."""
+        self._tell_finished(functools.partial(self._ask, "get_finished", timeout_s=REPORT_TIMEOUT_S))
+
+    def _tell_finished(self, get_finished: Callable[[int, int], tuple[list[TaskRecord], int]]) -> None:
         if self._on_event is None:
             return
         place = -1
-        records, following = self.queue.get_finished(0, FINISHED_AT_ONCE)
+        records, following = get_finished(0, FINISHED_AT_ONCE)
         while following != place:
             for record in records:
                 kind = "completed" if record.status is TaskStatus.COMPLETED else "failed"
                 message = str(record.error_history[-1].get("message", "")) if record.error_history else ""
                 self._on_event(Event(0, kind, record, message))
             place = following
-            records, following = self.queue.get_finished(place, FINISHED_AT_ONCE)
+            records, following = get_finished(place, FINISHED_AT_ONCE)
 
-    def _set_halt(self) -> None:
-        """The numbers of the policy, less what has ended before the queue in use began to count."""
-        if self._halt.is_set:
-            limits = dataclasses.asdict(self._halt)
-            left = {key: max(1, limits[key] - count) if limits[key] else None for key, count in self._ended.items()}
-            self.queue.halt_after(**left)
+    def _set_halt(self, call: Callable[..., Any]) -> None:
+        """Have the queue in use count on from what has ended in this run."""
+        before = self._ended_before or {}
+        ended: dict[str, int] = {}
+        while (found := self._count_ended(call("get_queue_status"))) != ended:  # something may end in between
+            ended = found
+            limits = {key: getattr(self._halt, key) for key in ended}
+            left = {key: limit - ended[key] + before[key] for key, limit in limits.items() if limit is not None}
+            if reached := [key for key, count in left.items() if count <= 0]:
+                self._halt_run(f"{limits[reached[0]]} {reached[0]}")
+                return
+            call("halt_after", **left)
+
+    def _count_ended(self, status: dict[str, Any]) -> dict[str, int]:
+        failed, succeeded = status["failed_tasks"], status["completed_tasks"]
+        return {"failed": failed, "succeeded": succeeded, "done": failed + succeeded}
 
     def _write_control_file(self) -> None:
         if self._control_dir is None:

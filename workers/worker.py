@@ -38,6 +38,7 @@ STRAY_CHILD_EXIT = 70
 BOOT_EXIT = 3
 ASK_AGAIN_S = 0.1  # between tries to reach a queue that is away, or that cannot write its journal
 CONNECT_WITHIN_S = 60.0
+UNLIMITED_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class Worker:
         self._files = files
         self._pid = os.getpid()
         self._reports: list[Report] = []
+        self._is_kept = True  # whether they would outlive this process
         self._tasks_done = 0
         self._pace_s = 1.0  # how long a task takes; the first ones come singly
         with _boot_failure_to(files):
@@ -128,9 +130,11 @@ class Worker:
                 self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)
                 return
             latest_start = time.monotonic() + HOLD_S
+            self._is_kept = True
             for lease in grant.leases:
                 self._process(lease, context, latest_start if lease is not grant.leases[0] else None)
-            self._files.idle()
+            if self._is_kept:
+                self._files.idle()
 
     def _exchange(self, worker_id: str, client: QueueClient, limit: int) -> Grant:
         """Report and lease, as often as it takes: the queue may be replaced meanwhile, or wait for room on the disk.
@@ -156,6 +160,9 @@ class Worker:
         this one will not begin here, and may give it to somebody else (the supervisor does, at RELIEF_S).
         """
         files = self._files
+        if not self._is_kept:
+            self._reports.append(Report(lease.task_id, lease.token, 0.0))
+            return
         begin = time.monotonic()
         files.begin(lease.token, lease.attempt, begin, lease.task_timeout, lease.po_number, lease.task_id)
         if _term_came or (latest_start is not None and time.monotonic() > latest_start):
@@ -168,11 +175,14 @@ class Worker:
             os._exit(STRAY_CHILD_EXIT)  # the processor forked, and this is the child coming back into our loop
         if _term_came and report.error is not None:
             raise Terminated  # that was no end of its own; the supervisor knows why it was told to end
-        files.keep_report(report)
+        self._is_kept = files.keep_report(report)
         failpoint.hit("worker.report_kept")
         self._reports.append(report)
         self._tidy_up()
         files.end(lease.token, lease.attempt, lease.po_number, lease.task_id)
+        if not self._is_kept:
+            # The disk is full: the PO stays in hand, and nothing else is begun, until the queue knows of its end.
+            files.begin(lease.token, lease.attempt, time.monotonic(), UNLIMITED_S, lease.po_number, lease.task_id)
         self._tasks_done += 1
         self._pace_s = 0.7 * self._pace_s + 0.3 * (time.monotonic() - begin)
 

@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 from poqueue.payload import FrozenResult
 from poqueue.task import Report
 
+logger = logging.getLogger(__name__)
+
 _STATUS = struct.Struct("<QQQddQ160s64sQ")
 _STATUS_BYTES = 2 * _STATUS.size + 1  # two places, and the one byte whose last bit says which of them holds
 _as_json = json.JSONEncoder(ensure_ascii=False).encode
@@ -99,20 +101,32 @@ class WorkerWriter:
         """The PO is done; if it wrote output, mark where that ends."""
         if os.lseek(self.output_fd, 0, os.SEEK_END) != self._output_end:
             mark = {"token": token, "attempt": attempt, "po_number": po_number, "task_id": task_id}
-            os.write(self.output_fd, f"\n{self._mark}{json.dumps(mark)}\n".encode())
+            with contextlib.suppress(OSError):  # no room: the lines count as the next PO's
+                os.write(self.output_fd, f"\n{self._mark}{json.dumps(mark)}\n".encode())
             self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)
 
     def idle(self) -> None:
         """Nothing is in hand."""
         self._write(0, 0, 0.0, 0.0, b"", b"")
 
-    def keep_report(self, report: Report) -> None:
-        """An attempt is over: should this process die before it can tell the queue, the supervisor will."""
+    def keep_report(self, report: Report) -> bool:
+        """An attempt is over: should this process die before it can tell the queue, the supervisor will.
+
+        Returns:
+            False if there is no room for it on the disk.
+        """
         result = report.result
         told = None if result is None else result[:3]
         line = _as_json((*report[:3], told, *report[4:])).encode()
         payload = b"" if result is None else result.payload  # JSON too, and so without a tab or a line end of its own
-        os.write(self._reports_fd, b"%b\t%b\n" % (line, payload))
+        data = b"%b\t%b\n" % (line, payload)
+        try:
+            if os.write(self._reports_fd, data) == len(data):
+                return True
+            os.write(self._reports_fd, b"\n")  # the beginning of it stands there, and must not spoil the next one
+        except OSError as error:
+            logger.debug("a report cannot be kept: %s", error)
+        return False
 
     def reports_told(self) -> None:
         """The queue has taken all reports so far."""
@@ -159,11 +173,19 @@ class WorkerReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(mode=0o700)
+        try:
+            self._make_status()
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         self.mark = f"\x1e{secrets.token_hex(8)} "  # begins the lines that are ours among a processor's output
-        with open(folder / "status", "w+b") as file:
-            file.truncate(_STATUS_BYTES)
-            self._map = mmap.mmap(file.fileno(), _STATUS_BYTES)
         self._begin()
+
+    def _make_status(self) -> None:
+        with open(self.folder / "status", "w+b") as file:
+            file.write(bytes(_STATUS_BYTES))  # not a hole: to touch one while the disk is full is a SIGBUS
+            file.flush()
+            self._map = mmap.mmap(file.fileno(), _STATUS_BYTES)
 
     @classmethod
     def of_dead(cls, folder: Path) -> "WorkerReader":

@@ -47,8 +47,8 @@ def note(path: str, event: str, po_number: str, attempt: int) -> None:
 
 def _act(do: str, po: dict[str, Any], context: WorkerContext, folder: Path) -> None:
     number = po["po_number"]
-    word, _, value = do.partition(" ")
-    if word in ("fail_once", "hang_once", "die_once") and not _is_first(folder / f"{word}.{number}"):
+    word = do
+    if word in ("fail_once", "hang_once", "die_once", "browser_once") and not _is_first(folder / f"{word}.{number}"):
         word = ""
     if word in ("fail", "fail_once"):
         raise RuntimeError("as it was told to")
@@ -59,13 +59,13 @@ def _act(do: str, po: dict[str, Any], context: WorkerContext, folder: Path) -> N
     elif word == "wait":
         while not (folder / "go").exists():
             time.sleep(0.005)
-    elif word == "browser":
+    elif word == "browser_once":
         with open(folder / "browsers", "a") as file:
             child = subprocess.Popen(["sleep", "900"], start_new_session=True)
             file.write(f"{child.pid}\n")
         time.sleep(HANG_S)
     else:
-        time.sleep(float(value or context.options.get("seconds", "0.002")))
+        time.sleep(float(word or context.options.get("seconds", "0.002")))
 
 
 def _is_first(path: Path) -> bool:

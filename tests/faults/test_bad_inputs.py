@@ -1,0 +1,624 @@
+"""Rows of the table of bad inputs that no other file covers: odd workbooks, paths, calls, files of a run, ways to start."""
+
+import contextlib
+import copy
+import json
+import os
+import pickle
+import signal
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xlsxwriter
+
+from poqueue import ProcessingTask, QueueFullError, TaskNotFoundError, TaskQueue, TaskResult, WorkerMismatchError
+from poqueue.client import QueueClient
+from poqueue.errors import ConfigError, JournalError, PoqueueError, ServiceError
+from poqueue.service import QueueService
+from tests.faults.batches import Batch
+from tests.integration.console import Ended, poqueue, read_csv, running, tree, write_orders
+from workers.batch import _check_writable
+from workers.orders import OrderBook, OrderSource, read_orders
+from workers.resolved import load_settings
+from workers.run_control import CONTROL_NAME, RunLock, reach
+
+pytestmark = [
+    pytest.mark.usefixtures("nothing_left"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
+
+# ── D9: settings ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e308, True, "5 parsecs", "0.01s", "8d"])
+def test_a_time_limit_that_is_none_is_refused_with_what_is_accepted(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"task_timeout must be .*100ms to 7d.*, got "):
+        load_settings({"task_timeout": value}, None, {}, caller="run_batch")
+
+
+# ── D21: cells that are none ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_workbook(path: Path, fill: Callable[[Any, Any], None]) -> OrderBook:
+    with xlsxwriter.Workbook(path) as book:
+        sheet = book.add_worksheet()
+        sheet.write_row(0, 0, ["po_number", "amount", "note"])
+        fill(book, sheet)
+    return read_orders(OrderSource(path))
+
+
+def test_formulas_without_a_value_and_errors_are_empty_cells_and_never_text(tmp_path: Path) -> None:
+    def fill(book: Any, sheet: Any) -> None:
+        sheet.write_row(1, 0, ["A"])
+        sheet.write_formula(1, 1, "=1+1", None, "")
+        sheet.write_formula(1, 2, "=NA()", None, "#N/A")
+        sheet.write_row(2, 2, ["so that the row is not blank"])
+        sheet.write_row(3, 2, ["this one neither"])
+        sheet.write_formula(2, 0, "=A9", None, "")
+        sheet.write_formula(3, 0, "=NA()", None, "#N/A")
+        sheet.write_formula(4, 0, '="B"&1', None, "B1")
+
+    book = read_workbook(tmp_path / "o.xlsx", fill)
+
+    assert [order["po_number"] for order in book.orders] == ["A", "B1"]
+    assert (book.orders[0]["amount"], book.orders[0]["rows"][0]["note"]) == (None, None)
+    assert [row.row for row in book.invalid] == [3, 4]
+    assert all("empty" in row.reason and "formula" in row.reason for row in book.invalid)
+
+
+def test_a_merged_po_number_belongs_to_its_first_row_and_the_others_are_told(tmp_path: Path) -> None:
+    def fill(book: Any, sheet: Any) -> None:
+        sheet.merge_range(1, 0, 2, 0, "A")
+        sheet.write(1, 1, 5)
+        sheet.write(2, 1, 6)
+
+    book = read_workbook(tmp_path / "o.xlsx", fill)
+
+    assert [order["row_numbers"] for order in book.orders] == [[2]]
+    assert [(row.row, row.column) for row in book.invalid] == [(3, "po_number")]
+
+
+# ── D30, D41: ways to start ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def started_as(words: list[str], cwd: Path) -> Ended:
+    with running([sys.executable, *words], cwd=cwd) as run:
+        return run.wait()
+
+
+def test_a_module_in_the_current_folder_is_not_imported_unasked(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "poqueue"  # as pip makes it; python -m would put the current folder on the path
+    command.write_text(
+        "import sys\nfrom workers.__main__ import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+    )
+    (tmp_path / "shop.py").write_text("def process(po):\n    return {}\n")
+    (tmp_path / "json.py").write_text("raise RuntimeError('not this one')\n")
+    write_orders(tmp_path / "o.csv", "A,ok")
+
+    unasked = started_as([str(command), "run", "o.csv", "-p", "shop:process", "--run-dir", "r"], tmp_path).check(2)
+    asked = started_as(
+        [str(command), "run", "o.csv", "-p", "shop:process", "--run-dir", "r", "--app-dir", "."], tmp_path
+    )
+
+    assert "no module 'shop'" in unasked.err and "--app-dir" in unasked.err
+    asked.check(0)
+
+
+SCRIPT = """
+from poqueue.errors import InputError
+from workers import run_batch
+
+def process(po):
+    return {}
+
+try:
+    report = run_batch("o.csv", PROCESSOR, jobs=1, run_dir="r")
+    print("exit code", report.exit_code)
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("by", "processor", "said"),
+    [
+        ("stdin", "process", "save it as a file"),
+        ("stdin", "'no_such_module:process'", "save it as a file"),
+        ("-c", "process", "put it into a file"),
+        ("-c", "'workers.processors.dossier:process'", "exit code 0"),
+        ("-i", "process", "put it into a file"),
+    ],
+)
+def test_a_script_that_is_no_file_is_told_so_once(by: str, processor: str, said: str, tmp_path: Path) -> None:
+    write_orders(tmp_path / "o.csv", "A,ok")
+    script = textwrap.dedent(SCRIPT).replace("PROCESSOR", processor)
+    (tmp_path / "script").write_text(script if by == "stdin" else f"exec({script!r})\n")
+    words = {
+        "stdin": [f"{sys.executable} - <script"],
+        "-i": [f"{sys.executable} -iq <script"],
+        "-c": [f'{sys.executable} -c "$(cat script)"'],
+    }
+    with running(["bash", "-c", *words[by]], cwd=tmp_path) as run:
+        ended = run.wait()
+
+    assert said in ended.out + ended.err
+    assert "Traceback" not in ended.out + ended.err
+    assert (tmp_path / "r").exists() == (said == "exit code 0")
+
+
+# ── D32, D34: words and paths ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "o.csv", "--timeout"], "expected one argument"),
+        (["run", "o.csv", "--jobs=abc"], "--jobs must be a whole number"),
+        (["run", "o.csv", "--run-dir", ""], "--run-dir must be a path"),
+        (["run", "o.csv", "--report", ""], "--report must be a path"),
+        (["run", "o.csv", "--config", ""], "configuration"),
+        (["run", "--resume", ""], "there is no run"),
+        (["run", "--resume", "o.csv"], "there is no run"),
+        (["run", "--resume", "folder"], "is not a run directory"),
+        (["run", "o.csv", "--accept-changes"], "--accept-changes belongs to --resume"),
+        (["run", "o.csv", "more.csv"], "unrecognized arguments"),
+        (["report", "nowhere"], "there is no run"),
+        (["status", "folder"], "is not"),
+        (["scale", "many"], "invalid int value"),
+        (["retry", "folder", "--run-dir", "x"], "--run-dir cannot be given here"),
+        (["run", "o.csv", "--report", "folder.csv"], "is a directory"),
+        (["run", "o.csv", "--results", "folder.csv"], "is a directory"),
+        (["run", "o.csv", "--results", "o.csv/x.csv"], "there is no directory"),
+        (["run", "o.csv", "--report", "link.csv"], "is the order file"),
+        (["run", "o.csv", "--run-dir", "o.csv"], "cannot be made"),
+        (["run", "o.csv", "--run-dir", "o.csv/r"], "cannot be made"),
+        (["run", "o.csv", "--run-dir", "dangling"], "cannot be made"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_words_and_paths_that_cannot_be_used_run_nothing(words: list[str], said: str, tmp_path: Path) -> None:
+    write_orders(tmp_path / "o.csv", "A,ok")
+    (tmp_path / "link.csv").symlink_to("o.csv")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("folder", "folder.csv"):
+        (tmp_path / name).mkdir()
+    before, orders = tree(tmp_path), (tmp_path / "o.csv").read_bytes()
+
+    ended = poqueue(*words, cwd=tmp_path).check(2)
+
+    assert said in ended.err
+    assert (tree(tmp_path), (tmp_path / "o.csv").read_bytes()) == (before, orders)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = write_orders(tmp_path / "o.csv", "A,ok")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        _check_writable(tmp_path / "x.csv", orders)
+
+
+OWN_FILES = ["run.json", "control.json", "report.json", "results.csv", "failed.csv", "orders.csv"]
+
+
+@pytest.mark.parametrize("name", OWN_FILES)
+@pytest.mark.xfail(strict=True, reason="bug: an output may take the place of a file of the run itself")
+def test_an_output_in_the_place_of_a_file_of_the_run_is_refused(name: str, tmp_path: Path) -> None:
+    orders = write_orders(tmp_path / "o.csv", "A,ok")
+    (tmp_path / "r").mkdir()
+
+    ended = poqueue("run", orders.name, "-j", "1", "--run-dir", "r", "--report", f"r/{name}", cwd=tmp_path)
+
+    assert ended.code == 2 and not tree(tmp_path / "r")
+
+
+@pytest.fixture
+def ended_run(tmp_path: Path) -> Path:
+    """A run of the first of two POs, in the folder `r`."""
+    orders = write_orders(tmp_path / "o.csv", "A,ok", "B,ok")
+    poqueue("run", orders.name, "-j", "1", "--run-dir", "r", "--limit", "1", cwd=tmp_path).check(0)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("option", "path"), [("--report", "nowhere/x.json"), ("--report", "folder.csv"), ("--report", "o.csv")]
+)
+@pytest.mark.xfail(strict=True, reason="bug: the outputs of a resumed run are not looked at, and may be the order file")
+def test_a_resumed_run_looks_at_its_outputs_first_as_well(option: str, path: str, ended_run: Path) -> None:
+    (ended_run / "folder.csv").mkdir()
+    orders = (ended_run / "o.csv").read_bytes()
+
+    ended = poqueue("run", "--resume", "r", option, path, cwd=ended_run)
+
+    assert (ended_run / "o.csv").read_bytes() == orders, "the order file is never written to"
+    assert ended.code == 2 and path in ended.err
+
+
+def test_another_order_file_for_an_old_run_is_refused_until_accepted(ended_run: Path) -> None:
+    write_orders(ended_run / "other.csv", "A,ok", "C,ok")
+    before = {path: path.read_bytes() for path in (ended_run / "r").rglob("*") if path.is_file()}
+
+    refused = poqueue("run", "--resume", "r", "other.csv", "--limit", "2", cwd=ended_run).check(2)
+    untouched = {path: path.read_bytes() for path in before if path.name not in ("run.log", "lock", "journal.sqlite")}
+    accepted = poqueue("run", "--resume", "r", "other.csv", "--limit", "2", "--accept-changes", cwd=ended_run).check(0)
+
+    assert "is not what this run was started with" in refused.err and "--accept-changes" in refused.err
+    assert all(before[path] == data for path, data in untouched.items())
+    assert "1 POs had ended before" in accepted.err and "1 POs are new in the file" in accepted.err
+
+
+@pytest.mark.parametrize("named", ["the copy", "nothing"])
+def test_a_run_that_goes_on_with_its_copy_of_the_order_file_keeps_it(named: str, ended_run: Path) -> None:
+    copied = (ended_run / "r" / "orders.csv").read_bytes()
+    (ended_run / "o.csv").unlink()
+    words = ["r/orders.csv"] if named == "the copy" else []
+
+    poqueue("run", "--resume", "r", *words, "--limit", "2", "--accept-changes", cwd=ended_run).check(0)
+
+    assert (ended_run / "r" / "orders.csv").read_bytes() == copied
+    assert [row["status"] for row in read_csv(ended_run / "r" / "results.csv")] == ["succeeded"] * 2
+
+
+# ── D35 to D37: calls of the queue ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(params=["memory", "journal", "service", "service with a journal"])
+def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """A queue by itself and through its service, each with and without a journal."""
+    journal = {"journal": tmp_path / "journal"} if "journal" in request.param else {}
+    if request.param.startswith("service"):
+        with QueueService(start_method="fork", retry_delay=0, **journal) as service:
+            yield service.client()
+        return
+    here = TaskQueue(retry_delay=0, **journal)
+    yield here
+    here.close_queue()
+
+
+def task(number: str, **more: Any) -> ProcessingTask:
+    return ProcessingTask(number, {"po_number": number, **more})
+
+
+COUNTS = (
+    "total_tasks",
+    "pending_tasks",
+    "processing_tasks",
+    "completed_tasks",
+    "failed_tasks",
+    "retry_tasks",
+    "status",
+)
+
+
+def counts(queue: Any) -> dict[str, Any]:
+    status = queue.get_queue_status()
+    return {key: status[key] for key in COUNTS}
+
+
+BAD_TASKS: dict[str, Callable[[], Any]] = {
+    "a known id": lambda: ProcessingTask("A", {"po_number": "B"}),
+    "none": lambda: None,
+    "a dict": lambda: {"po_number": "B"},
+    "a number as id": lambda: ProcessingTask(7, {"po_number": "B"}),  # type: ignore[arg-type]
+    "bytes as id": lambda: ProcessingTask(b"x", {"po_number": "B"}),  # type: ignore[arg-type]
+    "no id": lambda: ProcessingTask(None, {"po_number": "B"}),  # type: ignore[arg-type]
+    "a list as data": lambda: ProcessingTask("X", [("po_number", "B")]),  # type: ignore[arg-type]
+    "a list as number": lambda: ProcessingTask("X", {"po_number": ["B"]}),
+    "a truth as number": lambda: ProcessingTask("X", {"po_number": True}),
+    "a fraction as number": lambda: ProcessingTask("X", {"po_number": 1.5}),
+    "nothing as number": lambda: ProcessingTask("X", {"po_number": "  "}),
+    "a lock": lambda: ProcessingTask("X", {"po_number": "B", "x": threading.Lock()}),
+    "a lambda": lambda: ProcessingTask("X", {"po_number": "B", "x": lambda: None}),
+}
+NOT_IN_A_JOURNAL: dict[str, Callable[[], Any]] = {
+    "keys that are no text": lambda: ProcessingTask("X", {"po_number": "B", 1: 2}),  # type: ignore[dict-item]
+    "no number": lambda: ProcessingTask("X", {"po_number": "B", "x": float("nan")}),
+    "bytes": lambda: ProcessingTask("X", {"po_number": "B", "x": b"x"}),
+    "an id that is no unicode": lambda: ProcessingTask("\ud800", {"po_number": "B"}),
+    "a number that is no unicode": lambda: ProcessingTask("X", {"po_number": "\ud800"}),
+}
+
+
+def test_bad_tasks_are_refused_and_change_nothing(queue: Any) -> None:
+    queue.add_task(task("A"))
+    before = counts(queue)
+    refused = BAD_TASKS | (NOT_IN_A_JOURNAL if queue.has_journal() else {})
+
+    for name, make in refused.items():
+        with pytest.raises(ValueError) as refusal:  # noqa: PT011  (the texts differ)
+            queue.add_task(make())
+        assert len(str(refusal.value)) < 400, name
+        assert counts(queue) == before, name
+    queue.add_task(task("X"))
+
+
+def test_ids_and_large_data_survive_as_they_are(queue: Any) -> None:
+    for task_id in ("a\0b", "'; DROP TABLE tasks; --", "x" * 10_000, "🧾\u202e", "../../etc/passwd"):
+        queue.add_task(ProcessingTask(task_id, {"po_number": f"PO {task_id[:5]!r}"}))
+        found = queue.find_task(task_id=task_id)
+        assert found is not None and found.task_id == task_id
+    queue.add_task(task("BIG", x="y" * 50_000_000), 1)
+
+    leased = queue.get_next_task("w")
+
+    assert leased is not None and len(leased.po_data["x"]) == 50_000_000
+
+
+def test_bad_worker_ids_get_nothing(queue: Any) -> None:
+    queue.add_task(task("A"))
+    before = counts(queue)
+
+    for worker_id in ("", "  ", None, 7, b"w", ["w"]):
+        with pytest.raises(ValueError, match="worker_id"):
+            queue.get_next_task(worker_id)
+    assert counts(queue) == before
+
+
+BAD_RESULTS: dict[str, Callable[[], Any]] = {
+    "none": lambda: None,
+    "a dict": lambda: {"success": True},
+    "a lock": lambda: TaskResult(True, data={"x": threading.Lock()}),
+}
+
+
+def test_bad_reports_are_refused_and_the_task_runs_on(queue: Any) -> None:
+    queue.add_task(task("A"))
+    assert queue.get_next_task("w1") is not None
+    before = counts(queue)
+
+    for name, make in BAD_RESULTS.items():
+        with pytest.raises(ValueError, match="invalid result"):
+            queue.complete_task("A", "w1", make())
+        assert counts(queue) == before, name
+    for error in (None, "text", 7, ["x"]):
+        with pytest.raises(ValueError, match="error_details"):
+            queue.retry_task("A", error)
+    with pytest.raises(WorkerMismatchError):
+        queue.complete_task("A", "w2", TaskResult(True))
+    for task_id in ("unknown", None, 7):
+        with pytest.raises(TaskNotFoundError):
+            queue.complete_task(task_id, "w1", TaskResult(True))
+    assert counts(queue) == before
+
+    queue.complete_task("A", "w1", TaskResult(True))
+    done = counts(queue)
+    with pytest.raises(WorkerMismatchError):
+        queue.complete_task("A", "w1", TaskResult(True))
+    assert queue.retry_task("A", {}) is False
+    assert counts(queue) == done
+
+
+def test_a_report_after_the_task_was_cancelled_or_dropped_changes_nothing(queue: Any) -> None:
+    queue.add_tasks([task("A"), task("B")])
+    assert [queue.get_next_task(worker_id).task_id for worker_id in ("w1", "w2")] == ["A", "B"]
+    queue.clear_queue(preserve_processing=False)
+    dropped = counts(queue)
+
+    for number, worker_id in (("A", "w1"), ("B", "w2")):
+        with pytest.raises(TaskNotFoundError):
+            queue.complete_task(number, worker_id, TaskResult(True))
+    assert counts(queue) == dropped
+
+
+def test_a_closed_queue_refuses_changes(queue: Any) -> None:
+    queue.add_task(task("A"))
+    has_journal = queue.has_journal()
+    queue.close_queue()
+
+    if has_journal:
+        for call in (
+            lambda: queue.add_task(task("B")),
+            lambda: queue.clear_queue(),
+            lambda: queue.add_tasks([task("C")]),
+        ):
+            with pytest.raises(JournalError):
+                call()
+        assert queue.get_next_task("w") is None
+    assert queue.get_queue_status()["total_tasks"] == 1
+    queue.close_queue()
+
+
+def test_a_full_queue_refuses_and_goes_on(queue: Any) -> None:
+    queue.update_configuration(queue_size_limit=1)
+    queue.add_task(task("A"))
+
+    with pytest.raises(QueueFullError):
+        queue.add_task(task("B"))
+    assert queue.get_next_task("w").task_id == "A"
+    queue.add_task(task("B"))
+
+
+@pytest.mark.xfail(strict=True, reason="bug: a request above the service's limit looks like a lost manager")
+def test_data_too_large_to_be_sent_are_no_lost_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poqueue.service.MAX_REQUEST_BYTES", 1_000_000)
+    with QueueService(start_method="fork") as service:
+        queue = service.client()
+        try:
+            queue.add_task(task("A", x="y" * 2_000_000))
+        except ServiceError as error:
+            pytest.fail(f"{type(error).__name__}: {error}")
+        except ValueError as error:
+            assert "large" in str(error)
+
+
+# ── D38: calls in the middle of calls ────────────────────────────────────────────────────────────────────────────────
+
+
+class Ringing:
+    """A signal handler that uses the queue, at any moment of the main thread's own calls."""
+
+    def __init__(self, queue: TaskQueue) -> None:
+        self.queue = queue
+        self.added = 0
+        self.errors: list[BaseException] = []
+
+    def __enter__(self) -> "Ringing":
+        self.before = signal.signal(signal.SIGALRM, self._ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self.before)
+
+    def _ring(self, number: int, frame: Any) -> None:
+        try:
+            self.queue.add_task(task(f"S{self.added}"))
+            self.added += 1
+            leased = self.queue.get_next_task("handler")
+            if leased is not None:
+                self.queue.complete_task(leased.task_id, "handler", TaskResult(True))
+        except PoqueueError as error:
+            self.errors.append(error)
+        signal.setitimer(signal.ITIMER_REAL, 0.0003)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "memory",
+        pytest.param(
+            "journal",
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="bug: a call in the middle of a transaction of the same thread breaks the queue for good",
+            ),
+        ),
+    ],
+)
+def test_a_signal_handler_may_use_the_queue(kind: str, tmp_path: Path) -> None:
+    queue = TaskQueue(**({"journal": tmp_path / "journal"} if kind == "journal" else {}))
+    own = 0
+    with contextlib.closing(_closing(queue)), Ringing(queue) as ringing:
+        for number in range(3000):
+            with contextlib.suppress(PoqueueError):
+                queue.add_task(task(f"M{number}"))
+                own += 1
+                leased = queue.get_next_task("main")
+                if leased is not None:
+                    queue.complete_task(leased.task_id, "main", TaskResult(True))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        while (rest := queue.get_next_task("rest")) is not None:
+            queue.complete_task(rest.task_id, "rest", TaskResult(True))
+
+        status = queue.get_queue_status()
+        assert ringing.added > 20 and not ringing.errors
+        assert status["status"] == "ACTIVE"
+        assert status["total_tasks"] == status["completed_tasks"] == own + ringing.added
+
+
+class _closing:
+    def __init__(self, queue: TaskQueue) -> None:
+        self.close = queue.close_queue
+
+
+# ── D39, D40: clients and their keys ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_client_is_no_value_to_be_handed_on(tmp_path: Path) -> None:
+    """Another process connects for itself: the key would travel with the copy."""
+    client = QueueClient(str(tmp_path / "s"), b"0123456789abcdef")
+
+    for make in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError):
+            make(client)
+    assert b"0123456789abcdef".decode() not in repr(client)
+
+
+def test_another_thread_and_another_client_see_the_same_queue() -> None:
+    with QueueService(start_method="fork") as service:
+        service.client().add_task(task("A"))
+        found: list[Any] = []
+        threads = [threading.Thread(target=lambda: found.append(service.client().find_task("A"))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [one.task_id for one in found] == ["A"] * 3
+
+
+GOOD_CONTROL = {
+    "address": "/tmp/nowhere/queue.sock", "key": "00" * 32, "run_id": "1-2", "pid": 1, "manager_pid": 1, "manager_started": 0.0,
+}  # fmt: skip
+_bug = pytest.mark.xfail(
+    strict=True, raises=(ValueError, TypeError, OSError), reason="bug: a damaged control file is a traceback"
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        json.dumps({**GOOD_CONTROL, "more": 1}),
+        json.dumps(GOOD_CONTROL),
+        pytest.param(json.dumps({**GOOD_CONTROL, "key": "zz"}), marks=_bug),
+        pytest.param(json.dumps({**GOOD_CONTROL, "key": ""}), marks=_bug),
+        pytest.param(json.dumps({**GOOD_CONTROL, "key": 7}), marks=_bug),
+        pytest.param(json.dumps({**GOOD_CONTROL, "address": "relative"}), marks=_bug),
+        pytest.param(json.dumps({**GOOD_CONTROL, "address": ["127.0.0.1", 80]}), marks=_bug),
+        pytest.param(json.dumps({**GOOD_CONTROL, "address": "/" + "x" * 108}), marks=_bug),
+    ],
+)
+def test_a_damaged_control_file_is_one_of_our_errors(content: str, tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    path = tmp_path / CONTROL_NAME
+    path.touch(0o600)
+    path.write_text(content)
+    try:
+        with pytest.raises(PoqueueError) as refusal:
+            reach(tmp_path)
+    finally:
+        lock.release()
+
+    assert "00" * 32 not in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", ["link", pytest.param("folder", marks=_bug), "mode", "none"])
+def test_a_control_file_of_another_kind_is_refused(kind: str, tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    path, other = tmp_path / CONTROL_NAME, tmp_path / "other"
+    other.touch(0o600)
+    other.write_text(json.dumps(GOOD_CONTROL))
+    if kind == "link":
+        path.symlink_to(other)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "mode":
+        other.rename(path)
+        path.chmod(0o640)
+    try:
+        with pytest.raises(ConfigError):
+            reach(tmp_path)
+    finally:
+        lock.release()
+
+
+def test_a_long_run_directory_has_its_socket_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    batch = Batch(folder, "A,wait", jobs=1)
+    with batch.start() as run:
+        batch.wait_begun(1)
+        address = batch.control()["address"]
+        shown = batch.poqueue("status", "r", "--json").check(0).out
+        mode = os.stat(Path(address).parent).st_mode & 0o777
+        (folder / "go").touch()
+        run.wait().check(0)
+
+    assert len(os.fsencode(address)) <= 100 and mode == 0o700
+    assert json.loads(shown)["processing_tasks"] == 1
+    assert not Path(address).parent.exists()

@@ -1,0 +1,269 @@
+"""Resuming with an order file that has changed, with a journal that is not there, and running again what failed."""
+
+import json
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tests.faults.batches import Batch
+from tests.faults.test_failpoints import Fault
+from tests.integration.console import started, wait_until
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+def halted(folder: Path, *rows: str, begun: int = 2, words: tuple[str, ...] = ()) -> Batch:
+    """A run of these POs that was killed after some had ended; "wait" holds it up."""
+    batch = Batch(folder, *rows, words=words)
+    with batch.start() as run:
+        wait_until(lambda: len([line for line in batch.lines() if line.event == "end"]) >= begun, "some have ended")
+        batch.kill_everything(run)
+    (folder / "go").touch()
+    return batch
+
+
+ROWS = ("A,", "B,", "C,wait", "D,wait", "E,", "F,")
+
+
+def test_what_was_done_is_skipped_and_what_changed_in_the_file_is_run(tmp_path: Path) -> None:
+    batch = halted(tmp_path, *ROWS)
+    batch.write("N,", "E,", "B,", "A,0.001", "D,wait")  # A changed, N new, C and F removed, the rest has moved
+
+    refused = batch.poqueue("run", "--resume", "r").check(2)
+    assert "1 changed, 1 new, 2 removed POs" in refused.err and "--accept-changes" in refused.err
+    ended = batch.finish("--accept-changes", "--json")
+
+    resumed = json.loads(ended.out)["resumed"]
+    assert {key: resumed[key] for key in ("changed", "new", "removed")} == {"changed": 1, "new": 1, "removed": 2}
+    begun = batch.begun()
+    assert begun.count("B") == 1 and begun.count("A") == 2 and begun.count("N") == 1 and "F" not in begun
+    assert batch.statuses() == dict.fromkeys("NEBAD", "succeeded")
+    assert [row["po_number"] for row in batch.results()] == ["N", "E", "B", "A", "D"]
+
+
+def test_a_refused_resume_changes_no_result(tmp_path: Path) -> None:
+    batch = halted(tmp_path, *ROWS)
+    batch.finish()
+    before = {name: (batch.run_dir / name).read_bytes() for name in ("results.csv", "report.json", "run.json")}
+    batch.write("A,", "X,")
+
+    batch.poqueue("run", "--resume", "r").check(2)
+    batch.poqueue("retry", "r").check(2)
+
+    assert {name: (batch.run_dir / name).read_bytes() for name in before} == before
+
+
+def test_lines_that_only_moved_need_no_leave(tmp_path: Path) -> None:
+    batch = halted(tmp_path, *ROWS)
+    batch.write(*reversed(ROWS))
+
+    batch.finish()
+
+    batch.check()
+    assert [row["po_number"] for row in batch.results()] == list("FEDCBA")
+
+
+@pytest.mark.parametrize("point", ["recovery.after_drop", "recovery.after_record", "batch.after_add"])
+def test_no_po_is_lost_when_the_edit_is_taken_back_after_a_crash(point: str, tmp_path: Path) -> None:
+    """Killed when the tasks of the removed POs were gone, and nothing else had been written down."""
+    batch = halted(tmp_path, *ROWS)
+    batch.write("A,", "B,", "X,")
+    with batch.resume("--accept-changes", env=Fault(tmp_path, point, 1).env) as run:
+        run.process.wait(30)
+        wait_until(lambda: not run.left(), "nothing is left", 5.0)
+    assert (tmp_path / "once").exists()
+
+    batch.write(*ROWS)
+    batch.finish("--accept-changes")
+
+    assert batch.statuses() == dict.fromkeys("ABCDEF", "succeeded")
+    assert batch.begun().count("A") == 1
+
+
+def test_an_order_file_that_is_gone_is_replaced_by_the_runs_copy(tmp_path: Path) -> None:
+    batch = halted(tmp_path, *ROWS)
+    rows = batch.orders.read_text()
+    batch.orders.unlink()
+
+    batch.finish()
+
+    batch.orders.write_text(rows)
+    batch.check()
+
+
+def test_another_processor_is_refused(tmp_path: Path) -> None:
+    batch = halted(tmp_path, *ROWS)
+    other = ("-p", "tests.faults.witness:note")
+    refused = batch.poqueue("run", "--resume", "r", "--option", "seconds=0.5").check(2)
+    assert "--accept-changes" in refused.err and "witness:process" in refused.err
+    assert batch.poqueue("run", "--resume", "r", *other).code == 2
+    batch.finish()
+    batch.check()
+
+
+# ── a journal that is not there, or not ours ─────────────────────────────────────────────────────────────────────────
+
+
+def test_five_distinct_messages_for_five_ways_of_having_no_journal(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,")
+    with batch.start() as run:
+        run.wait().check(0)
+    journal = batch.run_dir / "journal.sqlite"
+    kept = journal.read_bytes()
+    errors = {}
+
+    def resume(name: str, code: int) -> None:
+        results = (batch.run_dir / "results.csv").read_bytes()
+        errors[name] = batch.poqueue("run", "--resume", "r").check(code).err
+        assert (batch.run_dir / "results.csv").read_bytes() == results
+
+    resume("through", 5)
+    journal.unlink()
+    resume("missing", 2)
+    journal.write_bytes(b"")
+    resume("empty", 2)
+    journal.write_bytes(b"po_number,status\nA,done\n")
+    resume("no SQLite", 2)
+    journal.unlink()
+    with sqlite3.connect(journal) as other:
+        other.execute("CREATE TABLE t(x)")
+    other.close()
+    resume("not ours", 2)
+    journal.write_bytes(kept)
+    with sqlite3.connect(journal) as ours:
+        ours.execute("PRAGMA user_version=99")
+    ours.close()
+    resume("another schema", 2)
+
+    words = {
+        "through": "nothing to do", "missing": "there is no journal", "empty": "empty", "no SQLite": "no SQLite file",
+        "not ours": "not a journal of poqueue", "another schema": "schema version 99",
+    }  # fmt: skip
+    for name, text in words.items():
+        assert [other for other, said in errors.items() if text in said] == [name]
+
+
+def test_a_run_record_of_another_version_is_refused(tmp_path: Path) -> None:
+    batch = halted(tmp_path, *ROWS)
+    path = batch.run_dir / "run.json"
+    kept = path.read_text()
+    path.write_text(json.dumps(json.loads(kept) | {"version": 99}))
+    assert "version 99" in batch.poqueue("run", "--resume", "r").check(2).err
+    path.write_text(kept)
+    batch.finish()
+
+
+# ── retry ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_retry_runs_what_failed_and_nothing_else(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,fail_once", "C,fail", "D,", words=("--retries", "0"))
+    with batch.start() as run:
+        run.wait().check(1)
+    assert batch.statuses() == {"A": "succeeded", "B": "failed", "C": "failed", "D": "succeeded"}
+
+    retried = batch.poqueue("retry", "r", "--json")
+    assert retried.code == 1 and json.loads(retried.out)["resumed"]["requeued"] == 2
+
+    batch.check()
+    assert sorted(batch.begun()) == ["A", "B", "B", "C", "C", "D"]
+    assert batch.statuses() == {"A": "succeeded", "B": "succeeded", "C": "failed", "D": "succeeded"}
+    assert [line.attempt for line in batch.lines() if line.po == "C" and line.event == "begin"] == [1, 2]
+
+
+def test_limits_given_to_retry_hold_for_the_old_tasks(tmp_path: Path) -> None:
+    words = ("--retries", "0", "--timeout", "0.4", "--grace", "0.2", "--retry-delay", "0.05")
+    batch = Batch(tmp_path, "A,0.8", "B,fail", words=words)
+    with batch.start() as run:
+        run.wait().check(1)
+    assert batch.statuses() == {"A": "failed", "B": "failed"}
+
+    assert batch.poqueue("retry", "r", "--timeout", "30", "--retries", "2").code == 1
+
+    batch.check()
+    assert batch.statuses() == {"A": "succeeded", "B": "failed"}
+    assert batch.begun().count("A") == 2 and batch.begun().count("B") == 4
+
+
+def test_an_unfinished_run_is_not_retried(tmp_path: Path) -> None:
+    batch = halted(tmp_path, *ROWS)
+    refused = batch.poqueue("retry", "r").check(2)
+    assert "have not ended yet" in refused.err and "--resume" in refused.err
+    batch.finish()
+    batch.check()
+
+
+def test_a_retry_that_is_killed_is_resumed(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,fail_once", "C,fail_once", "D,fail_once", words=("--retries", "0"))
+    with batch.start() as run:
+        run.wait().check(1)
+    fault = Fault(tmp_path, "supervisor.before_release", 1)
+    with_kill = {**fault.env, "POQUEUE_FAILPOINT": "worker.begun:1:sleep=30"}
+    with started("retry", "r", cwd=tmp_path, env=with_kill) as run:
+        wait_until(lambda: fault.has_struck, "a PO is in hand")
+        batch.kill_everything(run)
+    batch.finish()
+
+    batch.check()
+    assert batch.statuses() == dict.fromkeys("ABCD", "succeeded")
+    assert batch.begun().count("A") == 1
+
+
+@pytest.mark.parametrize("nth", [4, 5, 6, 7])
+def test_a_manager_killed_while_a_retry_begins(nth: int, tmp_path: Path) -> None:
+    """The failed POs are asked for again twice when the first answer is lost."""
+    batch = Batch(tmp_path, "A,", "B,fail_once", "C,fail_once", words=("--retries", "0"))
+    with batch.start() as run:
+        run.wait().check(1)
+    fault = Fault(tmp_path, "service.before_answer", nth)
+    batch.poqueue("retry", "r", env=fault.env).check(0)
+
+    assert fault.has_struck
+    batch.check()
+    assert batch.statuses() == dict.fromkeys("ABC", "succeeded")
+
+
+def test_a_po_is_told_its_attempt_after_ctrl_c_and_has_used_no_retry(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,", words=("--retries", "0"))
+    with batch.start() as run:
+        wait_until(lambda: {line.po for line in batch.lines()} == {"A", "B"}, "both have begun")
+        run.send(signal.SIGINT)
+        wait_until(lambda: run.said("no new PO starts"), "the first is taken")
+        run.send(signal.SIGINT)
+        run.wait().check(130)
+    assert runs(batch)[0] == "interrupted"
+    (tmp_path / "go").touch()
+    batch.finish()
+
+    batch.check()
+    assert [line.attempt for line in batch.lines() if line.po == "A" and line.event == "begin"] == [1, 2]
+    assert next(task for task in batch.report()["tasks"] if task["po_number"] == "A")["retry_count"] == 0
+
+
+def runs(batch: Batch) -> list[str]:
+    found = json.loads(batch.poqueue("runs", "--dir", str(batch.folder), "--json").check(0).out)
+    return [line["state"] for line in found]
+
+
+def test_runs_tells_the_states_apart(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,wait", "C,fail", "D,", words=("--retries", "0", "--stop-grace", "0"))
+    with batch.start() as run:
+        batch.wait_begun(2)
+        assert runs(batch) == ["running"]
+        batch.kill_everything(run)
+    assert runs(batch) == ["crashed"]
+    with batch.resume() as run:
+        batch.wait_begun(4)
+        run.send(signal.SIGINT)
+        run.wait().check(130)
+    assert runs(batch) == ["interrupted"]
+    (tmp_path / "go").touch()
+    batch.finish("--halt", "now,fail=1", code=4)
+    assert runs(batch) == ["halted"]
+    batch.finish(code=1)
+    assert runs(batch) == ["finished"]
+    batch.poqueue("run", "--resume", "r").check(5)
+    assert runs(batch) == ["finished"]
+    batch.check()

@@ -1,0 +1,212 @@
+"""kill -9 at any moment, and `poqueue run --resume`: nothing is lost, nothing that was done is done again."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.batches import NEW_ORLEANS, NEW_ORLEANS_WORDS, Batch
+from tests.integration.console import Running, state, wait_until
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+def numbered(count: int) -> list[str]:
+    return [f"P{number}," for number in range(count)]
+
+
+def mixed(count: int) -> list[str]:
+    """POs of every kind that ends by itself: most succeed, some fail once, some for good."""
+    kinds = {7: "fail_once", 13: "fail"}
+    return [f"P{n},{next((kind for every, kind in kinds.items() if n % every == 0), '')}" for n in range(count)]
+
+
+def undisturbed(folder: Path, batch: Batch, code: int) -> list[dict[str, str]]:
+    """What the same orders come to when nobody is killed."""
+    folder.mkdir()
+    calm = Batch(folder, orders=batch.orders, column=batch.column, words=batch.words[12:])
+    with calm.start() as run:
+        run.wait().check(code)
+    return calm.results()
+
+
+def kill_at_random_moments(batch: Batch, kills: int, chance: random.Random, total: int) -> None:
+    """Start it, and kill it so many times: in the middle of work mostly, sometimes while it starts. The next life begins at
+    once, beside what is left of the last one."""
+    with contextlib.ExitStack() as stack:
+        for number in range(kills):
+            run = stack.enter_context(batch.resume())
+            if chance.random() < 0.3:
+                wait_for_end(run, chance.uniform(0.05, 1.0))
+            else:
+                more = batch.line_count() + chance.randrange(1, max(2, 2 * total // kills))
+                wait_until(lambda: batch.line_count() >= more or run.process.poll() is not None, "some lines", 60.0)  # noqa: B023
+            if run.process.poll() is not None:
+                print(f"it ended before kill {number + 1}")
+                break
+            (batch.kill_group if chance.random() < 0.7 else batch.kill_everything)(run)
+        wait_until(lambda: not run.left(), "nothing is left of the last one", 5.0)
+
+
+def wait_for_end(run: Running, within_s: float) -> None:
+    """Until a random moment has come, or it has ended."""
+    try:
+        run.process.wait(within_s)
+    except subprocess.TimeoutExpired:
+        return
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "fork"])
+def test_a_batch_that_is_killed_again_and_again_ends_as_if_it_had_not_been(start_method: str, tmp_path: Path) -> None:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    words = ("--start-method", start_method, "--retries", "1", "--retry-delay", "0.05")
+    batch = Batch(tmp_path / "killed", *mixed(240), words=words)
+
+    kill_at_random_moments(batch, 3, random.Random(seed), 240)
+    batch.finish(code=1)
+
+    facts = batch.check()
+    assert facts.interrupted <= batch.jobs * batch.kills
+    if start_method == "spawn":
+        assert batch.results() == undisturbed(tmp_path / "calm", batch, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_ten_kills_of_a_real_order_file(tmp_path: Path) -> None:
+    if not NEW_ORLEANS.exists():
+        pytest.skip(f"{NEW_ORLEANS} is not here")
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    batch = Batch(tmp_path / "killed", orders=NEW_ORLEANS, column="PO", seconds=0.004, words=NEW_ORLEANS_WORDS)
+    calm = undisturbed(tmp_path / "calm", batch, 0)
+    pos = {row["PO"].strip() for row in calm if row["status"] == "succeeded"}
+
+    kill_at_random_moments(batch, 10, random.Random(seed), len(pos))
+    with batch.resume() as run:
+        ended = run.wait(120.0)
+
+    facts = batch.check(pos)
+    begins = len(batch.begun())
+    print(f"{ended.code}, {len(pos)} POs, {begins - len(pos)} extra executions, {batch.kills} kills")
+    assert batch.kills == 10
+    assert begins - len(pos) <= facts.interrupted <= batch.jobs * batch.kills
+    assert batch.results() == calm
+
+
+# ── one process after the other ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_supervisor_killed_alone_takes_everything_along_and_the_run_goes_on(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, *mixed(120), words=("--retries", "1", "--retry-delay", "0.05"))
+    with batch.start() as run:
+        batch.wait_begun(20, run)
+        run.send(signal.SIGKILL)
+        run.process.wait()
+        wait_until(lambda: not run.left(), "nothing is left", 5.0)
+    assert batch.poqueue("runs", "--dir", str(tmp_path)).check(0).out.split("\n")[2].split()[:2] == ["r", "crashed"]
+
+    batch.finish(code=1)
+
+    facts = batch.check()
+    assert facts.interrupted <= batch.jobs
+
+
+def test_supervisor_and_manager_killed_together(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, *numbered(120), seconds=0.005)
+    with batch.start() as run:
+        batch.wait_begun(20, run)
+        manager = batch.manager_pid()
+        run.send(signal.SIGKILL)
+        os.kill(manager, signal.SIGKILL)
+        run.process.wait()
+        with batch.resume() as again:  # at once: what is left of the old run ends beside it
+            again.wait().check(0)
+
+    assert batch.check().interrupted <= batch.jobs
+
+
+def test_nothing_starts_while_a_process_of_the_killed_run_lives(tmp_path: Path) -> None:
+    """A browser leads a session of its own, and outlives whoever might have ended it."""
+    batch = Batch(tmp_path, "A,browser_once", "B,browser_once", *numbered(4), words=("--timeout", "60"))
+    with batch.start() as run:
+        wait_until(lambda: len(browsers(batch)) == 2, "the browsers are there")
+        batch.kill_everything(run, but=browsers(batch))
+        assert [state(pid) != "" for pid in browsers(batch)] == [True, True]
+
+        with batch.resume() as again:
+            wait_until(lambda: batch.line_count() > 2, "it has begun a PO")
+            assert all(state(pid) in ("", "Z") for pid in browsers(batch))
+            again.wait().check(0)
+
+    batch.check()
+
+
+def browsers(batch: Batch) -> list[int]:
+    path = batch.folder / "browsers"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def test_a_live_run_cannot_be_resumed_nor_started_again_in_its_directory(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,")
+    with batch.start() as run:
+        batch.wait_begun(1)
+        resumed = batch.poqueue("run", "--resume", "r").check(2)
+        second = batch.poqueue(*batch.words).check(2)
+        retried = batch.poqueue("retry", "r").check(2)
+        (tmp_path / "go").touch()
+        run.wait().check(0)
+
+    assert f"is in use by pid {run.pid}" in resumed.err and f"is in use by pid {run.pid}" in retried.err
+    assert "is not empty" in second.err
+    batch.check()
+    assert sorted(batch.begun()) == ["A", "B"]
+
+
+def test_a_process_that_has_got_the_managers_old_pid_is_not_killed(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, *numbered(40), seconds=0.01)
+    with batch.start() as run:
+        batch.wait_begun(6, run)
+        batch.kill_everything(run)
+    innocent = subprocess.Popen(["sleep", "600"])
+    try:
+        control = json.loads((batch.run_dir / "control.json").read_text())
+        control |= {"manager_pid": innocent.pid, "pid": innocent.pid}
+        (batch.run_dir / "control.json").write_text(json.dumps(control))
+        batch.finish()
+        assert innocent.poll() is None
+    finally:
+        innocent.kill()
+        innocent.wait()
+    batch.check()
+
+
+def test_a_supervisor_that_is_stopped_longer_than_the_time_limit_times_nothing_out(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,wait", *numbered(10), words=("--timeout", "3"))
+    with batch.start() as run:
+        batch.wait_begun(2)
+        run.send(signal.SIGSTOP)
+        until = time.monotonic() + 4.0
+        wait_until(lambda: time.monotonic() > until, "longer than the time limit")
+        run.send(signal.SIGCONT)
+        (tmp_path / "go").touch()
+        ended = run.wait().check(0)
+
+    batch.check()
+    assert "killing" not in ended.err and len(batch.begun()) == 12
+
+
+def test_a_kill_while_the_processor_is_imported_leaves_no_file_behind(tmp_path: Path) -> None:
+    (tmp_path / "slow_import.py").write_text("import pathlib, time\npathlib.Path('here').touch()\ntime.sleep(1000)\n")
+    batch = Batch(tmp_path, *numbered(2), words=("-p", "slow_import:process", "--app-dir", str(tmp_path)))
+    with batch.start() as run:
+        wait_until((tmp_path / "here").exists, "it is being imported")
+        batch.kill_group(run)
+        wait_until(lambda: not run.left(), "nothing is left", 5.0)

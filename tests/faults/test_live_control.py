@@ -1,0 +1,269 @@
+"""Another terminal: looking at a live run, holding it, letting it go on, ending it, with more hands or fewer."""
+
+import contextlib
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poqueue.errors import PoqueueError
+from tests.faults.batches import Batch
+from tests.integration.console import MARK, ROOT, pids_with, started, state, wait_until
+from workers.run_control import reach
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+def numbered(count: int) -> list[str]:
+    return [f"P{number}," for number in range(count)]
+
+
+def status(batch: Batch) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(batch.poqueue("status", "r", "--json").check(0).out)
+    return found
+
+
+def view(batch: Batch) -> dict[str, Any]:
+    """What `status` shows, asked for without another process; nothing while no manager answers."""
+    nothing = {"workers": [], "phase": "", "jobs": 0, "running": 0}
+    with contextlib.suppress(PoqueueError), contextlib.closing(reach(batch.run_dir)) as queue:
+        return queue.get_view() or nothing
+    return nothing
+
+
+def begun_after(batch: Batch, moment: float) -> list[str]:
+    return [line.po for line in batch.lines() if line.event == "begin" and line.at > moment]
+
+
+def test_status_says_what_each_worker_does(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,wait", "C,")
+    with batch.start() as run:
+        batch.wait_begun(2)
+        wait_until(lambda: {"A", "B"} <= {w["po_number"] for w in view(batch)["workers"]}, "the view shows them")
+        found = status(batch)
+        shown = batch.poqueue("status", "r").check(0).out
+        with started("status", "r", "--watch", cwd=tmp_path) as watch:
+            wait_until(lambda: os.fstat(watch._out.fileno()).st_size > 0, "it shows something")
+            (tmp_path / "go").touch()
+            run.wait().check(0)
+            watched = watch.wait().check(0)
+
+    assert found["processing_tasks"] == 2 and found["pending_tasks"] == 1 and found["view"]["pid"] == run.pid
+    assert {worker["state"] for worker in found["view"]["workers"]} == {"running"}
+    assert "0 of 3 POs" in shown and " A " in shown
+    assert "has ended" in watched.err
+    batch.check()
+    assert batch.poqueue("status", "r").check(2).err.endswith("is not running\n")
+
+
+def test_nothing_starts_from_the_moment_that_pause_returns(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, *numbered(600))
+    with batch.start() as run:
+        for part in (1, 2, 3):
+            batch.wait_begun(part * 50)
+            batch.poqueue("pause", "r").check(0)
+            paused = time.monotonic()
+            wait_until(lambda: view(batch)["phase"] == "paused" and not view(batch)["running"], "nothing runs")
+            count = batch.line_count()
+            assert begun_after(batch, paused) == []
+            wait_until(lambda: time.monotonic() > paused + 0.7, "a while")  # noqa: B023
+            assert batch.line_count() == count < 1200
+            batch.poqueue("resume", "r").check(0)
+        run.wait().check(0)
+
+    batch.check()
+
+
+def test_a_paused_run_that_is_killed_stays_paused_and_says_so(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, *numbered(100), seconds=0.01)
+    with batch.start() as run:
+        batch.wait_begun(5)
+        batch.poqueue("pause", "r").check(0)
+        batch.kill_everything(run)
+    count = batch.line_count()
+    with batch.resume() as run:
+        wait_until(lambda: run.said("paused"), "it says that it is paused")
+        wait_until(lambda: view(batch).get("phase") == "paused" and len(view(batch)["workers"]) == 2, "workers wait")
+        assert batch.line_count() == count
+        batch.poqueue("resume", "r").check(0)
+        ended = run.wait().check(0)
+
+    assert "poqueue resume" in ended.err
+    batch.check()
+
+
+def test_drain_lets_running_pos_end_and_ends_the_run(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,wait", "C,", "D,")
+    with batch.start() as run:
+        batch.wait_begun(2)
+        batch.poqueue("drain", "r").check(0)
+        wait_until(lambda: view(batch)["phase"] == "draining", "it drains")
+        (tmp_path / "go").touch()
+        run.wait().check(143)
+    assert batch.statuses() == {"A": "succeeded", "B": "succeeded", "C": "not run", "D": "not run"}
+    batch.finish()
+    batch.check()
+
+
+def test_stop_twice_gives_running_pos_back(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,wait", "C,")
+    with batch.start() as run:
+        batch.wait_begun(2)
+        batch.poqueue("stop", "r").check(0)
+        wait_until(lambda: view(batch)["phase"] == "draining", "it drains")
+        batch.poqueue("stop", "r").check(0)
+        run.wait().check(143)
+    assert set(batch.statuses().values()) == {"not run"}
+    (tmp_path / "go").touch()
+    batch.finish()
+    assert batch.check().interrupted == 2
+
+
+def test_scale_up_and_down(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, *numbered(400), jobs=1, seconds=0.02)
+
+    def at_work() -> int:
+        return sum(worker["state"] in ("running", "idle") for worker in view(batch)["workers"])
+
+    with batch.start() as run:
+        batch.wait_begun(3)
+        batch.poqueue("scale", "3", "r").check(0)
+        wait_until(lambda: at_work() == 3, "three work")
+        batch.poqueue("scale", "1", "r").check(0)
+        wait_until(lambda: len(view(batch)["workers"]) == 1, "one is left")
+        assert status(batch)["view"]["jobs"] == 1
+        run.wait().check(0)
+
+    batch.check()
+    assert len(batch.begun()) == 400 and len({line.pid for line in batch.lines()}) == 3
+    assert batch.poqueue("scale", "0", "r").code == 2
+
+
+def test_workers_that_are_one_too_many_end_though_the_manager_is_replaced(tmp_path: Path) -> None:
+    """The new manager's journal does not know who was told to end."""
+    batch = Batch(tmp_path, "A,wait", "B,wait", *numbered(20), seconds=0.05)
+    with batch.start() as run:
+        batch.wait_begun(2)
+        batch.poqueue("scale", "1", "r").check(0)
+        wait_until(lambda: view(batch)["jobs"] == 1, "it is told")
+        old = batch.manager_pid()
+        os.kill(old, 9)
+        wait_until(lambda: batch.manager_pid() != old, "the manager is replaced")
+        (tmp_path / "go").touch()
+        run.wait().check(0)
+    batch.check()
+    assert len({line.pid for line in batch.lines() if line.po.startswith("P")}) == 1
+
+
+def test_cancelling_a_po_that_waits_and_one_that_runs(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,wait", "C,", "D,", words=("--retries", "3"))
+    with batch.start() as run:
+        batch.wait_begun(2)
+        assert "cancelled" in batch.poqueue("cancel", "C", "r").check(0).out
+        assert "killed" in batch.poqueue("cancel", "B", "r").check(0).out
+        assert batch.poqueue("cancel", "NONE", "r").code == 2
+        wait_until(lambda: reach_status(batch)["failed_tasks"] == 2, "both have ended")
+        (tmp_path / "go").touch()
+        run.wait().check(1)
+    assert batch.statuses() == {"A": "succeeded", "B": "failed", "C": "failed", "D": "succeeded"}
+    assert batch.begun().count("B") == 1 and "C" not in batch.begun()
+    assert all("Cancelled" in row["error"] for row in batch.results() if row["status"] == "failed")
+    batch.check()
+    batch.poqueue("retry", "r").check(0)
+    batch.check()
+
+
+def reach_status(batch: Batch) -> dict[str, Any]:
+    queue = reach(batch.run_dir)
+    try:
+        return queue.get_queue_status()
+    finally:
+        queue.close()
+
+
+# ── the key ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_key_stands_in_the_control_file_and_nowhere_else(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,wait")
+    with batch.start("-vv") as run:
+        batch.wait_begun(2)
+        control = batch.run_dir / "control.json"
+        key = batch.control()["key"]
+        assert stat.S_IMODE(control.stat().st_mode) == 0o600
+        assert len(bytes.fromhex(key)) == 32
+        secrets = (key.encode(), bytes.fromhex(key))
+        for pid in pids_with(MARK, run.mark):
+            for name in ("environ", "cmdline"):
+                assert not any(secret in Path(f"/proc/{pid}/{name}").read_bytes() for secret in secrets)
+        batch.poqueue("status", "r").check(0)
+        shown = batch.poqueue("status", "r", "--json").check(0).out
+        assert key not in shown
+        holders = {path for path in batch.run_dir.rglob("*") if path.is_file() and holds(path, secrets)}
+        assert holders == {control}
+        (tmp_path / "go").touch()
+        ended = run.wait().check(0)
+
+    assert key not in ended.err + ended.out
+    assert not any(holds(path, secrets) for path in batch.run_dir.rglob("*") if path.is_file())
+
+
+def holds(path: Path, secrets: tuple[bytes, ...]) -> bool:
+    data = path.read_bytes()
+    return any(secret in data for secret in secrets)
+
+
+def test_a_control_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait")
+    with batch.start() as run:
+        batch.wait_begun(1)
+        (batch.run_dir / "control.json").chmod(0o644)
+        assert "mode 0600" in batch.poqueue("status", "r").check(2).err
+        (tmp_path / "go").touch()
+        run.wait().check(0)
+
+
+STRANGER = """
+import json, os, sys
+from poqueue.client import connect
+from poqueue.errors import ManagerLostError
+control = json.load(open(sys.argv[1]))
+os.setuid(65534)
+try:
+    connect(control["address"], bytes.fromhex(control["key"])).get_queue_status()
+except ManagerLostError as error:
+    print("refused:", error)
+else:
+    print("let in")
+"""
+
+
+def test_another_user_is_refused_even_with_the_key(tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    batch = Batch(tmp_path, "A,wait")
+    with batch.start() as run:
+        batch.wait_begun(1)
+        address = Path(batch.control()["address"])
+        opened = [folder for folder in address.parents if folder.stat().st_mode & 0o001 == 0]
+        for folder in opened:
+            folder.chmod(folder.stat().st_mode | 0o001)
+        address.chmod(0o666)
+        try:
+            said = subprocess.run(
+                [sys.executable, "-c", STRANGER, str(batch.run_dir / "control.json")],
+                cwd=ROOT, capture_output=True, text=True, timeout=30, check=True,
+            )  # fmt: skip
+        finally:
+            for folder in opened:
+                folder.chmod(folder.stat().st_mode & ~0o001)
+        (tmp_path / "go").touch()
+        run.wait().check(0)
+    assert said.stdout.startswith("refused: ")
+    assert state(run.pid) == ""

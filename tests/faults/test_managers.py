@@ -1,0 +1,108 @@
+"""The manager process killed, stopped and replaced while a run goes on: the workers work on, and results count once."""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.batches import Batch
+from tests.integration.console import running, wait_until
+from tests.integration.stage import living
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+QUICK_CALLS = """
+import sys
+import poqueue.client, poqueue.wire
+poqueue.client.CALL_TIMEOUT_S = 1.0
+import poqueue.task_queue
+from workers import queue_keeper, worker
+queue_keeper.EVENTS_WAIT_S = 0.3
+worker.WAIT_S = 0.3
+from workers.__main__ import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
+
+def await_new_manager(batch: Batch, old: int) -> int:
+    wait_until(lambda: batch.manager_pid() != old, f"manager {old} is replaced", 40.0)
+    return batch.manager_pid()
+
+
+def kill_manager(batch: Batch) -> int:
+    pid = batch.manager_pid()
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def numbered(count: int) -> list[str]:
+    return [f"P{number}," for number in range(count)]
+
+
+def test_a_manager_killed_several_times_is_replaced_and_results_count_once(tmp_path: Path) -> None:
+    chance = random.Random(seed := random.randrange(10**6))
+    print(f"seed {seed}")
+    batch = Batch(tmp_path, *numbered(400), "F,fail_once", words=("--retries", "1", "--retry-delay", "0.2"))
+    with batch.start() as run:
+        for _ in range(3):
+            batch.wait_begun(len(batch.begun()) + chance.randrange(1, 60), run)
+            await_new_manager(batch, kill_manager(batch))
+        ended = run.wait().check(0)
+
+    facts = batch.check()
+    assert ended.err.count("the manager process is lost") == 3
+    assert len(batch.begun()) == 402 and facts.interrupted == 0  # nothing had to be begun again
+    assert batch.report()["queue"]["completed_tasks"] == 401
+
+
+def test_workers_in_the_middle_of_a_po_go_on_when_the_manager_is_killed(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,wait", *numbered(20))
+    with batch.start() as run:
+        batch.wait_begun(2)
+        before = {line.pid for line in batch.lines()}
+        await_new_manager(batch, kill_manager(batch))
+        (tmp_path / "go").touch()
+        run.wait().check(0)
+
+    batch.check()
+    assert {line.pid for line in batch.lines()} == before
+    assert len(batch.begun()) == 22
+
+
+def test_a_manager_that_is_stopped_for_a_while_loses_nothing_and_times_nothing_out(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, *numbered(60), seconds=0.1, words=("--timeout", "2"))
+    with batch.start() as run:
+        batch.wait_begun(4)
+        pid = batch.manager_pid()
+        os.kill(pid, signal.SIGSTOP)
+        until = time.monotonic() + 3.0
+        wait_until(lambda: time.monotonic() > until, "three seconds are over")
+        os.kill(pid, signal.SIGCONT)
+        ended = run.wait().check(0)
+        assert batch.begun().count("P0") == 1
+
+    batch.check()
+    assert len(batch.begun()) == 60
+    assert "killing" not in ended.err and "lost" not in ended.err
+
+
+def test_a_manager_that_is_stopped_for_ever_is_replaced(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, *numbered(60), "A,wait", seconds=0.02)
+    script = tmp_path / "quick_calls.py"
+    script.write_text(QUICK_CALLS)
+    with running([sys.executable, str(script), *batch.words], cwd=tmp_path) as run:
+        batch.wait_begun(4)
+        old = batch.manager_pid()
+        os.kill(old, signal.SIGSTOP)
+        await_new_manager(batch, old)
+        assert not living([old])
+        (tmp_path / "go").touch()
+        run.wait().check(0)
+
+    batch.check()
+    assert len(batch.begun()) == 61

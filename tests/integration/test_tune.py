@@ -1,0 +1,177 @@
+"""`poqueue tune` as an operator meets it: a sample that is really run, the advice on stdout, a file that the run takes."""
+
+import json
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.console import APP_DIR, BEHAVE, SAMPLE, Ended, poqueue, started, tree, wait_until
+
+TUNE = ("-j", "2", "--no-progress")
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A short path: sockets are made in it."""
+    with tempfile.TemporaryDirectory(prefix="pq-") as name:
+        yield Path(name)
+
+
+def orders(folder: Path, *acts: str) -> Path:
+    path = folder / "orders.csv"
+    rows = [f"PO-{number},ACME {number % 3},{number}.50,{act}" for number, act in enumerate(acts)]
+    path.write_text("\n".join(["po_number,supplier,amount,do", *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def tune(home: Path, temporary: Path, *words: str) -> Ended:
+    return poqueue("tune", *words, *TUNE, cwd=home, env={"TMPDIR": str(temporary)})
+
+
+def test_a_sample_is_run_and_advice_given_and_nothing_is_left(tmp_path: Path, temporary: Path) -> None:
+    before = SAMPLE.read_bytes()
+
+    ended = tune(tmp_path, temporary, str(SAMPLE), "--sample", "12", "--what-if", "jobs=1,2").check(0)
+
+    assert "12 of 152 POs of sample_orders.csv" in ended.out
+    for word in ("jobs", "task_timeout", "max_retries", "as set now", "as advised", "it stops paying at"):
+        assert word in ended.out, word
+    assert "for real" in ended.err
+    assert SAMPLE.read_bytes() == before
+    assert tree(tmp_path) == set()
+    assert tree(temporary) == set()
+
+
+def test_what_went_wrong_in_the_sample_is_in_the_advice(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, "hang-once", "fail-until 2", "give-up", "later 0.1", *["ok"] * 8)
+
+    ended = tune(
+        tmp_path, temporary, str(path), *BEHAVE, "--sample", "12", "--timeout", "1s", "--retry-delay", "100ms", "--json"
+    ).check(0)  # fmt: skip
+
+    found = json.loads(ended.out)
+    assert found["measured"]["failures"] == {"TaskTimeout": 1, "RuntimeError": 1, "GiveUp": 1, "RetryLater": 1}
+    assert found["measured"]["hung_pos"] == found["would_kill"] == ["PO-0"]
+    assert (found["measured"]["retried_pos"], found["measured"]["recovered_pos"]) == (3, 3)
+    assert found["measured"]["attempts"] == 15
+    assert found["measured"]["rss_bytes"] > 5_000_000
+    assert found["predicted"]["now"]["killed"] == 1
+    assert found["predicted"]["now"]["failed"] == 1
+
+
+def test_computing_in_a_child_counts_as_computing(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, *["x"] * 6)
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    (tmp_path / "burn.py").write_text(burn, encoding="utf-8")
+
+    ended = tune(tmp_path, temporary, str(path), "--command", "python3 burn.py", "--app-dir", ".", "--json")
+    waits = tune(tmp_path, temporary, str(path), "--command", "sleep 0.3", "--json")
+
+    computing, waiting = (json.loads(one.check(0).out)["measured"] for one in (ended, waits))
+    assert computing["cpu_share"] > 3 * waiting["cpu_share"]
+
+
+def test_what_is_written_is_what_the_run_takes(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, *["ok"] * 20)
+
+    written = tune(
+        tmp_path, temporary, str(path), *BEHAVE, "--map", "supplier=supplier", "--write", "advice.yaml"
+    ).check(0)  # fmt: skip
+    again = tune(tmp_path, temporary, str(path), *BEHAVE, "--write", "advice.yaml").check(2)
+    ran = poqueue("run", str(path), "--config", "advice.yaml", "--run-dir", "out", "-q", cwd=tmp_path).check(0)
+
+    assert "--config advice.yaml" in written.err
+    assert "advice.yaml exists" in again.err and again.out == ""
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    settings = report["run"]["settings"]
+    assert settings["processor"]["value"] == "sample_processors:behave"
+    assert settings["jobs"]["from"].startswith("advice.yaml")
+    assert settings["map"]["value"] == {"supplier": "supplier"}
+    assert ran.out == ""
+
+
+def test_a_finished_run_is_learned_from_without_running_anything(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, "fail-until 2", *["ok"] * 10)
+    poqueue(
+        "run", str(path), *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "out", "--retry-delay", "100ms", "-j", "2",
+        "-q", cwd=tmp_path,
+    ).check(0)  # fmt: skip
+    trail = (tmp_path / "trail").read_bytes()
+
+    found = json.loads(poqueue("tune", "out", "--what-if", "jobs=1,4", "--json", cwd=tmp_path).check(0).out)
+    text = poqueue("tune", "out", cwd=tmp_path).check(0).out
+
+    assert found["pos"] == 11
+    assert found["measured"]["attempts"] == 12
+    assert found["measured"]["kind"] == "unknown"
+    assert [row["jobs"] for row in found["what_if"]] == [1, 4]
+    assert "the run took" in text
+    assert (tmp_path / "trail").read_bytes() == trail
+
+
+def test_two_numbers_are_enough_for_rough_advice(tmp_path: Path) -> None:
+    text = poqueue("tune", "--tasks", "1000", "--duration", "2s", "-j", "4", cwd=tmp_path).check(0)
+    found = json.loads(poqueue("tune", "--tasks", "1000", "--duration", "2s", "--json", cwd=tmp_path).check(0).out)
+
+    assert "queue_size_limit" in text.out and "as given" in text.out
+    assert found["based_on"]["durations"] == "given"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ((), 2, "name an order file"),
+        (("--tasks", "5"), 2, "--duration"),
+        (("--tasks", "0x5", "--duration", "1s"), 2, "--tasks"),
+        (("--tasks", "5", "--duration", "soon"), 2, "--duration"),
+        (("nothing.csv",), 3, "no such file"),
+        (("orders.csv", "--tasks", "5"), 2, "leave them out"),
+        (("orders.csv", "--sample", "0"), 2, "--sample"),
+        (("orders.csv", "--what-if", "jobs=none"), 2, "--what-if"),
+        (("orders.csv", "--run-dir", "x"), 2, "--run-dir"),
+        (("orders.csv", "--write", "nowhere/x.yaml"), 2, "no directory"),
+        (("orders.csv", "-p", "nothing:there"), 2, "nothing"),
+        (
+            ("orders.csv", "-p", "sample_processors:SetupFails", "--app-dir", str(APP_DIR)),
+            2,
+            "the browser does not start",
+        ),
+        ((".",), 2, "no finished run"),
+        (("--what-if", "jobs=2"), 2, "needs something that was measured"),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_advised(tmp_path: Path, words: tuple[str, ...], code: int, says: str) -> None:
+    orders(tmp_path, "ok")
+
+    ended = poqueue("tune", *words, cwd=tmp_path).check(code)
+
+    assert says in ended.err
+    assert ended.out == ""
+
+
+def test_a_sample_in_which_nothing_ends_well_gives_no_advice(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, "fail", "give-up")
+
+    ended = tune(tmp_path, temporary, str(path), *BEHAVE, "--retries", "0").check(3)
+
+    assert "nothing to learn from" in ended.err and "RuntimeError" in ended.err
+    assert ended.out == ""
+
+
+def test_an_interrupted_sample_ends_everything_and_advises_nothing(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, *["wait"] * 4)
+    option = ("--option", f"folder={tmp_path}")
+
+    with started("tune", str(path), *BEHAVE, *option, *TUNE, cwd=tmp_path, env={"TMPDIR": str(temporary)}) as run:
+        wait_until((tmp_path / "trail").exists, "the first PO has started")
+        run.send(signal.SIGINT)
+        run.send(signal.SIGINT)
+        ended = run.wait()
+
+    assert ended.code == 128 + signal.SIGINT
+    assert "interrupted" in ended.err
+    ended.check_quiet()
+    assert ended.out == "" and tree(temporary) == set()

@@ -1,0 +1,422 @@
+"""`poqueue tune` without a process: samples, attempts summed up, the advice, and the file that it writes."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poqueue import ProcessingTask, TaskQueue, TaskResult
+from poqueue.errors import ConfigError, OrdersError
+from poqueue.metrics import DurationHistogram
+from poqueue.simulation import Costs
+from poqueue.tuning import Machine
+from workers import tune as tuned
+from workers.resolved import load_settings
+from workers.sample import HUNG, MeasuredAttempt, choose
+from workers.settings import RunSettings
+from workers.tune import (
+    Measurement,
+    as_json,
+    as_text,
+    as_yaml,
+    attempts_of_run,
+    check_new_file,
+    measured_from_history,
+    parse_what_if,
+    recommend,
+)
+
+MACHINE = Machine(cores=2, free_bytes=8_000_000_000)
+
+
+def order(number: int, supplier: str, amount: str = "1") -> dict[str, Any]:
+    return {"po_number": f"PO-{number}", "supplier": supplier, "rows": [{"amount": amount}]}
+
+
+def well(number: int, seconds: float = 1.0, cpu_s: float = 0.0) -> MeasuredAttempt:
+    return MeasuredAttempt(f"PO-{number}", "ACME", seconds, "completed", cpu_s=cpu_s, max_rss_bytes=50_000_000)
+
+
+def badly(
+    number: int, outcome: str = "retry", kind: str = "ValueError", seconds: float | None = 1.0
+) -> MeasuredAttempt:
+    return MeasuredAttempt(f"PO-{number}", "ACME", seconds, outcome, kind, cpu_s=0.0)
+
+
+def advised(
+    measurement: Measurement, *, pos: int = 200, settings: RunSettings | None = None, **more: Any
+) -> dict[str, Any]:
+    found = recommend(measurement, [5] * pos, settings or RunSettings(), MACHINE, **more)
+    return as_json(measurement, found, pos)
+
+
+# ── the sample ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_large_supplier_is_there_by_its_share_and_small_ones_together() -> None:
+    orders = [order(n, "large") for n in range(500)] + [order(500 + n, f"small {n}") for n in range(500)]
+
+    chosen = choose(orders, 20, Random(1))
+
+    assert Counter(place < 500 for place in chosen) == {True: 10, False: 10}
+
+
+def test_amounts_are_there_from_the_smallest_to_the_largest() -> None:
+    orders = [order(n, "ACME", str(n)) for n in range(1000)]
+    Random(5).shuffle(orders)
+
+    amounts = sorted(int(orders[place]["rows"][0]["amount"]) for place in choose(orders, 10, Random(1)))
+
+    assert [amount // 100 for amount in amounts] == list(range(10))
+
+
+@given(st.integers(0, 300), st.integers(1, 400), st.integers(0, 5))
+def test_a_sample_has_the_size_asked_for_and_nothing_twice(count: int, size: int, seed: int) -> None:
+    orders = [order(n, f"s{n % 3}", f"{n * 7 % 100}") for n in range(count)]
+
+    chosen = choose(orders, size, Random(seed))
+
+    assert len(set(chosen)) == len(chosen) == min(size, count)
+    assert chosen == choose(orders, size, Random(seed))
+
+
+def test_every_po_may_be_chosen() -> None:
+    orders = [order(n, f"s{n % 3}", f"{n * 7 % 100}") for n in range(60)]
+
+    assert {place for seed in range(200) for place in choose(orders, 6, Random(seed))} == set(range(60))
+
+
+def test_an_amount_that_is_none_counts_as_nothing() -> None:
+    orders: list[dict[str, Any]] = [
+        {"po_number": "1", "supplier": None, "amount": "NA"},
+        {"po_number": "2"},
+        order(3, "x", "12.50"),
+    ]
+
+    assert choose(orders, 3, Random(1)) == [0, 1, 2]
+
+
+# ── attempts, summed up ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_attempts_become_histories_by_po() -> None:
+    found = measured_from_history(
+        [badly(1), well(2, 3.0, 2.4), well(1), badly(3, kind=HUNG, seconds=9.0), badly(3, "failed")]
+    )
+
+    assert [[(a.seconds, a.outcome) for a in history] for history in found.histories] == [
+        [(1.0, "retry"), (1.0, "completed")],
+        [(3.0, "completed")],
+        [(math.inf, "retry"), (1.0, "retry")],
+    ]
+    assert found.seconds == [1.0, 3.0]
+    assert (found.attempts, found.retried, found.recovered, found.retries, found.retries_helped) == (5, 2, 1, 2, 1)
+    assert found.failures == {"ValueError": 2, HUNG: 1}
+    assert found.hung == {"PO-3": 9.0}
+
+
+def test_two_tasks_of_one_po_number_stay_two() -> None:
+    assert len(measured_from_history([well(1), well(1)]).histories) == 2
+
+
+def test_an_interrupted_attempt_says_nothing() -> None:
+    found = measured_from_history([badly(1, "interrupted"), well(1)])
+
+    assert (found.attempts, found.retried) == (1, 0)
+
+
+def test_an_attempt_of_unknown_length_takes_the_usual_time() -> None:
+    found = measured_from_history([badly(1, seconds=None), well(1, 2.0), well(2, 4.0), well(3, 4.0)])
+
+    assert found.histories[0][0].seconds == 4.0
+
+
+def test_a_crash_takes_its_worker_along_and_giving_up_is_final() -> None:
+    gave_up = MeasuredAttempt("PO-2", "", 1.0, "failed", "GiveUp", is_final=True)
+
+    found = measured_from_history([badly(1, kind="WorkerKilled"), well(1), gave_up])
+
+    assert [attempt.ends_worker for attempt in found.histories[0]] == [True, False]
+    assert found.histories[1][0].outcome == "failed"
+
+
+def test_nothing_that_ended_well_is_nothing_to_learn_from() -> None:
+    with pytest.raises(OrdersError, match="1 x ValueError"):
+        measured_from_history([badly(1, "failed")])
+
+
+@pytest.mark.parametrize(("cpu_s", "kind"), [(0.0, "waits"), (0.5, "both"), (0.9, "computes"), (None, "unknown")])
+def test_it_is_told_whether_the_work_waits_or_computes(cpu_s: float | None, kind: str) -> None:
+    assert measured_from_history([MeasuredAttempt("1", "", 1.0, "completed", cpu_s=cpu_s)]).kind == kind
+
+
+# ── the advice ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_work_that_waits_gets_many_workers_and_work_that_computes_the_cores() -> None:
+    waits = measured_from_history([well(n, 1.0, 0.01) for n in range(20)])
+    computes = measured_from_history([well(n, 1.0, 1.0) for n in range(20)])
+
+    assert advised(waits)["advice"]["jobs"]["advice"] == 16  # as many times as were measured at once
+    assert advised(computes)["advice"]["jobs"]["advice"] == 2
+
+
+def test_workers_fit_into_the_memory_and_are_no_more_than_the_pos() -> None:
+    measurement = measured_from_history([well(n, 1.0, 0.01) for n in range(20)])
+    small = Machine(cores=2, free_bytes=200_000_000)
+
+    assert recommend(measurement, [5] * 200, RunSettings(), small).items[0].advice == 3
+    assert recommend(measurement, [5] * 4, RunSettings(), MACHINE).items[0].advice <= 4
+
+
+def test_where_computing_was_not_measured_the_workers_stay_and_the_range_is_wide() -> None:
+    measurement = measured_from_history([MeasuredAttempt(str(n), "", 1.0, "completed") for n in range(20)])
+    settings = RunSettings(jobs=8)
+
+    found = recommend(measurement, [5] * 200, settings, MACHINE)
+
+    assert found.items[0].advice == 8
+    assert found.now.low_s < 25.0 and found.now.high_s > 100.0
+
+
+@given(st.lists(st.floats(0.001, 5000.0), min_size=1, max_size=50))
+def test_the_timeout_kills_nothing_that_ended_well(seconds: list[float]) -> None:
+    measurement = measured_from_history([well(n, one) for n, one in enumerate(seconds)])
+    reasons: dict[str, str] = {}
+
+    timeout_s = tuned.recommended_timeout(measurement, 300.0, reasons)
+
+    assert timeout_s >= 2.9 * max(seconds) and timeout_s >= 1.0
+    assert tuned.would_kill(measurement, timeout_s) == []
+
+
+def test_the_pos_that_a_timeout_would_have_killed_are_named() -> None:
+    measurement = measured_from_history(
+        [*(well(n) for n in range(20)), badly(77, kind=HUNG, seconds=300.0), badly(77, "failed")]
+    )
+
+    found = advised(measurement)
+
+    assert found["would_kill"] == ["PO-77"]
+    assert "PO-77" in found["advice"]["task_timeout"]["why"]
+    assert found["advice"]["task_timeout"]["advice"] == 5.0
+    assert tuned.would_kill(measurement, 0.5) == ["PO-77", *(f"PO-{n}" for n in range(20))]
+
+
+def test_hopeless_pos_get_one_retry_and_those_that_recover_as_many_as_they_need() -> None:
+    hopeless = [*(well(n) for n in range(20)), *(badly(77, "failed" if n == 3 else "retry") for n in range(4))]
+    helped = [*(well(n) for n in range(20)), badly(77), badly(77), well(77)]
+
+    assert advised(measured_from_history(hopeless))["advice"]["max_retries"]["advice"] == 1
+    assert advised(measured_from_history(helped))["advice"]["max_retries"]["advice"] == 7
+    assert advised(measured_from_history(helped[:20]))["advice"]["max_retries"]["advice"] == 3
+
+
+def test_what_if_shows_each_and_where_it_stops_paying() -> None:
+    measurement = measured_from_history([well(n, 1.0, 1.0) for n in range(20)])
+
+    found = advised(measurement, what_if=[1, 2, 4, 8])
+
+    times = [row["seconds"] for row in found["what_if"]]
+    assert [row["jobs"] for row in found["what_if"]] == [1, 2, 4, 8]
+    assert times[0] > 1.8 * times[1] and times[1] == pytest.approx(times[3], rel=0.1)
+    assert found["stops_paying_at"] == 2
+    assert [row["memory_bytes"] for row in found["what_if"]] == [50_000_000 * n for n in (1, 2, 4, 8)]
+
+
+def test_the_advice_is_plain_json_and_the_same_each_time() -> None:
+    measurement = measured_from_history([well(n, 1.0 + n, 0.5) for n in range(20)])
+
+    first = advised(measurement, what_if=[2])
+
+    assert json.loads(json.dumps(first, allow_nan=False)) == first == advised(measurement, what_if=[2])
+
+
+def test_text_from_outside_cannot_steer_the_terminal() -> None:
+    evil = MeasuredAttempt("\x1b[2J", "", 9.0, "retry", HUNG)
+    failed = MeasuredAttempt("\x1b[2J", "", 9.0, "failed", "\x1b]0;x")
+    measurement = measured_from_history([well(1), evil, failed])
+
+    text = as_text(measurement, recommend(measurement, [5], RunSettings(), MACHINE), 1)
+
+    assert "\x1b" not in text and "\\x1b" in text
+
+
+@pytest.mark.parametrize("text", ["jobs", "4", "jobs=", "jobs=0", "jobs=2,x", "retries=1", ""])
+def test_a_what_if_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--what-if"):
+        parse_what_if(text)
+
+
+def test_a_what_if_is_read_in_order_and_once() -> None:
+    assert parse_what_if("jobs=8, 2,2") == [2, 8]
+
+
+# ── written ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_written_is_taken_as_a_configuration_and_keeps_what_was_set(tmp_path: Path) -> None:
+    given = {
+        "map": ["po_number=PO", "supplier=#Vendor: x"],
+        "retry_delay": "250ms",
+        "run_dir": "out",
+        "jobs": "2",
+        "app_dir": ".",
+    }
+    resolved = load_settings(given, None, {})
+    measurement = measured_from_history(
+        [*(well(n, 1.0, 0.01) for n in range(20)), badly(9, kind="multi\nline: {x}"), well(9)]
+    )
+    advice = recommend(measurement, [5] * 200, resolved.settings, MACHINE)
+    path = tmp_path / "advice.yaml"
+
+    path.write_text(as_yaml(measurement, advice, resolved, 200, "poqueue run x"), encoding="utf-8")
+    settings = load_settings({}, path, {}).settings
+
+    assert settings.jobs == advice.items[0].advice == 16
+    assert settings.task_timeout.seconds == advice.items[1].advice
+    assert settings.max_retries == advice.items[2].advice
+    assert settings.map == {"po_number": "PO", "supplier": "#Vendor: x"}
+    assert (settings.retry_delay, settings.run_dir) == (0.25, None)
+
+
+def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("jobs: 3\n", encoding="utf-8")
+
+    for path in (tmp_path / "mine.yaml", tmp_path / "nowhere" / "x.yaml"):
+        with pytest.raises(ConfigError, match="--write"):
+            check_new_file(path)
+
+
+# ── a finished run ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_folder_without_a_report_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no finished run"):
+        attempts_of_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"tasks": []}'])
+def test_a_report_that_is_none_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "report.json").write_text(content, encoding="utf-8")
+
+    with pytest.raises(ConfigError, match=r"report\.json"):
+        attempts_of_run(tmp_path)
+
+
+def test_the_attempts_of_a_run_are_read_from_its_report(tmp_path: Path) -> None:
+    queue = TaskQueue(max_retries=1, retry_delay=0.0)
+    for number in ("good", "late", "bad", "hopeless"):
+        queue.add_task(ProcessingTask(po_data={"po_number": number, "supplier": "ACME"}))
+    while (task := queue.get_next_task("w")) is not None:
+        if task.po_number == "hopeless":
+            queue.complete_task(task.task_id, "w", TaskResult(False, [], 0.5, "gone"))
+        elif task.po_number == "bad" or (task.po_number == "late" and task.attempt == 1):
+            queue.retry_task(task.task_id, {"error_type": "ValueError", "error": "no", "seconds": 2.0})
+        else:
+            queue.complete_task(task.task_id, "w", TaskResult(True, [], 1.5))
+    report = queue.export_queue_report("json")
+    assert isinstance(report, dict)
+    (tmp_path / "report.json").write_text(json.dumps({**report, "run": {"settings": {}}}), encoding="utf-8")
+
+    found = {(one.po_number, one.outcome, one.error_type, one.is_final) for one in attempts_of_run(tmp_path)}
+
+    assert found == {
+        ("good", "completed", "", False),
+        ("late", "retry", "ValueError", False),
+        ("late", "completed", "", False),
+        ("bad", "retry", "ValueError", False),
+        ("bad", "failed", "ValueError", False),
+        ("hopeless", "failed", "gone", True),
+    }
+
+
+# ── optimize_for_workload ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def worked(queue: TaskQueue, clock: Clock, seconds: list[float], failing: int = 0) -> None:
+    for number, one in enumerate(seconds):
+        queue.add_task(ProcessingTask(po_data={"po_number": f"PO-{number}"}))
+        task = queue.get_next_task("w")
+        assert task is not None
+        if number < failing:
+            queue.retry_task(task.task_id, {"error_type": "ValueError", "error": "no"})
+            clock.now += 10.0
+            task = queue.get_next_task("w")
+            assert task is not None
+        clock.now += one
+        queue.complete_task(task.task_id, "w", TaskResult(True, [], one))
+
+
+def test_the_advice_says_whether_it_rests_on_what_was_given_or_measured() -> None:
+    clock = Clock()
+    queue = TaskQueue(clock=clock)
+
+    given = queue.optimize_for_workload(100, 9.0, 2)
+    worked(queue, clock, [1.0, 3.0] * 50)
+    measured = queue.optimize_for_workload(100, 9.0, 2)
+
+    assert (given["based_on"]["durations"], measured["based_on"]["durations"]) == ("given", "measured")
+    assert given["predicted_completion_s"] == pytest.approx(450, rel=0.1)
+    assert measured["predicted_completion_s"] == pytest.approx(100, rel=0.05)
+    low, high = measured["predicted_range_s"]
+    assert low < measured["predicted_completion_s"] < high
+
+
+def test_measured_retries_are_in_the_prediction() -> None:
+    clock = Clock()
+    smooth, rough = TaskQueue(clock=clock), TaskQueue(clock=clock)
+    worked(smooth, clock, [1.0] * 100)
+    worked(rough, clock, [1.0] * 100, failing=50)
+
+    expected = smooth.optimize_for_workload(1000, 1.0, 2)["predicted_completion_s"]
+
+    assert rough.optimize_for_workload(1000, 1.0, 2)["predicted_completion_s"] == pytest.approx(
+        1.5 * expected, rel=0.05
+    )
+
+
+@given(st.lists(st.floats(1e-5, 1e5), min_size=1, max_size=200))
+def test_the_histogram_keeps_every_duration_within_its_bucket(seconds: list[float]) -> None:
+    histogram = DurationHistogram()
+    for one in seconds:
+        histogram.add(one)
+
+    kept = [middle for middle, count in histogram.buckets() for _ in range(count)]
+
+    assert len(kept) == len(seconds)
+    assert all(middle == pytest.approx(one, rel=0.05) for middle, one in zip(kept, sorted(seconds), strict=True))
+
+
+@pytest.mark.parametrize("strange", [0.0, -1.0, math.inf, math.nan, 1e300])
+def test_the_histogram_takes_whatever_a_processor_states(strange: float) -> None:
+    histogram = DurationHistogram()
+
+    histogram.add(strange)
+
+    assert sum(count for _, count in histogram.buckets()) == 1
+
+
+def test_the_costs_of_a_start_are_predicted_too() -> None:
+    costs = Costs(start_s=1.0, boot_s=2.0, end_s=0.5)
+    measurement = measured_from_history([well(n) for n in range(20)])
+
+    found = tuned.predict_batch(
+        replace(measurement, costs=costs), [5] * 4, tuned.rules_of(RunSettings(jobs=2), 2), runs=0
+    )
+
+    assert found.seconds == pytest.approx(1.0 + 2.0 + 2.0 + 0.5)
