@@ -138,7 +138,9 @@ class Journal:
                 lines = self._lines
                 db.executemany(_ADD_TASK, [(*row, lines) for row in tasks])
             if records:
-                db.executemany(_ADD_RECORD, [(int(record[0]), *record[1:]) for record in records])  # an IntEnum binds slowly
+                db.executemany(
+                    _ADD_RECORD, [(int(record[0]), *record[1:]) for record in records]
+                )  # an IntEnum binds slowly
             failpoint.hit("journal.before_commit")
             db.execute("COMMIT")
         except BaseException as error:  # whatever it is: a transaction left open would refuse all that follow

@@ -32,7 +32,7 @@ from poqueue.errors import ConfigError, JournalError, ManagerLostError, PoqueueE
 from poqueue.packing import PACK_ANSWER, UNPACK_REQUEST
 from poqueue.task import TaskRecord
 from poqueue.task_queue import TaskQueue
-from poqueue.wire import check_address, check_private, dial, peer_uid, set_time_limit, set_time_limit_of
+from poqueue.wire import check_address, check_private, dial, lift_time_limit_of, peer_uid, set_time_limit
 
 __all__ = ["METHODS", "QueueClient", "QueueServer", "QueueService", "connect"]
 
@@ -87,7 +87,7 @@ class QueueServer(Server):
                 raise PermissionError(name)
             if name == "accept_connection":
                 conn.send(("#RETURN", None))
-                set_time_limit_of(conn, 0)
+                lift_time_limit_of(conn)
                 self.serve_client(conn)
             else:
                 getattr(self, name)(conn, *args, **kwargs)

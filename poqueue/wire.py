@@ -108,6 +108,15 @@ def set_time_limit_of(conn: Any, seconds: float) -> None:
         set_time_limit(plug, seconds)
 
 
+def lift_time_limit_of(conn: Any) -> None:
+    """No limit from now on; for threads that no signal interrupts, since it does without a descriptor more."""
+    plug = socket.socket(fileno=conn.fileno())
+    try:
+        set_time_limit(plug, 0)
+    finally:
+        plug.detach()
+
+
 def peer_uid(plug: socket.socket) -> int:
     """The user at the other end, as the kernel knows it."""
     raw = plug.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

@@ -163,7 +163,7 @@ MUTANTS = {
     ),
     "formulas go out unguarded": Mutant(
         "formula.py",
-        "return f\"'{guarded}\" if _FORMULA.match(text) else guarded",
+        'return f"\'{guarded}" if _FORMULA.match(text) else guarded',
         "return guarded",
         "test_exporting.py::test_csv_guards_what_a_spreadsheet_would_run",
     ),

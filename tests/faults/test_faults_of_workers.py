@@ -5,7 +5,6 @@ import errno
 import gc
 import os
 import resource
-import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
 from poqueue.service import QueueService, connect
 from tests.faults import mischief
 from tests.faults.batches import Batch
-from tests.integration.console import ROOT, environment, poqueue, running, write_orders
+from tests.integration.console import ROOT, poqueue, running, write_orders
 from tests.integration.stage import Play, living, on_stage, perform, po, started_pids, wait_until
 from workers import Supervisor, staff, worker
 from workers.staff import WorkersCannotStartError
@@ -204,7 +203,7 @@ def refuse_processes(monkeypatch: pytest.MonkeyPatch, start_method: str, refusal
 
 @pytest.mark.parametrize("start_method", ["spawn", pytest.param("fork", marks=_fork_leaks)])
 def test_a_refused_process_is_asked_for_again_and_leaks_nothing(
-    start_method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     supervisor = Supervisor(mischief.process, jobs=2, start_method=start_method)
     with contextlib.closing(supervisor):
@@ -212,7 +211,8 @@ def test_a_refused_process_is_asked_for_again_and_leaks_nothing(
         tries = refuse_processes(monkeypatch, start_method, 3)
         fds = len(os.listdir("/proc/self/fd"))
         supervisor.start_workers()
-        gc.collect()  # the pipes of a refused start are closed with it
+        caplog.clear()  # its records hold on to the error, and that to the pipes
+        gc.collect()  # which are closed with what a refused start has left
         after_refusal = len(os.listdir("/proc/self/fd"))
         supervisor.queue.add_tasks(good_ones(tmp_path))
         end = supervisor.run()
@@ -277,6 +277,25 @@ def test_a_manager_without_descriptors_serves_those_it_knows_and_lets_others_in_
 
         assert leased is not None and fresh.get_queue_status()["completed_tasks"] == 1
         assert spent < 0.3 * took + 0.2, "it has spun"
+
+
+def test_the_last_descriptor_is_enough_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be broken off after its greeting, which looks like a lost manager."""
+
+    def refuse(fd: int) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    service = QueueService(start_method="fork")
+    with contextlib.closing(_Stopping(service)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "dup", refuse)  # the fork takes it along
+            service.start()
+        assert connect(service.address, service.key).get_queue_status()["status"] == "ACTIVE"
+
+
+class _Stopping:
+    def __init__(self, service: QueueService) -> None:
+        self.close = service.stop
 
 
 def test_no_more_connections_than_the_limit_are_held(

@@ -21,7 +21,8 @@ def test_a_hang_is_cut_off_by_the_median_and_then_gets_the_most(tmp_path: Path) 
     )
 
     ended = poqueue(
-        "run", "orders.csv", "-p", "paced:process", "--app-dir", ".", "-j", "2", "--timeout", "300%,3s", "--timeout-floor", "300ms",
+        "run", "orders.csv", "-p", "paced:process", "--app-dir", ".", "-j", "2", "--timeout", "300%,3s",
+        "--timeout-floor", "300ms",
         "--retry-delay", "0s", "--grace", "0s", "--run-dir", "r", "--json", cwd=tmp_path,
     ).check(0)  # fmt: skip
 

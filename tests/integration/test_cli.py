@@ -29,7 +29,10 @@ from tests.integration.console import (
 )
 
 ACCOUNTS = ("succeeded", "failed", "duplicate", "invalid", "not_run")
-RUN_FILES = {"journal.sqlite", "run.json", "orders.csv", "lock", "results.csv", "failed.csv", "run.log", "report.json", "manager.log", "output"}
+RUN_FILES = {
+    "journal.sqlite", "run.json", "orders.csv", "lock", "results.csv", "failed.csv", "run.log", "report.json",
+    "manager.log", "output",
+}  # fmt: skip
 
 
 class Job(NamedTuple):

@@ -328,7 +328,18 @@ def manager_of(pid: int) -> psutil.Process:
 
 def test_without_a_journal_a_lost_manager_ends_the_run_with_its_accounts_in_balance(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "A,ok", "B,give-up", "C,wait", "D,wait", "E,ok", "C,ok", ",ok")
-    words = ["run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "2", "--no-journal"]
+    words = [
+        "run",
+        "orders.csv",
+        *BEHAVE,
+        "--option",
+        f"folder={tmp_path}",
+        "--run-dir",
+        "r",
+        "-j",
+        "2",
+        "--no-journal",
+    ]
     with started(*words, cwd=tmp_path) as run:
         wait_until(lambda: {"C", "D"} <= set(trail(tmp_path)), "two POs hang")
         manager_of(run.pid).kill()

@@ -36,7 +36,14 @@ def folder(tmp_path: Path) -> Path:
 def run(command: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        check=False,
     )
 
 
@@ -119,4 +126,7 @@ def test_its_python_runs(number: int, folder: Path) -> None:
     ended = run([sys.executable, "script.py"], folder)
 
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip() in ("1", "0 2 input rows = 2 succeeded + 0 failed + 0 duplicate + 0 invalid + 0 not run")
+    assert ended.stdout.strip() in (
+        "1",
+        "0 2 input rows = 2 succeeded + 0 failed + 0 duplicate + 0 invalid + 0 not run",
+    )

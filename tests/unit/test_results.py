@@ -245,13 +245,31 @@ def test_a_second_place_that_cannot_be_one_is_refused_before_anything_is_written
 
 @pytest.mark.parametrize(
     "text",
-    ["=1+1", " =x", "\t=x", "\u00a0=x", "+x", "-x", "@x", "\tx", "\rx", "\nx", "\n=x", "\r\n @x", "-5 EUR", "-2+3", "＝1"],
+    [
+        "=1+1",
+        " =x",
+        "\t=x",
+        "\u00a0=x",
+        "+x",
+        "-x",
+        "@x",
+        "\tx",
+        "\rx",
+        "\nx",
+        "\n=x",
+        "\r\n @x",
+        "-5 EUR",
+        "-2+3",
+        "＝1",
+    ],
 )
 def test_text_that_a_spreadsheet_would_run_gets_an_apostrophe(text):
     assert guard_formula(text) == f"'{text}"
 
 
-@pytest.mark.parametrize("text", ["", "x", "-5", "+5.5", "-.5", "-1e3", "-1,234.50", " -5 ", "a=b", "a\nb", "x@y.z", "007"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "-5", "+5.5", "-.5", "-1e3", "-1,234.50", " -5 ", "a=b", "a\nb", "x@y.z", "007"]
+)
 def test_numbers_and_harmless_text_stay_as_they_are(text):
     assert guard_formula(text) == text
 

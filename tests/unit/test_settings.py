@@ -58,7 +58,11 @@ def test_without_any_source_everything_has_its_default() -> None:
 
     assert resolved.settings == RunSettings()
     assert set(resolved.origins.values()) == {"default"}
-    assert (resolved.settings.task_timeout.seconds, resolved.settings.max_retries, resolved.settings.retry_delay) == (300, 3, 5)
+    assert (resolved.settings.task_timeout.seconds, resolved.settings.max_retries, resolved.settings.retry_delay) == (
+        300,
+        3,
+        5,
+    )
     assert resolved.settings.jobs == usable_cores()
     assert resolved.settings.start_method == "spawn"
     assert resolved.settings.duplicates == "group"
