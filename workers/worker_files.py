@@ -121,9 +121,13 @@ class WorkerWriter:
         payload = b"" if result is None else result.payload  # JSON too, and so without a tab or a line end of its own
         data = b"%b\t%b\n" % (line, payload)
         try:
-            if os.write(self._reports_fd, data) == len(data):
+            written = os.write(self._reports_fd, data)
+            if written == len(data):
                 return True
-            os.write(self._reports_fd, b"\n")  # the beginning of it stands there, and must not spoil the next one
+            size = os.fstat(self._reports_fd).st_size
+            os.ftruncate(
+                self._reports_fd, size - written
+            )  # a part of it would be taken for the whole, or spoil the next
         except OSError as error:
             logger.debug("a report cannot be kept: %s", error)
         return False
@@ -236,7 +240,7 @@ class WorkerReader:
         """What a dead worker had finished and perhaps not told; a line that it died over is left out."""
         reports = []
         for line in self._bytes("reports").split(b"\n")[:-1]:
-            with contextlib.suppress(ValueError, TypeError, AttributeError):
+            with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError):
                 told, _, payload = line.partition(b"\t")
                 task_id, token, seconds, result, *rest = json.loads(told)
                 if result is not None:

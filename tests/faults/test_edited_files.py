@@ -43,6 +43,7 @@ def test_what_was_done_is_skipped_and_what_changed_in_the_file_is_run(tmp_path: 
     assert [row["po_number"] for row in batch.results()] == ["N", "E", "B", "A", "D"]
 
 
+@pytest.mark.slow
 def test_a_refused_resume_changes_no_result(tmp_path: Path) -> None:
     batch = halted(tmp_path, *ROWS)
     batch.finish()
@@ -55,6 +56,7 @@ def test_a_refused_resume_changes_no_result(tmp_path: Path) -> None:
     assert {name: (batch.run_dir / name).read_bytes() for name in before} == before
 
 
+@pytest.mark.slow
 def test_lines_that_only_moved_need_no_leave(tmp_path: Path) -> None:
     batch = halted(tmp_path, *ROWS)
     batch.write(*reversed(ROWS))
@@ -65,7 +67,13 @@ def test_lines_that_only_moved_need_no_leave(tmp_path: Path) -> None:
     assert [row["po_number"] for row in batch.results()] == list("FEDCBA")
 
 
-@pytest.mark.parametrize("point", ["recovery.after_drop", "recovery.after_record", "batch.after_add"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "recovery.after_drop",
+        *(pytest.param(point, marks=pytest.mark.slow) for point in ("recovery.after_record", "batch.after_add")),
+    ],
+)
 def test_no_po_is_lost_when_the_edit_is_taken_back_after_a_crash(point: str, tmp_path: Path) -> None:
     """Killed when the tasks of the removed POs were gone, and nothing else had been written down."""
     batch = halted(tmp_path, *ROWS)
@@ -82,6 +90,7 @@ def test_no_po_is_lost_when_the_edit_is_taken_back_after_a_crash(point: str, tmp
     assert batch.begun().count("A") == 1
 
 
+@pytest.mark.slow
 def test_an_order_file_that_is_gone_is_replaced_by_the_runs_copy(tmp_path: Path) -> None:
     batch = halted(tmp_path, *ROWS)
     rows = batch.orders.read_text()
@@ -93,6 +102,7 @@ def test_an_order_file_that_is_gone_is_replaced_by_the_runs_copy(tmp_path: Path)
     batch.check()
 
 
+@pytest.mark.slow
 def test_another_processor_is_refused(tmp_path: Path) -> None:
     batch = halted(tmp_path, *ROWS)
     other = ("-p", "tests.faults.witness:note")
@@ -145,6 +155,7 @@ def test_five_distinct_messages_for_five_ways_of_having_no_journal(tmp_path: Pat
         assert [other for other, said in errors.items() if text in said] == [name]
 
 
+@pytest.mark.slow
 def test_a_run_record_of_another_version_is_refused(tmp_path: Path) -> None:
     batch = halted(tmp_path, *ROWS)
     path = batch.run_dir / "run.json"
@@ -173,6 +184,7 @@ def test_retry_runs_what_failed_and_nothing_else(tmp_path: Path) -> None:
     assert [line.attempt for line in batch.lines() if line.po == "C" and line.event == "begin"] == [1, 2]
 
 
+@pytest.mark.slow
 def test_limits_given_to_retry_hold_for_the_old_tasks(tmp_path: Path) -> None:
     words = ("--retries", "0", "--timeout", "0.4", "--grace", "0.2", "--retry-delay", "0.05")
     batch = Batch(tmp_path, "A,0.8", "B,fail", words=words)
@@ -187,6 +199,7 @@ def test_limits_given_to_retry_hold_for_the_old_tasks(tmp_path: Path) -> None:
     assert batch.begun().count("A") == 2 and batch.begun().count("B") == 4
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_not_retried(tmp_path: Path) -> None:
     batch = halted(tmp_path, *ROWS)
     refused = batch.poqueue("retry", "r").check(2)
@@ -195,6 +208,7 @@ def test_an_unfinished_run_is_not_retried(tmp_path: Path) -> None:
     batch.check()
 
 
+@pytest.mark.slow
 def test_a_retry_that_is_killed_is_resumed(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,", "B,fail_once", "C,fail_once", "D,fail_once", words=("--retries", "0"))
     with batch.start() as run:
@@ -211,6 +225,7 @@ def test_a_retry_that_is_killed_is_resumed(tmp_path: Path) -> None:
     assert batch.begun().count("A") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nth", [4, 5, 6, 7])
 def test_a_manager_killed_while_a_retry_begins(nth: int, tmp_path: Path) -> None:
     """The failed POs are asked for again twice when the first answer is lost."""
@@ -225,6 +240,7 @@ def test_a_manager_killed_while_a_retry_begins(nth: int, tmp_path: Path) -> None
     assert batch.statuses() == dict.fromkeys("ABC", "succeeded")
 
 
+@pytest.mark.slow
 def test_a_po_is_told_its_attempt_after_ctrl_c_and_has_used_no_retry(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "B,", words=("--retries", "0"))
     with batch.start() as run:
@@ -247,6 +263,7 @@ def runs(batch: Batch) -> list[str]:
     return [line["state"] for line in found]
 
 
+@pytest.mark.slow
 def test_runs_tells_the_states_apart(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "B,wait", "C,fail", "D,", words=("--retries", "0", "--stop-grace", "0"))
     with batch.start() as run:

@@ -138,17 +138,23 @@ def until_not_reached(once: object, *, at_least: int = 1) -> None:
 # ── a few, always ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("name", "nth"), [("worker.report_kept", 2), ("worker.after_exchange", 2)])
+@pytest.mark.parametrize(
+    ("name", "nth"), [("worker.report_kept", 2), pytest.param("worker.after_exchange", 2, marks=pytest.mark.slow)]
+)
 def test_a_worker_killed_there_is_replaced(name: str, nth: int, tmp_path: Path) -> None:
     assert goes_on(tmp_path, name, nth)
 
 
-@pytest.mark.parametrize(("name", "nth"), [("service.before_answer", 9), ("journal.after_commit", 4)])
+@pytest.mark.parametrize(
+    ("name", "nth"), [("service.before_answer", 9), pytest.param("journal.after_commit", 4, marks=pytest.mark.slow)]
+)
 def test_a_manager_killed_there_is_replaced(name: str, nth: int, tmp_path: Path) -> None:
     assert goes_on(tmp_path, name, nth)
 
 
-@pytest.mark.parametrize(("name", "nth"), [("batch.after_add", 1), ("results.before_replace", 2)])
+@pytest.mark.parametrize(
+    ("name", "nth"), [pytest.param("batch.after_add", 1, marks=pytest.mark.slow), ("results.before_replace", 2)]
+)
 def test_a_run_killed_there_is_resumed(name: str, nth: int, tmp_path: Path) -> None:
     assert is_resumed(tmp_path, name, nth)
 

@@ -67,9 +67,9 @@ def test_a_batch_that_is_killed_again_and_again_ends_as_if_it_had_not_been(start
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     words = ("--start-method", start_method, "--retries", "1", "--retry-delay", "0.05")
-    batch = Batch(tmp_path / "killed", *mixed(240), words=words)
+    batch = Batch(tmp_path / "killed", *mixed(200), words=words)
 
-    kill_at_random_moments(batch, 3, random.Random(seed), 240)
+    kill_at_random_moments(batch, 3, random.Random(seed), 200)
     batch.finish(code=1)
 
     facts = batch.check()
@@ -119,6 +119,7 @@ def test_a_supervisor_killed_alone_takes_everything_along_and_the_run_goes_on(tm
     assert facts.interrupted <= batch.jobs
 
 
+@pytest.mark.slow
 def test_supervisor_and_manager_killed_together(tmp_path: Path) -> None:
     batch = Batch(tmp_path, *numbered(120), seconds=0.005)
     with batch.start() as run:
@@ -133,6 +134,7 @@ def test_supervisor_and_manager_killed_together(tmp_path: Path) -> None:
     assert batch.check().interrupted <= batch.jobs
 
 
+@pytest.mark.slow
 def test_nothing_starts_while_a_process_of_the_killed_run_lives(tmp_path: Path) -> None:
     """A browser leads a session of its own, and outlives whoever might have ended it."""
     batch = Batch(tmp_path, "A,browser_once", "B,browser_once", *numbered(4), words=("--timeout", "60"))
@@ -170,6 +172,7 @@ def test_a_live_run_cannot_be_resumed_nor_started_again_in_its_directory(tmp_pat
     assert sorted(batch.begun()) == ["A", "B"]
 
 
+@pytest.mark.slow
 def test_a_process_that_has_got_the_managers_old_pid_is_not_killed(tmp_path: Path) -> None:
     batch = Batch(tmp_path, *numbered(40), seconds=0.01)
     with batch.start() as run:
@@ -188,6 +191,7 @@ def test_a_process_that_has_got_the_managers_old_pid_is_not_killed(tmp_path: Pat
     batch.check()
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_is_stopped_longer_than_the_time_limit_times_nothing_out(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "B,wait", *numbered(10), words=("--timeout", "3"))
     with batch.start() as run:

@@ -46,9 +46,9 @@ def leased_after(batch: Batch, kinds: tuple[Kind, ...], nth: int) -> int:
     ("rule", "nth", "kinds"),
     [
         ("soon,fail=3", 3, (Kind.FAILED,)),
-        ("now,fail=2", 2, (Kind.FAILED,)),
-        ("soon,fail=5%", 3, (Kind.FAILED,)),
-        ("soon,success=4", 4, (Kind.COMPLETED,)),
+        pytest.param("now,fail=2", 2, (Kind.FAILED,), marks=pytest.mark.slow),
+        pytest.param("soon,fail=5%", 3, (Kind.FAILED,), marks=pytest.mark.slow),
+        pytest.param("soon,success=4", 4, (Kind.COMPLETED,), marks=pytest.mark.slow),
         ("soon,done=5", 5, (Kind.FAILED, Kind.COMPLETED)),
     ],
 )
@@ -66,6 +66,7 @@ def test_after_the_last_end_that_is_wanted_no_po_begins(
     batch.check()
 
 
+@pytest.mark.slow
 def test_a_halt_at_once_stops_what_runs_and_gives_it_back(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "F,fail", "B,", words=(*QUICK, "--halt", "now,fail=1"))
     with batch.start() as run:
@@ -85,7 +86,7 @@ def check_halt_with_a_lost_manager(folder: Path, nth: int) -> bool:
     return fault.has_struck
 
 
-@pytest.mark.parametrize("nth", [8, 10])
+@pytest.mark.parametrize("nth", [pytest.param(8, marks=pytest.mark.slow), 10])
 def test_a_halt_counts_on_when_the_manager_is_lost(nth: int, tmp_path: Path) -> None:
     assert check_halt_with_a_lost_manager(tmp_path, nth)
 
@@ -113,7 +114,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("option", "what"), [("--memfree", "memory available"), ("--diskfree", "disk free")])
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [("--memfree", "memory available"), pytest.param("--diskfree", "disk free", marks=pytest.mark.slow)],
+)
 def test_new_pos_wait_while_the_machine_is_short_of(option: str, what: str, tmp_path: Path) -> None:
     batch = Batch(tmp_path, *numbered(100), seconds=0.02, words=(option, "100G"))
     (tmp_path / "poor.py").write_text(POOR)
@@ -139,6 +143,7 @@ def test_a_guard_lets_go_only_when_there_is_clearly_enough(tmp_path: Path) -> No
     assert said == [False, True, True, True, False, False, True]
 
 
+@pytest.mark.slow
 def test_the_starts_of_two_pos_are_a_delay_apart(tmp_path: Path) -> None:
     batch = Batch(tmp_path, *numbered(16), jobs=2, words=("--delay", "0.1"))
     with batch.start() as run:
@@ -201,6 +206,7 @@ def test_a_run_stands_still_while_its_disk_is_full_and_goes_on_afterwards(small_
     batch.check()
 
 
+@pytest.mark.slow
 def test_a_manager_that_is_lost_while_the_disk_is_full(small_disk: Path) -> None:
     """It cannot be replaced before there is room; whatever becomes of the run, nothing is lost."""
     batch = Batch(small_disk.parent, *numbered(300), seconds=0.01, words=UNGUARDED)
@@ -218,6 +224,7 @@ def test_a_manager_that_is_lost_while_the_disk_is_full(small_disk: Path) -> None
     batch.check()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_its_disk_is_full_is_resumed(small_disk: Path) -> None:
     batch = Batch(small_disk.parent, *numbered(200), seconds=0.01, words=UNGUARDED)
     with batch.start() as run:
@@ -239,6 +246,7 @@ def is_still(batch: Batch) -> bool:
     return batch.line_count() == before
 
 
+@pytest.mark.slow
 def test_the_report_is_whole_or_not_there(small_disk: Path) -> None:
     """The disk is full when the results are to be written: the run says so, and a resume writes them."""
     batch = Batch(small_disk.parent, *numbered(40), words=UNGUARDED)

@@ -74,6 +74,7 @@ def test_workers_in_the_middle_of_a_po_go_on_when_the_manager_is_killed(tmp_path
     assert len(batch.begun()) == 22
 
 
+@pytest.mark.slow
 def test_a_manager_that_is_stopped_for_a_while_loses_nothing_and_times_nothing_out(tmp_path: Path) -> None:
     batch = Batch(tmp_path, *numbered(60), seconds=0.1, words=("--timeout", "2"))
     with batch.start() as run:
@@ -91,6 +92,7 @@ def test_a_manager_that_is_stopped_for_a_while_loses_nothing_and_times_nothing_o
     assert "killing" not in ended.err and "lost" not in ended.err
 
 
+@pytest.mark.slow
 def test_a_manager_that_is_stopped_for_ever_is_replaced(tmp_path: Path) -> None:
     batch = Batch(tmp_path, *numbered(60), "A,wait", seconds=0.02)
     script = tmp_path / "quick_calls.py"
