@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+from poqueue import wire
 from poqueue.error_log import described
 from poqueue.errors import ManagerLostError, PoqueueError
 from poqueue.events import UNSET, HandlerSet
@@ -72,6 +73,11 @@ class QueueClient:
             request = pickle.dumps((number, name, args, kwargs), 5)
         except Exception as error:  # whatever an argument's own __reduce__ raises; nothing was sent
             raise ValueError(f"invalid argument for {name}: it cannot be pickled ({error})") from None
+        if len(request) > wire.MAX_REQUEST_BYTES:
+            raise ValueError(
+                f"invalid argument for {name}: it takes {len(request):,} bytes and is too large; "
+                f"a call may carry {wire.MAX_REQUEST_BYTES:,}"
+            )
         try:
             if timeout_s != CALL_TIMEOUT_S:
                 set_time_limit_of(conn, timeout_s)

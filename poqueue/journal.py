@@ -306,6 +306,9 @@ def _check_content(db: sqlite3.Connection, path: Path, *, any_version: bool) -> 
             f"{path}: has schema version {version}, this poqueue reads version {SCHEMA_VERSION}; "
             "use the version of poqueue that wrote it" + (", for its tables are other ones" if any_version else "")
         )
+    (own_code,) = db.execute("SELECT count(*) FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone()
+    if own_code:
+        raise JournalError(f"{path}: holds triggers or views, which no journal of poqueue has")
     (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise JournalError(f"{path}: the journal is damaged: {verdict}")

@@ -15,6 +15,7 @@ from poqueue.errors import JournalError
 from poqueue.journal import Journal, Kind, Record
 from poqueue.ledger import Entry, Ledger
 from poqueue.moves import Moves
+from poqueue.payload import is_json
 from poqueue.task import TaskStatus as S
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -79,6 +80,7 @@ class _Reader:
 
     def add(self, row: tuple[Any, ...]) -> None:
         rank, task_id, po_number, priority, retries, delay, timeout, created_at, payload, group, _ = row
+        _check_json(payload)
         namesake = self._ledger.get(task_id)
         if namesake is not None:  # it had ended so long ago that the queue had forgotten it
             self._ledger.forget(namesake)
@@ -115,6 +117,8 @@ class _Reader:
     def _end(self, kind: Kind, record: Record, entry: Entry) -> None:
         moves, now, at = self._moves, self._then(record.at), record.at
         details = json.loads(record.error) if record.error else {}
+        if record.result is not None:
+            _check_json(record.result)
         if kind is Kind.COMPLETED:
             moves.complete(entry, record.result or b"", record.delay_s or 0.0, record.seconds, now, at)
         elif kind is Kind.FAILED:
@@ -166,3 +170,9 @@ def reconfigure(ledger: Ledger, changes: dict[str, Any]) -> None:
         if entry.status is not S.COMPLETED:
             for name, value in changes.items():
                 setattr(entry, name, value)
+
+
+def _check_json(blob: bytes) -> None:
+    """What is no JSON would be opened as a pickle, and a pickle may do anything."""
+    if type(blob) is not bytes or not is_json(blob):
+        raise ValueError("data that is no JSON")

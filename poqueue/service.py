@@ -26,7 +26,7 @@ from multiprocessing.managers import BaseManager, Server
 from pathlib import Path
 from typing import Any
 
-from poqueue import failpoint
+from poqueue import failpoint, wire
 from poqueue.client import QueueClient, connect
 from poqueue.errors import ConfigError, JournalError, ManagerLostError, PoqueueError, QueueError
 from poqueue.packing import PACK_ANSWER, UNPACK_REQUEST
@@ -42,7 +42,6 @@ QUEUE_ID = "queue"
 SOCKET_NAME = "queue.sock"
 AUTH_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0
-MAX_REQUEST_BYTES = 256 * 1024 * 1024
 MAX_CONNECTIONS = 1100
 METHODS = tuple(name for name in vars(TaskQueue) if not name.startswith("_"))
 
@@ -102,7 +101,7 @@ class QueueServer(Server):
         queue = self.id_to_obj[QUEUE_ID][0]
         while True:
             try:
-                request = conn.recv_bytes(MAX_REQUEST_BYTES)
+                request = conn.recv_bytes(wire.MAX_REQUEST_BYTES)
             except (EOFError, OSError):
                 return
             answer = _answer(queue, request)

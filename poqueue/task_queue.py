@@ -14,6 +14,7 @@ happened before it is written, and what cannot be written does not happen.
 Contract: TaskQueue API Contract, with R1 to R28 as settled beside it.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -145,6 +146,7 @@ class TaskQueue:
         self._turns: dict[str, int] = {}  # the latest exchange of each worker
         self._waiters = 0
         self._ensure_thread_safety()
+        self._change: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._journal: Journal | None = None
         if journal is not None:
             self._open_journal(
@@ -177,12 +179,13 @@ class TaskQueue:
             with self._lock:
                 self._guard_new_ids(admitted)
                 self._guard_size(len(admitted))
-                now, at, first = self._clock(), self._wall_clock(), self._rank + 1
-                if self._journal is not None and admitted:
-                    self._write((), [_row(entry, rank, at) for rank, entry in enumerate(admitted, first)])
-                for rank, entry in enumerate(admitted, first):
-                    self._moves.add(entry, rank, now, at)
-                self._rank += len(admitted)
+                with self._change:
+                    now, at, first = self._clock(), self._wall_clock(), self._rank + 1
+                    if self._journal is not None and admitted:
+                        self._write((), [_row(entry, rank, at) for rank, entry in enumerate(admitted, first)])
+                    for rank, entry in enumerate(admitted, first):
+                        self._moves.add(entry, rank, now, at)
+                    self._rank += len(admitted)
                 if admitted:
                     self._empty_is_news = True
                     self._wake(len(admitted))
@@ -447,7 +450,8 @@ class TaskQueue:
         """Start no task from now on; running ones go on, reports and new tasks are taken."""
         with self._lock:
             if not self._is_paused:
-                self._write([Record(Kind.PAUSED, None, None, self._wall_clock())])
+                with self._change:
+                    self._write([Record(Kind.PAUSED, None, None, self._wall_clock())])
             self._is_paused = True
         logger.info("queue paused")
 
@@ -455,7 +459,8 @@ class TaskQueue:
         """Start tasks again."""
         with self._lock:
             if self._is_paused:
-                self._write([Record(Kind.RESUMED, None, None, self._wall_clock())])
+                with self._change:
+                    self._write([Record(Kind.RESUMED, None, None, self._wall_clock())])
             self._is_paused = False
             self._work.notify_all()
             waiting, running = self._waiting(), self._ledger.counts[S.PROCESSING]
@@ -609,7 +614,8 @@ class TaskQueue:
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with self._lock:
             config = replace(self._config, **changes)
-            self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=json.dumps(changes))])
+            with self._change:
+                self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=json.dumps(changes))])
             self._config = config
             self._rearm_full()
 
@@ -626,7 +632,8 @@ class TaskQueue:
         with self._lock:
             replace(self._config, **changes)  # only to check them
             line = json.dumps({"waiting": changes})
-            self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=line)])
+            with self._change:
+                self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=line)])
             reconfigure(self._ledger, changes)
 
     def optimize_for_workload(
@@ -818,9 +825,13 @@ class TaskQueue:
 
         With verdicts they are settled first, both in one transaction of the journal; what it raises, they raise.
         """
+        with self._change:
+            return self._lease_now(worker_id, limit, verdicts)
+
+    def _lease_now(self, worker_id: str, limit: int, verdicts: Sequence[Verdict]) -> list[Entry]:
         now = self._clock()
         if verdicts and not self._may_start(now):
-            self._settle(verdicts)
+            self._settle_now(verdicts)
             return []
         if not self._may_start(now):
             return []
@@ -828,10 +839,10 @@ class TaskQueue:
         if verdicts and self._schedule.has_aside:  # a task was passed over that the verdicts will let run
             for entry in reversed(taken):
                 self._schedule.untake(entry)
-            self._settle(verdicts)
-            return self._lease(worker_id, limit)
+            self._settle_now(verdicts)
+            return self._lease_now(worker_id, limit, ())
         if not taken:
-            self._settle(verdicts)
+            self._settle_now(verdicts)
             return taken
         at, token = self._wall_clock(), self._token
         if self._journal is not None and not self._can_write_leases(taken, worker_id, verdicts, now, at):
@@ -957,10 +968,13 @@ class TaskQueue:
 
     def _settle(self, verdicts: Sequence[Verdict]) -> None:
         """Write down what was decided, and then do it. If it cannot be written, nothing has happened."""
-        if not verdicts:
-            return
+        if verdicts:
+            with self._change:
+                self._settle_now(verdicts)
+
+    def _settle_now(self, verdicts: Sequence[Verdict]) -> None:
         now, at = self._clock(), self._wall_clock()
-        if self._journal is not None:
+        if self._journal is not None and verdicts:
             self._write([verdict.record(at, now) for verdict in verdicts])
         self._do_all(verdicts, now, at)
 
@@ -1040,6 +1054,7 @@ class TaskQueue:
             journal.close()
             raise
         self._journal = journal
+        self._change = _Change()
 
     def _take_up(self, journal: Journal, now: float) -> None:
         found = replay(journal, self._ledger, self._moves, now, self._wall_clock())
@@ -1126,6 +1141,25 @@ class TaskQueue:
         latest_due = self._schedule.latest_due()
         waits_s = max(0.0, latest_due - now) + average_s if latest_due is not None else 0.0
         return max(left / rate, waits_s)
+
+
+class _Change:
+    """Between the decision and the last move of a change there must be no other. Threads wait for the lock; a signal handler
+    of the same thread, which has it, is refused."""
+
+    def __init__(self) -> None:
+        self._is_open = False
+
+    def __enter__(self) -> None:
+        if self._is_open:
+            raise QueueError(
+                "called in the middle of a change by the same thread, as a signal handler may: nothing was changed; "
+                "a queue with a journal cannot be changed from there"
+            )
+        self._is_open = True
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._is_open = False
 
 
 def _row(entry: Entry, rank: int, at: float) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from poqueue.errors import CallTimeoutError, ManagerLostError
 
 MAX_ADDRESS_BYTES = 100
+MAX_REQUEST_BYTES = 256 * 1024 * 1024
 
 
 def raise_mapped(name: str, error: BaseException) -> NoReturn:

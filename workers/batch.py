@@ -39,9 +39,9 @@ from workers.recovery import LeftBehind, end_old_run, next_work_dir, read_left_b
 from workers.resolved import Resolved, load_settings, render_config
 from workers.results import RESULT_FILES, Accounts, ResultsWriter
 from workers.resume import Match, match_orders
-from workers.run_control import RunLock, read_control_file
+from workers.run_control import CONTROL_NAME, LOCK_NAME, RunLock, read_control_file
 from workers.run_dir import copy_of_orders, make_run_dir
-from workers.run_record import RunRecord, read_report, read_run_record
+from workers.run_record import RECORD_NAME, RunRecord, read_report, read_run_record
 from workers.settings import RunSettings
 from workers.signals import SignalInbox
 from workers.staff import WorkersCannotStartError
@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 ADD_AT_ONCE = 1000
 ADD_AGAIN_S = 0.5
 SHOWN_ROWS = 20
+OWN_FILES = frozenset({*RESULT_FILES, JOURNAL_NAME, RECORD_NAME, CONTROL_NAME, LOCK_NAME, "run.log", "manager.log"})
 EXIT_OK, EXIT_FAILED, EXIT_HALTED, EXIT_NOTHING, EXIT_INTERNAL = 0, 1, 4, 5, 70
 SUCCEEDED, FAILED = 1, 2
 INPUT_SETTINGS = ("map", "sheet", "delimiter", "encoding", "duplicates", "limit")
@@ -194,8 +195,7 @@ class Batch:
         book = self.check()
         if not book.orders:
             return self._nothing_to_do(book)
-        for path in (*self._settings.report, *([self._settings.results] if self._settings.results else [])):
-            _check_writable(path, self._orders)
+        self._check_outputs(self._settings.run_dir)
         with SignalInbox() as signals:  # from here on there is something to be written, whatever comes
             run_dir = make_run_dir(self._settings.run_dir, self._orders)
             lock = RunLock(run_dir)
@@ -209,8 +209,13 @@ class Batch:
             finally:
                 lock.release()
 
+    def _check_outputs(self, run_dir: Path | None) -> None:
+        for path in (*self._settings.report, *([self._settings.results] if self._settings.results else [])):
+            _check_writable(path, self._orders, run_dir)
+
     def _resume(self, resuming: Resuming) -> BatchReport:
         run_dir = resuming.run_dir.resolve()
+        self._check_outputs(run_dir)
         record = self._record
         assert record is not None
         lock = RunLock(run_dir)
@@ -743,8 +748,10 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _check_writable(path: Path, orders: Path) -> None:
+def _check_writable(path: Path, orders: Path, run_dir: Path | None = None) -> None:
     """Before anything runs: an output that cannot be written is told now."""
+    if run_dir is not None and path.resolve().parent == run_dir.resolve() and path.name in OWN_FILES:
+        raise ConfigError(f"{str(path)!r} is a file that the run itself writes; name another one")
     if path.is_dir():
         raise ConfigError(f"{str(path)!r} is a directory; name a file")
     if not path.parent.is_dir():

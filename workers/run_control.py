@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from poqueue.client import QueueClient, connect
+from poqueue.client import MIN_KEY_BYTES, QueueClient, connect
 from poqueue.errors import ConfigError
+from poqueue.wire import check_address
 
 CONTROL_NAME = "control.json"
 LOCK_NAME = "lock"
@@ -64,12 +65,19 @@ def read_control_file(run_dir: Path) -> ControlFile | None:
         return None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigError(f"{path} is not a file")
     with os.fdopen(descriptor) as file:
         found = os.fstat(file.fileno())
         if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
             raise ConfigError(f"{path} must belong to you with mode 0600: it holds the key of the run")
         try:
-            return ControlFile(**json.load(file))
+            found_in_it = ControlFile(**json.load(file))
+            check_address(found_in_it.address)
+            if len(bytes.fromhex(found_in_it.key)) < MIN_KEY_BYTES or type(found_in_it.run_id) is not str:
+                raise ValueError
+            return found_in_it
         except (ValueError, TypeError):
             raise ConfigError(f"{path} is damaged") from None
 

@@ -62,6 +62,7 @@ ORPHAN_CHECK_S = 5.0
 BOOT_TIMEOUT_S = 120.0
 TEARDOWN_S = 10.0
 WATCH_S = 1.0  # how often the machine and the journal are looked at
+GIVE_UP_S = 5.0  # after everything was stopped, a journal that cannot be written is waited for no longer than this
 JOURNAL_GONE_S = 5.0  # a journal that was moved away may come back within this time
 FINISHED_AT_ONCE = 1000
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
@@ -197,6 +198,7 @@ class Supervisor:
         self._stop_level = 0
         self._stop_signal = 0
         self._stop_due = 0.0
+        self._give_up_at = float("inf")
         self._gaps: list[tuple[float, float]] = []
         self._last_loop = 0.0
         self._next_show = 0.0
@@ -356,7 +358,7 @@ class Supervisor:
 
     def _gives_up(self) -> bool:
         """What dead workers have left cannot be told, since the journal cannot be written: the files stay for a resume."""
-        return bool(self._fault) and time.monotonic() > self._stop_due
+        return bool(self._fault) and time.monotonic() > min(self._stop_due, self._give_up_at)
 
     def _drain(self, within_s: float) -> None:
         """No PO starts any more; workers end when they have none, or within the time given."""
@@ -404,6 +406,7 @@ class Supervisor:
     def _stop_running(self, now: float) -> None:
         self._stop_level = max(self._stop_level, 2) if self._stop_level else 0
         self._stop_due = float("inf")
+        self._give_up_at = min(self._give_up_at, now + self._grace_s + GIVE_UP_S)
         for worker in self._staff:
             if worker.kill is None:
                 worker.begin_kill("stop", 0, now, wants_evidence=False)
@@ -759,7 +762,7 @@ class Supervisor:
             return
         self._journal_gone_since = self._journal_gone_since or now
         if now - self._journal_gone_since > JOURNAL_GONE_S and not self._halted:
-            self._halted = f"{journal} was deleted or replaced: nothing more can be recorded"
+            self._halted = self._fault = f"{journal} was deleted or replaced: nothing more can be recorded"
             logger.error("%s", self._halted)
             self._drain(0.0)
             self._stop_running(now)

@@ -25,7 +25,7 @@ from poqueue.errors import JournalError, PoqueueError, ServiceError
 from poqueue.task import Grant, Lease, Report
 from workers.own_process import become_worker, rss_bytes
 from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, load_target, run_attempt
-from workers.worker_files import Phase, WorkerWriter
+from workers.worker_files import Phase, WorkerWriter, private
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +211,7 @@ class Worker:
         if is_away:
             os.chdir(self._home)
         os.umask(self._umask)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm of this PO must not ring in the next one
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         if signal.getsignal(signal.SIGTERM) is not _on_term:
             signal.signal(signal.SIGTERM, _on_term)
@@ -287,15 +288,17 @@ class _Streams:
         _flush()
         self._connect_descriptors()
         self._open()
-        stack = open(files.folder / "stack", "w")  # noqa: SIM115  (for the life of the process)
+        stack = open(files.folder / "stack", "w", opener=private)  # noqa: SIM115  (for the life of the process)
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True, chain=False)
         faulthandler.enable(file=stack)
-        logging.basicConfig(handlers=[_FilesHandler(files)], level=logging.INFO, format="%(message)s", force=True)
-        logging.captureWarnings(True)
+        self._handler = _FilesHandler(files)
+        self._hear()
 
     def restore(self) -> None:
         """What a processor has closed or replaced is there again; what it has written is handed to the system."""
         _flush()
+        if logging.root.manager.disable or self._handler not in logging.root.handlers:
+            self._hear()
         if self._poll.poll(0):  # one of them is closed
             self._connect_descriptors()
         if (
@@ -305,6 +308,12 @@ class _Streams:
             or self._stderr.closed
         ):
             self._open()
+
+    def _hear(self) -> None:
+        """Log records go into the worker's files."""
+        logging.disable(logging.NOTSET)
+        logging.basicConfig(handlers=[self._handler], level=logging.INFO, format="%(message)s", force=True)
+        logging.captureWarnings(True)
 
     def _connect_descriptors(self) -> None:
         nothing = os.open(os.devnull, os.O_RDONLY)

@@ -42,6 +42,11 @@ MAX_BEHIND_BYTES = 64_000_000
 _MAX_BOOT_CHARS = 8_000
 
 
+def private(path: str, flags: int) -> int:
+    """An opener of files for this user alone, whatever the umask."""
+    return os.open(path, flags, 0o600)
+
+
 class Phase(IntEnum):
     """How far a worker process has come."""
 
@@ -74,7 +79,7 @@ class WorkerWriter:
         self._mark = mark
         with open(folder / "status", "r+b") as file:
             self._map = mmap.mmap(file.fileno(), _STATUS_BYTES)
-        with open(folder / "mark", "w+b") as file:
+        with open(folder / "mark", "w+b", opener=private) as file:
             file.write(b"\0")
             file.flush()
             self._mark_map = mmap.mmap(file.fileno(), 1)  # forks of this process are known by it
@@ -143,12 +148,14 @@ class WorkerWriter:
 
     def own(self, pid: int | None, path: str | None) -> None:
         """Name what must be removed if this worker is killed."""
-        with open(self.folder / "owned", "a", encoding="utf-8") as file:
+        with open(self.folder / "owned", "a", encoding="utf-8", opener=private) as file:
             file.write(json.dumps({"pid": pid, "path": os.path.abspath(path) if path else None}) + "\n")
 
     def boot_failed(self, reason: str) -> None:
         """Say why the worker could not start."""
-        (self.folder / "boot").write_text(reason[:_MAX_BOOT_CHARS], encoding="utf-8", errors="backslashreplace")
+        text = reason[:_MAX_BOOT_CHARS].encode(errors="backslashreplace")
+        with open(self.folder / "boot", "wb", opener=private) as file:
+            file.write(text)
 
     def _write(self, token: int, attempt: int, started: float, limit: float, po_number: bytes, task_id: bytes) -> None:
         """Into the place that does not hold, and only then, in one step, it does: this process may stop anywhere in between."""
@@ -186,7 +193,7 @@ class WorkerReader:
         self._begin()
 
     def _make_status(self) -> None:
-        with open(self.folder / "status", "w+b") as file:
+        with open(self.folder / "status", "w+b", opener=private) as file:
             file.write(bytes(_STATUS_BYTES))  # not a hole: to touch one while the disk is full is a SIGBUS
             file.flush()
             self._map = mmap.mmap(file.fileno(), _STATUS_BYTES)

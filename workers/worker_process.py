@@ -48,6 +48,7 @@ class WorkerProcess:
         self._marked_folder = folder if context.get_start_method() == "fork" else None
         mark = self.files.mark
         marks = {control.RUN_MARK: run_id, control.PROCESS_MARK: process_id}
+        before = control.open_descriptors()
         orders, self._orders = context.Pipe(duplex=False)
         try:
             self._process: Any = context.Process(  # type: ignore[attr-defined]  # every real context has it
@@ -58,6 +59,8 @@ class WorkerProcess:
         except BaseException:
             self._orders.close()
             self.files.remove()
+            if context.get_start_method() == "fork":
+                control.close_descriptors(control.open_descriptors() - {*before, orders.fileno()})
             raise
         finally:
             orders.close()

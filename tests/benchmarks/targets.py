@@ -10,7 +10,7 @@ Measured = Callable[[Summary], float | None]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A goal and a stretch goal; either may be missing. `peers` names those that are shown beside it, by case and figure."""
+    """A goal and a stretch goal; either may be missing."""
 
     name: str
     measured: Measured
@@ -20,10 +20,14 @@ class Target:
     unit: str = ""
 
     def verdict(self, summary: Summary) -> str:
-        """In words; a missed one by how much."""
+        """In words; a missed one by how much, and whether others have disturbed every round that it rests on."""
+        summary.is_disturbed = False
         value = self.measured(summary)
         if value is None:
             return "not measured"
+        return self._judge(value) + (" (machine not quiet)" if summary.is_disturbed else "")
+
+    def _judge(self, value: float) -> str:
         if self.stretch is not None and self._meets(value, self.stretch):
             return "stretch met"
         if self.goal is None:
@@ -31,11 +35,6 @@ class Target:
         if self._meets(value, self.goal):
             return "met"
         return f"missed by {self._missed_by(value, self.goal)}"
-
-    def is_missed(self, summary: Summary) -> bool:
-        """Whether the goal itself is missed."""
-        value = self.measured(summary)
-        return value is not None and self.goal is not None and not self._meets(value, self.goal)
 
     def _meets(self, value: float, wanted: float) -> bool:
         return value <= wanted if self.is_at_most else value >= wanted
@@ -70,13 +69,7 @@ def _efficiency(case: str, pool: str = "poqueue") -> Measured:
 
 def _growth(pool: str) -> Measured:
     """The rate at 100,000 over that at 20,000, round by round."""
-
-    def measured(summary: Summary) -> float | None:
-        large, small = (summary.values(case, pool, "per_s") for case in ("W8-100k", "W8-20k"))
-        ratios = sorted(large[number] / small[number] for number in large.keys() & small.keys())
-        return ratios[len(ratios) // 2] if ratios else None
-
-    return measured
+    return lambda summary: summary.ratio_of(("W8-100k", pool), ("W8-20k", pool), "per_s")
 
 
 def _at_least(name: str, measured: Measured, goal: float | None, stretch: float | None, unit: str = "") -> Target:

@@ -111,6 +111,18 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert summary.ratio("W1", "poqueue", "ppe", "per_s") == 5.0
 
 
+def test_a_disturbed_round_counts_only_where_there_is_no_quiet_one() -> None:
+    quiet, disturbed = _measured("W1", "ppe", 0, {"per_s": 10.0}), _measured("W1", "ppe", 1, {"per_s": 2.0})
+    disturbed.noise = Noise(load=1.0, before=0.0, during=0.5)
+
+    assert Summary([quiet, disturbed]).median("W1", "ppe", "per_s") == 10.0
+    assert Summary([quiet, disturbed]).span("W1", "ppe", "per_s") == (2.0, 10.0)
+    assert Summary([disturbed]).median("W1", "ppe", "per_s") == 2.0
+    target = Target("rate", lambda summary: summary.median("W1", "ppe", "per_s"), goal=1.0, stretch=None)
+    assert target.verdict(Summary([disturbed])) == "met (machine not quiet)"
+    assert target.verdict(Summary([quiet, disturbed])) == "met"
+
+
 @pytest.mark.parametrize(
     ("value", "verdict"), [(0.9, "stretch met"), (1.05, "met"), (1.21, "missed by 10.0%"), (None, "not measured")]
 )

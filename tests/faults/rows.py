@@ -493,7 +493,7 @@ ROWS: dict[str, Row] = {
         _LIVE + "the_key_stands_in_the_control_file_and_nowhere_else",
         _SERVICE + "the_key_is_in_no_environment_and_on_no_command_line",
         _SECURITY + "no_text_about_a_run_or_a_client_holds_the_key",
-        _SECURITY + "processes_of_a_run_carry_nothing_secret_in_environment_or_words",
+        _SECURITY + "everything_in_a_run_directory_is_for_its_owner_also_while_it_is_written",
     ),
     "E4": _row(_SERVICE + "other_kinds_of_address_are_refused", _SERVICE + "a_socket_that_others_could_reach_is_refused"),
     "E5": _row(_SECURITY + "a_system_without_md5_works_or_says_what_is_needed"),

@@ -16,7 +16,15 @@ from typing import Any
 import pytest
 import xlsxwriter
 
-from poqueue import ProcessingTask, QueueFullError, TaskNotFoundError, TaskQueue, TaskResult, WorkerMismatchError
+from poqueue import (
+    ProcessingTask,
+    QueueError,
+    QueueFullError,
+    TaskNotFoundError,
+    TaskQueue,
+    TaskResult,
+    WorkerMismatchError,
+)
 from poqueue.client import QueueClient
 from poqueue.errors import ConfigError, JournalError, PoqueueError, ServiceError
 from poqueue.service import QueueService
@@ -226,7 +234,6 @@ OWN_FILES = ["run.json", "control.json", "results.csv"]
 
 
 @pytest.mark.parametrize("name", OWN_FILES)
-@pytest.mark.xfail(strict=True, reason="bug: an output may take the place of a file of the run itself")
 def test_an_output_in_the_place_of_a_file_of_the_run_is_refused(name: str, tmp_path: Path) -> None:
     orders = write_orders(tmp_path / "o.csv", "A,ok")
     (tmp_path / "r").mkdir()
@@ -247,7 +254,6 @@ def ended_run(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("option", "path"), [("--report", "nowhere/x.json"), ("--report", "folder.csv"), ("--report", "o.csv")]
 )
-@pytest.mark.xfail(strict=True, reason="bug: the outputs of a resumed run are not looked at, and may be the order file")
 def test_a_resumed_run_looks_at_its_outputs_first_as_well(option: str, path: str, ended_run: Path) -> None:
     (ended_run / "folder.csv").mkdir()
     orders = (ended_run / "o.csv").read_bytes()
@@ -452,9 +458,8 @@ def test_a_full_queue_refuses_and_goes_on(queue: Any) -> None:
     queue.add_task(task("B"))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a request above the service's limit looks like a lost manager")
 def test_data_too_large_to_be_sent_are_no_lost_manager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poqueue.service.MAX_REQUEST_BYTES", 1_000_000)
+    monkeypatch.setattr("poqueue.wire.MAX_REQUEST_BYTES", 1_000_000)
     with QueueService(start_method="fork") as service:
         queue = service.client()
         try:
@@ -501,13 +506,7 @@ class Ringing:
     "kind",
     [
         "memory",
-        pytest.param(
-            "journal",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="bug: a call in the middle of a transaction of the same thread breaks the queue for good",
-            ),
-        ),
+        "journal",
     ],
 )
 def test_a_signal_handler_may_use_the_queue(kind: str, tmp_path: Path) -> None:
@@ -526,7 +525,9 @@ def test_a_signal_handler_may_use_the_queue(kind: str, tmp_path: Path) -> None:
             queue.complete_task(rest.task_id, "rest", TaskResult(True))
 
         status = queue.get_queue_status()
-        assert ringing.added > 20 and not ringing.errors
+        assert ringing.added > 20
+        assert all(isinstance(error, QueueError) for error in ringing.errors)  # refused in the middle of a change
+        assert kind == "journal" or not ringing.errors
         assert status["status"] == "ACTIVE"
         assert status["total_tasks"] == status["completed_tasks"] == own + ringing.added
 
@@ -564,9 +565,6 @@ def test_another_thread_and_another_client_see_the_same_queue() -> None:
 GOOD_CONTROL = {
     "address": "/tmp/nowhere/queue.sock", "key": "00" * 32, "run_id": "1-2", "pid": 1, "manager_pid": 1, "manager_started": 0.0,
 }  # fmt: skip
-_bug = pytest.mark.xfail(
-    strict=True, raises=(ValueError, TypeError, OSError), reason="bug: a damaged control file is a traceback"
-)
 
 
 @pytest.mark.parametrize(
@@ -579,12 +577,12 @@ _bug = pytest.mark.xfail(
         "{}",
         json.dumps({**GOOD_CONTROL, "more": 1}),
         json.dumps(GOOD_CONTROL),
-        pytest.param(json.dumps({**GOOD_CONTROL, "key": "zz"}), marks=_bug),
-        pytest.param(json.dumps({**GOOD_CONTROL, "key": ""}), marks=_bug),
-        pytest.param(json.dumps({**GOOD_CONTROL, "key": 7}), marks=_bug),
-        pytest.param(json.dumps({**GOOD_CONTROL, "address": "relative"}), marks=_bug),
-        pytest.param(json.dumps({**GOOD_CONTROL, "address": ["127.0.0.1", 80]}), marks=_bug),
-        pytest.param(json.dumps({**GOOD_CONTROL, "address": "/" + "x" * 108}), marks=_bug),
+        pytest.param(json.dumps({**GOOD_CONTROL, "key": "zz"})),
+        pytest.param(json.dumps({**GOOD_CONTROL, "key": ""})),
+        pytest.param(json.dumps({**GOOD_CONTROL, "key": 7})),
+        pytest.param(json.dumps({**GOOD_CONTROL, "address": "relative"})),
+        pytest.param(json.dumps({**GOOD_CONTROL, "address": ["127.0.0.1", 80]})),
+        pytest.param(json.dumps({**GOOD_CONTROL, "address": "/" + "x" * 108})),
     ],
 )
 def test_a_damaged_control_file_is_one_of_our_errors(content: str, tmp_path: Path) -> None:
@@ -602,7 +600,7 @@ def test_a_damaged_control_file_is_one_of_our_errors(content: str, tmp_path: Pat
     assert "00" * 32 not in str(refusal.value)
 
 
-@pytest.mark.parametrize("kind", ["link", pytest.param("folder", marks=_bug), "mode", "none"])
+@pytest.mark.parametrize("kind", ["link", pytest.param("folder"), "mode", "none"])
 def test_a_control_file_of_another_kind_is_refused(kind: str, tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
     lock.acquire()

@@ -150,9 +150,6 @@ def test_a_po_that_kills_every_worker_ends_after_its_retries(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("do", ["set_an_alarm", "switch_logging_off", "take_logging_away"])
-@pytest.mark.xfail(
-    strict=True, reason="bug: what a PO does to alarms and logging outlives it, and an alarm kills the next PO"
-)
 def test_the_next_po_can_work_and_be_heard(do: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "workers.output")
 
@@ -182,9 +179,6 @@ def test_what_a_po_leaks_ends_with_its_worker(tmp_path: Path) -> None:
 # ── C20: the system gives no process ─────────────────────────────────────────────────────────────────────────────────
 
 
-_fork_leaks = pytest.mark.xfail(run=False, reason="bug: a refused os.fork leaves four descriptors open at every try")
-
-
 def refuse_processes(monkeypatch: pytest.MonkeyPatch, start_method: str, refusals: float) -> list[int]:
     """The next starts fail as they do at RLIMIT_NPROC; the list counts them."""
     where, name = (os, "fork") if start_method == "fork" else (util, "spawnv_passfds")
@@ -201,7 +195,7 @@ def refuse_processes(monkeypatch: pytest.MonkeyPatch, start_method: str, refusal
     return tries
 
 
-@pytest.mark.parametrize("start_method", ["spawn", pytest.param("fork", marks=_fork_leaks)])
+@pytest.mark.parametrize("start_method", ["spawn", "fork"])
 def test_a_refused_process_is_asked_for_again_and_leaks_nothing(
     start_method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,9 +406,6 @@ def test_a_log_that_is_removed_meanwhile_ends_no_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["journal.sqlite", "."])
-@pytest.mark.xfail(
-    run=False, reason="bug: a run whose journal is deleted while a PO runs never ends, not even by three Ctrl-C"
-)
 def test_a_run_whose_journal_is_deleted_says_so_and_ends(what: str, tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "B,", jobs=1)
     with batch.start() as run:
