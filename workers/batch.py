@@ -46,10 +46,12 @@ from workers.settings import RunSettings
 from workers.signals import SignalInbox
 from workers.staff import WorkersCannotStartError
 from workers.supervisor import Halt, RunEnd, Supervisor
+from workers.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
 ADD_AT_ONCE = 1000
+ADD_ROWS_AT_ONCE = 20_000
 ADD_AGAIN_S = 0.5
 SHOWN_ROWS = 20
 OWN_FILES = frozenset({*RESULT_FILES, JOURNAL_NAME, RECORD_NAME, CONTROL_NAME, LOCK_NAME, "run.log", "manager.log"})
@@ -598,6 +600,16 @@ class _Run:
         self._book.orders, self._book.priorities = [], []  # from here on the queue has them
 
     def _add(self, supervisor: Supervisor, chunk: list[ProcessingTask]) -> None:
+        if (
+            sum(len(task.po_data["rows"]) for task in chunk) > ADD_ROWS_AT_ONCE and len(chunk) > 1
+        ):  # a call has its limit
+            half = len(chunk) // 2
+            self._add(supervisor, chunk[:half])
+            self._add(supervisor, chunk[half:])
+            return
+        self._add_at_once(supervisor, chunk)
+
+    def _add_at_once(self, supervisor: Supervisor, chunk: list[ProcessingTask]) -> None:
         """Add some; while the journal cannot be written they wait, unless somebody wants the run to end."""
         has_complained = False
         while True:
@@ -730,27 +742,17 @@ def write_report(report: Mapping[str, Any], path: Path) -> Path:
         text = as_yaml(plain)
     else:
         text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="", opener=_private) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    write_whole(text, path)
     return path
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _check_writable(path: Path, orders: Path, run_dir: Path | None = None) -> None:
     """Before anything runs: an output that cannot be written is told now."""
-    if run_dir is not None and path.resolve().parent == run_dir.resolve() and path.name in OWN_FILES:
+    if (
+        run_dir is not None
+        and path.resolve().parent == run_dir.resolve()
+        and (path.name in OWN_FILES or path.stem == "orders")
+    ):
         raise ConfigError(f"{str(path)!r} is a file that the run itself writes; name another one")
     if path.is_dir():
         raise ConfigError(f"{str(path)!r} is a directory; name a file")

@@ -281,8 +281,9 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     """Report on a run that has ended, crashed or goes on: for people, for programs, as a page, or for ui.perfetto.dev."""
-    from workers.report_files import read_history, render, write_whole
+    from workers.report_files import read_history, render
     from workers.run_record import find_run
+    from workers.whole_file import write_whole
 
     text = render(read_history(find_run(arguments.run)), arguments.format, redact=arguments.redact)
     if arguments.output is None:

@@ -90,22 +90,6 @@ def read_history(run_dir: Path) -> RunHistory:
             raise JournalError(f"{run_dir / JOURNAL_NAME}: the journal cannot be read: {error}") from None
 
 
-def write_whole(text: str, path: Path) -> None:
-    """Write a file for this user alone; it takes the place of another once it is safely written, or leaves no trace."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
-    try:
-        # Texts of errors may hold lone surrogates, which have no UTF-8 form.
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
 # ── json and yaml ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

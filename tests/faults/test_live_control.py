@@ -64,7 +64,7 @@ def test_status_says_what_each_worker_does(tmp_path: Path) -> None:
 
 
 def test_nothing_starts_from_the_moment_that_pause_returns(tmp_path: Path) -> None:
-    batch = Batch(tmp_path, *numbered(300))
+    batch = Batch(tmp_path, *numbered(300), seconds=0.03)
     with batch.start() as run:
         for part in (1, 2):
             batch.wait_begun(part * 50)
@@ -82,7 +82,7 @@ def test_nothing_starts_from_the_moment_that_pause_returns(tmp_path: Path) -> No
 
 
 def test_a_paused_run_that_is_killed_stays_paused_and_says_so(tmp_path: Path) -> None:
-    batch = Batch(tmp_path, *numbered(100), seconds=0.01)
+    batch = Batch(tmp_path, *numbered(100), seconds=0.1)
     with batch.start() as run:
         batch.wait_begun(5)
         batch.poqueue("pause", "r").check(0)

@@ -10,7 +10,8 @@ import pytest
 from poqueue.journal import Kind
 from tests.integration.browser import Browser, Page, find_browser
 from tests.unit.sample_journal import STACK, JournalMaker, read, simulate
-from workers.report_files import render, write_whole
+from workers.report_files import render
+from workers.whole_file import write_whole
 
 MAX_BYTES = 10_000_000
 HOSTILE = (

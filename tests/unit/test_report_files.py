@@ -16,8 +16,9 @@ from poqueue.errors import ConfigError, JournalError
 from poqueue.journal import Kind
 from tests.unit.sample_journal import JournalMaker, read
 from workers.history import RunHistory
-from workers.report_files import FORMATS, as_document, read_history, render, write_whole
+from workers.report_files import FORMATS, as_document, read_history, render
 from workers.run_record import RunRecord
+from workers.whole_file import write_whole
 
 SECRETS = (
     "SECRETPO-77", "SecretSupplier", "secretcontact", "98765.43", "98,765.43", "SecretResult", "secretfolder", "s3cr3t",
