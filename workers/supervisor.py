@@ -248,6 +248,7 @@ class Supervisor:
             if self._halt.is_set:
                 self._ended_before = self._count_ended(self._ask("get_queue_status"))
                 self._set_halt(self._ask)
+            self._watch(time.monotonic())  # before the first PO begins
             self._top_up(time.monotonic())
         except BaseException:
             self.close()

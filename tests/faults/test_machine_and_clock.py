@@ -124,8 +124,9 @@ def test_new_pos_wait_while_the_machine_is_short_of(option: str, what: str, tmp_
     with running([sys.executable, "poor.py", *batch.words], cwd=tmp_path) as run:
         wait_until(lambda: run.said(f"new POs wait: {what} is below"), "it says why it waits")
         wait_until(lambda: not reach_status(batch)["processing_tasks"], "what ran has ended")
+        wait_until(lambda: option in str(view(batch).get("note")), "others see why")
         count = batch.line_count()
-        assert option in view(batch)["note"] and reach_status(batch)["reason"]
+        assert reach_status(batch)["reason"]
         (tmp_path / "enough").touch()
         ended = run.wait().check(0)
 
