@@ -62,7 +62,7 @@ def wait_for_end(run: Running, within_s: float) -> None:
         return
 
 
-@pytest.mark.parametrize("start_method", ["spawn", "fork"])
+@pytest.mark.parametrize("start_method", ["spawn", pytest.param("fork", marks=pytest.mark.slow)])
 def test_a_batch_that_is_killed_again_and_again_ends_as_if_it_had_not_been(start_method: str, tmp_path: Path) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
