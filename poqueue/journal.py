@@ -29,7 +29,6 @@ SCHEMA_VERSION = 1
 DURABILITIES = ("normal", "full")
 BUSY_S = 5.0
 FILE_CHECK_S = 1.0
-CHECKPOINT_PAGES = 4000  # the log's last page is written again and again: the fewer checkpoints, the fewer copies of it
 JOURNAL_NAME = "journal.sqlite"
 
 _SCHEMA = """
@@ -203,7 +202,6 @@ class Journal:
             db.execute("PRAGMA locking_mode=EXCLUSIVE")
             db.execute("PRAGMA journal_mode=WAL")
             db.execute(f"PRAGMA synchronous={durability.upper()}")
-            db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
             db.execute("BEGIN EXCLUSIVE")
             if self.is_new:
                 _make_schema(db)
