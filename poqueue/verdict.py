@@ -12,6 +12,7 @@ from poqueue.payload import FrozenResult
 from poqueue.retry import backoff_s
 from poqueue.task import TaskStatus as S
 
+INTERRUPTED_ERROR = "Interrupted"  # the error_type of an attempt that ended with its run
 MAX_CRASHES = 3  # a PO that was running when the whole run crashed, this often and once more, is taken for the cause
 
 
@@ -80,5 +81,5 @@ def broken_off(entry: Entry, reason: str, is_crash: bool) -> Verdict:
     if is_crash and entry.crashes >= MAX_CRASHES:
         message = f"was running each time when the run crashed, {entry.crashes + 1} times in a row: {reason}"
         return Verdict(Kind.FAILED, entry, described({"error_type": "Poison", "message": message}))
-    details = described({"error_type": "Interrupted", "message": reason}) | {"is_crash": is_crash}
+    details = described({"error_type": INTERRUPTED_ERROR, "message": reason}) | {"is_crash": is_crash}
     return Verdict(Kind.INTERRUPTED, entry, details)

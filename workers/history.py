@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
+from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.journal import Kind
 from poqueue.report import iso_time
 from poqueue.task import TaskStatus
@@ -24,7 +25,7 @@ from workers.processors.dossier import examine
 
 Outcome = Literal["completed", "failed", "retry", "interrupted", "running"]
 
-LOST_WORKER = frozenset({"TaskTimeout", "OutOfMemory", "WorkerKilled", "WorkerExited"})  # as post_mortem.py names them
+LOST_WORKER = frozenset({TIMEOUT_ERROR, "OutOfMemory", "WorkerKilled", "WorkerExited"})  # as post_mortem.py names them
 NOT_RUNNING = "not running"  # the reason of a pause between the end of one manager and the beginning of the next
 WORD = re.compile(r"\w+")
 NOTHING_KNOWN = {"rows": 0, "succeeded": 0, "failed": 0, "duplicate": 0, "invalid": 0, "not_run": 0}

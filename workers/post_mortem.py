@@ -3,13 +3,15 @@
 import signal
 from typing import Any
 
+from poqueue.adaptive import TIMEOUT_ERROR
+
 STACK_CHARS = 64_000
 
 
 def describe_timeout(limit_s: float, ran_s: float, ended_by: str, stack: str) -> dict[str, Any]:
     """An attempt that was killed because it took too long; `stack` is where the Python code was before."""
     return {
-        "error_type": "TaskTimeout",
+        "error_type": TIMEOUT_ERROR,
         "message": f"took longer than {limit_s:g} s (killed after {ran_s:.1f} s; the worker ended by {ended_by})",
         "stack": stack[-STACK_CHARS:],
     }

@@ -19,6 +19,7 @@ from typing import Any
 from poqueue.client import MIN_KEY_BYTES, QueueClient, connect
 from poqueue.errors import ConfigError
 from poqueue.wire import check_address
+from workers.whole_file import write_whole
 
 CONTROL_NAME = "control.json"
 LOCK_NAME = "lock"
@@ -43,13 +44,7 @@ class ControlFile:
 
     def write(self, run_dir: Path) -> None:
         """Make the file, or replace it whole."""
-        path = run_dir / CONTROL_NAME
-        temporary = run_dir / f".{CONTROL_NAME}.{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o600), "w") as file:
-            json.dump(asdict(self), file)
-        os.replace(temporary, path)
+        write_whole(json.dumps(asdict(self)), run_dir / CONTROL_NAME)
 
 
 def read_control_file(run_dir: Path) -> ControlFile | None:

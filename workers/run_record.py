@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from workers.quantities import did_you_mean, nearest
 from workers.run_control import is_live
 from workers.run_dir import DEFAULT_PARENT
 from workers.safe_text import quoted
+from workers.whole_file import write_whole
 
 RECORD_NAME = "run.json"
 REPORT_NAME = "report.json"
@@ -42,12 +42,7 @@ class RunRecord:
 
     def write(self, run_dir: Path) -> None:
         """Replace the file whole."""
-        temporary = run_dir / f".{RECORD_NAME}.{os.getpid()}"
-        with open(temporary, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            json.dump(asdict(self), file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, run_dir / RECORD_NAME)
+        write_whole(json.dumps(asdict(self), ensure_ascii=False, indent=1), run_dir / RECORD_NAME)
 
 
 def read_run_record(run_dir: Path) -> RunRecord:

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError
 from poqueue.journal import JOURNAL_NAME
 from poqueue.simulation import TYPICAL_COSTS, Costs
@@ -25,7 +26,6 @@ from workers.signals import SignalInbox
 from workers.staff import WorkersCannotStartError
 from workers.supervisor import RunEnd, Supervisor
 
-HUNG = "TaskTimeout"
 CRASHES = ("WorkerKilled", "WorkerExited", "OutOfMemory")
 MAX_GAP_S = 0.02
 MIN_GAPS = 10  # fewer say too little about what lies between two attempts
@@ -273,7 +273,7 @@ def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, task_timeout: 
         error["seconds"] - task_timeout
         for event in watch.ends.values()
         for error in (event.task.error_history if event.task is not None else ())
-        if error.get("error_type") == HUNG and "seconds" in error
+        if error.get("error_type") == TIMEOUT_ERROR and "seconds" in error
     ]
     kill_s = max(0.0, statistics.median(kills)) if kills else TYPICAL_COSTS.kill_s
     return Costs(

@@ -22,6 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NoReturn, Protocol
 
+from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError, OrdersError
 from poqueue.simulation import (
     COMPLETED,
@@ -36,10 +37,11 @@ from poqueue.simulation import (
     predict,
 )
 from poqueue.tuning import MIN_TIMEOUT_S, WORKER_BYTES, Machine, look_at_machine, retries_for
+from poqueue.verdict import INTERRUPTED_ERROR
 from workers.quantities import MAX_DURATION_S, MAX_JOBS, parse_duration, parse_jobs, usable_cores
 from workers.resolved import Resolved, load_settings
 from workers.safe_text import safe_text
-from workers.sample import CRASHES, HUNG, MeasuredAttempt, SampleInterruptedError, choose, run_sample
+from workers.sample import CRASHES, MeasuredAttempt, SampleInterruptedError, choose, run_sample
 from workers.settings import SETTINGS, RunSettings, given_settings
 
 WAITS_BELOW, COMPUTES_ABOVE = 0.3, 0.7
@@ -349,6 +351,8 @@ def _attempts_of_task(task: dict[str, Any]) -> list[MeasuredAttempt]:
         is_last = has_failed and error is errors[-1]
         is_final = is_last and task["retry_count"] < task["max_retries"]
         kind = str(error.get("error_type", ""))
+        if kind == INTERRUPTED_ERROR:
+            continue  # the run ended, not the attempt: it tells nothing of how long one takes
         outcome = "failed" if is_last else "retry"
         found.append(MeasuredAttempt(number, supplier, error.get("seconds"), outcome, kind, is_final))
     if task["status"] == "completed":
@@ -383,7 +387,7 @@ def measured_from_history(attempts: Iterable[AttemptRecord]) -> Measurement:
         seconds=well,
         attempts=len(everything),
         failures=dict(failures.most_common()),
-        hung=_longest_of(one for one in everything if one.error_type == HUNG),
+        hung=_longest_of(one for one in everything if one.error_type == TIMEOUT_ERROR),
         retried=len(retried),
         recovered=sum(group[-1].outcome == "completed" for group in retried),
         retries=len(retries),
@@ -422,7 +426,7 @@ def _as_simulated(one: AttemptRecord, usual_s: float) -> Attempt:
     cpu_s = getattr(one, "cpu_s", None) or 0.0
     outcome = COMPLETED if one.outcome == "completed" else FAILED if getattr(one, "is_final", False) else RETRY
     return Attempt(
-        seconds=math.inf if one.error_type == HUNG else seconds,
+        seconds=math.inf if one.error_type == TIMEOUT_ERROR else seconds,
         cpu_share=cpu_s / seconds if seconds else 0.0,
         outcome=outcome,
         retry_after_s=getattr(one, "retry_after_s", None),

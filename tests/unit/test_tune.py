@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poqueue import ProcessingTask, TaskQueue, TaskResult
+from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError, OrdersError
 from poqueue.metrics import DurationHistogram
 from poqueue.simulation import Costs
 from poqueue.tuning import Machine
 from workers import tune as tuned
 from workers.resolved import load_settings
-from workers.sample import HUNG, MeasuredAttempt, choose
+from workers.sample import MeasuredAttempt, choose
 from workers.settings import RunSettings
 from workers.tune import (
     Measurement,
@@ -108,7 +109,7 @@ def test_an_amount_that_is_none_counts_as_nothing() -> None:
 
 def test_attempts_become_histories_by_po() -> None:
     found = measured_from_history(
-        [badly(1), well(2, 3.0, 2.4), well(1), badly(3, kind=HUNG, seconds=9.0), badly(3, "failed")]
+        [badly(1), well(2, 3.0, 2.4), well(1), badly(3, kind=TIMEOUT_ERROR, seconds=9.0), badly(3, "failed")]
     )
 
     assert [[(a.seconds, a.outcome) for a in history] for history in found.histories] == [
@@ -118,7 +119,7 @@ def test_attempts_become_histories_by_po() -> None:
     ]
     assert found.seconds == [1.0, 3.0]
     assert (found.attempts, found.retried, found.recovered, found.retries, found.retries_helped) == (5, 2, 1, 2, 1)
-    assert found.failures == {"ValueError": 2, HUNG: 1}
+    assert found.failures == {"ValueError": 2, TIMEOUT_ERROR: 1}
     assert found.hung == {"PO-3": 9.0}
 
 
@@ -199,7 +200,7 @@ def test_the_timeout_kills_nothing_that_ended_well(seconds: list[float]) -> None
 
 def test_the_pos_that_a_timeout_would_have_killed_are_named() -> None:
     measurement = measured_from_history(
-        [*(well(n) for n in range(20)), badly(77, kind=HUNG, seconds=300.0), badly(77, "failed")]
+        [*(well(n) for n in range(20)), badly(77, kind=TIMEOUT_ERROR, seconds=300.0), badly(77, "failed")]
     )
 
     found = advised(measurement)
@@ -240,7 +241,7 @@ def test_the_advice_is_plain_json_and_the_same_each_time() -> None:
 
 
 def test_text_from_outside_cannot_steer_the_terminal() -> None:
-    evil = MeasuredAttempt("\x1b[2J", "", 9.0, "retry", HUNG)
+    evil = MeasuredAttempt("\x1b[2J", "", 9.0, "retry", TIMEOUT_ERROR)
     failed = MeasuredAttempt("\x1b[2J", "", 9.0, "failed", "\x1b]0;x")
     measurement = measured_from_history([well(1), evil, failed])
 
@@ -336,6 +337,20 @@ def test_the_attempts_of_a_run_are_read_from_its_report(tmp_path: Path) -> None:
         ("bad", "failed", "ValueError", False),
         ("hopeless", "failed", "gone", True),
     }
+
+
+def test_an_attempt_that_ended_with_its_run_tells_nothing(tmp_path: Path) -> None:
+    queue = TaskQueue(max_retries=1)
+    queue.add_task(ProcessingTask("A", {"po_number": "A"}))
+    queue.get_next_task("w1")
+    queue.interrupt_leases(list(queue.get_leases()), "killed", is_crash=True)
+    queue.get_next_task("w2")
+    queue.complete_task("A", "w2", TaskResult(True, [], 1.5))
+    report = queue.export_queue_report("json")
+    assert isinstance(report, dict) and report["tasks"][0]["interruptions"] == 1
+    (tmp_path / "report.json").write_text(json.dumps({**report, "run": {"settings": {}}}), encoding="utf-8")
+
+    assert [(one.outcome, one.seconds) for one in attempts_of_run(tmp_path)] == [("completed", 1.5)]
 
 
 # ── optimize_for_workload ────────────────────────────────────────────────────────────────────────────────────────────
