@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from multiprocessing import forkserver, util
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -114,3 +115,18 @@ def _clear_away(mark: str) -> None:
             os.kill(pid, 9)
         with contextlib.suppress(OSError):
             os.waitpid(pid, 0)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_report_to_serializable() -> Iterator[None]:
+    """What a test logs may hold lone surrogates, which cannot be sent from a parallel test process to the one that reports."""
+    outcome: Any = yield  # type: ignore[misc]
+    outcome.force_result(_sendable(outcome.get_result()))
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _sendable(item) for key, item in value.items()}
+    return type(value)(map(_sendable, value)) if type(value) in (list, tuple) else value

@@ -4,8 +4,8 @@ The names are fetched when they are first used: a worker process needs few of th
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as in typing, whose import would keep a Ctrl-C from being caught for some milliseconds more
 if TYPE_CHECKING:
     from workers.batch import BatchReport, run_batch
     from workers.processing import GiveUp, ProcessorSpec, RetryLater, WorkerContext
@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    found: object = getattr(import_module(_HOMES[name]), name)
+    return found
