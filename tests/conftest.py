@@ -1,7 +1,6 @@
 """What every test with processes must leave behind: nothing."""
 
 import contextlib
-import ctypes
 import os
 import shutil
 import tempfile
@@ -21,7 +20,6 @@ from workers.process_control import helper_pids
 MARK = "POQUEUE_TEST_MARK"
 GONE_WITHIN_S = 5.0
 FORKSERVER_FDS = 6  # what this process keeps open for its fork server, once
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 @pytest.fixture
@@ -36,7 +34,6 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setenv(MARK, mark)
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)  # an earlier supervisor has set it
     threads = set(threading.enumerate())
     had_forkserver = forkserver._forkserver._forkserver_pid is not None  # type: ignore[attr-defined]
     _warm_up()

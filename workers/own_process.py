@@ -9,6 +9,7 @@ from pathlib import Path
 HELD_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}  # until a new process has its handlers
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_CHILD_SUBREAPER = 37
 OOM_SCORE = "557"  # an odd number: inherited by all that a worker starts, it marks them as well
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -34,9 +35,36 @@ def die_with_parent() -> None:
         os._exit(0)
 
 
-def adopt_orphans() -> None:
-    """Orphans among this process's descendants become its children, so that none escapes by losing its parent."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+class Adoption:
+    """While one is held, orphans among this process's descendants become its children, so that none escapes by losing its
+    parent. When the last is let go, the process is as it was before the first."""
+
+    _held = 0
+    _before = 0
+
+    def __init__(self) -> None:
+        self._is_held = False
+
+    def hold(self) -> None:
+        """Begin to adopt; harmless when repeated."""
+        if self._is_held:
+            return
+        self._is_held = True
+        if not Adoption._held:
+            flag = ctypes.c_int()
+            _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.addressof(flag))
+            Adoption._before = flag.value
+            _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        Adoption._held += 1
+
+    def let_go(self) -> None:
+        """Adopt no more, unless somebody else still does; harmless when repeated."""
+        if not self._is_held:
+            return
+        self._is_held = False
+        Adoption._held -= 1
+        if not Adoption._held:
+            _prctl(_PR_SET_CHILD_SUBREAPER, Adoption._before)
 
 
 def _prctl(option: int, value: int) -> None:

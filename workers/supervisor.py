@@ -183,6 +183,7 @@ class Supervisor:
         )
         self._keeper = QueueKeeper(self._service, {control.RUN_MARK: self.run_id}, self._after_replacement)
         self._ask = self._keeper.ask
+        self._adoption = own_process.Adoption()
         self._signals = signals if signals is not None else SignalInbox()
         self._staff = Staff(jobs, get_context(start_method), self._work_dir, self.run_id, self._worker_settings)
         self._oom_kills = 0
@@ -230,7 +231,7 @@ class Supervisor:
         """Start the manager alone: the queue can be filled, and looked at, before anybody works on it. Errors as in start."""
         self._work_dir.mkdir(mode=0o700)
         self._output_dir.mkdir(mode=0o700, exist_ok=True)
-        own_process.adopt_orphans()
+        self._adoption.hold()
         self._oom_kills = control.oom_kills()
         try:
             self._keeper.open()
@@ -307,6 +308,7 @@ class Supervisor:
         if not active_children():  # of another supervisor in this process, whose orphans these might be
             control.kill_orphans()
         control.reap_orphans()
+        self._adoption.let_go()
         if not self._keeps_files:
             shutil.rmtree(self._work_dir, ignore_errors=True)
         if self._control_dir is not None:

@@ -1,5 +1,6 @@
 """The supervisor and its processes as a whole: what is lost when anything at all is killed, and that nothing stays behind."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -209,6 +210,23 @@ def test_a_worker_that_is_killed_while_idle_is_replaced_and_nobody_is_charged(tm
         meanwhile(supervisor, kill_the_idle_one)
 
     assert play.is_completed("A") and not play.tasks["A"].error_history
+
+
+def test_a_process_adopts_orphans_only_while_it_has_a_supervisor(tmp_path: Path) -> None:
+    assert not adopts_orphans()
+    with on_stage(tmp_path / "outer", po("A", "quick", tmp_path)) as (outer, _):
+        with on_stage(tmp_path / "inner", po("B", "quick", tmp_path)) as (inner, _):
+            assert adopts_orphans()
+            inner.run()
+        assert adopts_orphans()
+        outer.run()
+    assert not adopts_orphans()
+
+
+def adopts_orphans() -> bool:
+    flag = ctypes.c_int()
+    ctypes.CDLL(None).prctl(37, ctypes.byref(flag), 0, 0, 0)  # PR_GET_CHILD_SUBREAPER
+    return bool(flag.value)
 
 
 def test_a_supervisor_that_is_stopped_twice_gives_back_what_runs_uncharged(tmp_path: Path) -> None:
