@@ -90,9 +90,9 @@ MUTANTS = {
         "test_status_and_metrics.py::test_the_counts_agree_with_the_lists",
     ),
     "one attempt too many": Mutant(
-        "task_queue.py",
-        "entry.retry_count < entry.max_retries",
-        "entry.retry_count <= entry.max_retries",
+        "verdict.py",
+        "entry.retry_count >= entry.max_retries",
+        "entry.retry_count > entry.max_retries",
         "test_retrying.py::test_n_retries_are_n_plus_1_attempts",
     ),
     "a refused add counts": Mutant(
@@ -109,14 +109,14 @@ MUTANTS = {
     ),
     "clearing lowers the total": Mutant(
         "ledger.py",
-        "self.cleared += len(dropped)",
-        "self.added -= len(dropped)",
+        "self.cleared += 1",
+        "self.added -= 1",
         "test_clearing.py::test_clearing_removes_what_waits_and_says_how_many",
     ),
     "clearing spares the running ones": Mutant(
         "task_queue.py",
-        "if not preserve_processing:",
-        "if preserve_processing is None:",
+        "[S.PENDING, S.RETRY_PENDING] if preserve_processing else",
+        "[S.PENDING, S.RETRY_PENDING] if preserve_processing is not None else",
         "test_clearing.py::test_a_report_on_a_dropped_running_task_finds_no_task_and_counts_nothing",
     ),
     "a pending task is queued twice": Mutant(
@@ -126,15 +126,15 @@ MUTANTS = {
         "test_retrying.py::test_the_retry_of_a_pending_task_is_granted_and_changes_nothing",
     ),
     "new settings reach old tasks": Mutant(
-        "task_queue.py",
-        "entry.retry_count, entry.retry_delay, config.max_retry_delay",
-        "entry.retry_count, config.retry_delay, config.max_retry_delay",
+        "verdict.py",
+        "entry.retry_count + 1, entry.retry_delay, config.max_retry_delay",
+        "entry.retry_count + 1, config.retry_delay, config.max_retry_delay",
         "test_configuration.py::test_old_tasks_keep_their_retry_delay_even_while_they_wait",
     ),
     "handlers are called under the lock": Mutant(
         "task_queue.py",
-        "self._end(entry, frozen, None)\n",
-        "self._end(entry, frozen, None)\n            self._delivery.deliver()\n",
+        "self._settle([final(entry, frozen, frozen.processing_time or None)])\n",
+        "self._settle([final(entry, frozen, frozen.processing_time or None)])\n            self._delivery.deliver()\n",
         "test_events.py::test_no_handler_is_called_under_the_lock",
     ),
     "on_queue_empty fires for ever": Mutant(
@@ -145,7 +145,7 @@ MUTANTS = {
     ),
     "a looked-up task is the queue's own": Mutant(
         "payload.py",
-        "    return pickle.loads(blob)",
+        "    return json.loads(blob) if is_json(blob) else pickle.loads(blob)",
         '    return globals().setdefault("_opened", {}).setdefault(blob, pickle.loads(blob))',
         "test_copies_and_pickles.py::test_what_is_done_to_a_leased_task_never_changes_the_queue",
     ),

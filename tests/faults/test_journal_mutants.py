@@ -26,7 +26,7 @@ def run(*tests: str, mutant: str = "") -> str:
     """Run tests in a process with a bug planted; gives pytest's last line."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "-p", "tests.faults.journal_mutants"),
+            *(sys.executable, "-m", "pytest", "-q", "-x", "-n0", "--tb=line", "-p", "tests.faults.journal_mutants"),
             *(f"tests/faults/{test}" for test in tests),
         ],
         cwd=ROOT,
