@@ -14,7 +14,7 @@ from poqueue import wire
 from poqueue.error_log import described
 from poqueue.errors import ManagerLostError, PoqueueError
 from poqueue.events import UNSET, HandlerSet
-from poqueue.packing import pack_reports, pack_task, unpack_grant
+from poqueue.packing import pack_reports, pack_task, unpack_events, unpack_grant
 from poqueue.payload import freeze_result, thaw_task
 from poqueue.task import DEFAULT_PRIORITY, Event, Grant, ProcessingTask, Report, TaskRecord, TaskResult, TaskStatus
 from poqueue.wire import check_address, dial, raise_mapped, set_time_limit_of
@@ -261,9 +261,10 @@ class QueueClient:
         opened: tuple[int, int] = self.call("open_events")
         return opened
 
-    def read_events(self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0) -> list[Event]:
-        events: list[Event] = self.call("read_events", reader, after, limit, wait_s)
-        return events
+    def read_events(
+        self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0, gather_s: float = 0.0
+    ) -> list[Event]:
+        return unpack_events(self.call("read_events", reader, after, limit, wait_s, gather_s))
 
     def close_events(self, reader: int) -> None:
         self.call("close_events", reader)

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from poqueue.ledger import Entry
@@ -22,6 +23,7 @@ HANDLER_NAMES = {
     "empty": "on_queue_empty",
     "full": "on_queue_full",
 }
+ENDS_OF_ATTEMPTS = frozenset({"completed", "failed", "retry"})  # they come by the thousand
 UNSET: Any = object()  # an argument that was left out, where None means something
 MAX_UNDELIVERED = 10_000
 MAX_FEED = 200_000
@@ -101,14 +103,14 @@ class EventFeed:
 
     def __init__(self) -> None:
         self.last = 0
+        self.last_urgent = 0
         self._events: deque[Event] = deque(maxlen=MAX_FEED)
         self._read_to: dict[int, int] = {}
         self._readers = 0
 
-    @property
-    def is_open(self) -> bool:
-        """Whether anybody reads."""
-        return bool(self._read_to)
+    def count(self, after: int) -> int:
+        """How many there are with numbers above `after`, those that were dropped included."""
+        return self._events[-1].sequence - after if self._events else 0
 
     def open(self) -> tuple[int, int]:
         """A new reader's number, and the number of the last event before it."""
@@ -121,11 +123,16 @@ class EventFeed:
         self._read_to.pop(reader, None)
         self._let_go()
 
-    def note(self, kind: str, entry: Entry | None, error: str) -> None:
-        """Number an event and keep it, with its task as it is now."""
+    def note(self, kind: str, entry: Entry | None, error: str) -> bool:
+        """Number an event and keep it, with its task as it is now; True if readers are to hear of it at once."""
         self.last += 1
-        if self._read_to:
-            self._events.append(Event(self.last, kind, entry.record() if entry is not None else None, error))
+        if not self._read_to:
+            return False
+        self._events.append(Event(self.last, kind, entry.record() if entry is not None else None, error))
+        if kind in ENDS_OF_ATTEMPTS:
+            return False
+        self.last_urgent = self.last
+        return True
 
     def read(self, after: int, limit: int) -> list[Event]:
         """Up to `limit` events with numbers above `after`, oldest first; a gap means that some were dropped."""
@@ -133,7 +140,7 @@ class EventFeed:
             return []
         start = max(0, after + 1 - self._events[0].sequence)
         stop = min(len(self._events), start + limit)
-        return [self._events[i] for i in range(start, stop)]
+        return list(islice(self._events, start, stop))
 
     def release(self, reader: int, up_to: int) -> None:
         """This reader has seen events up to a number; what all have seen is let go."""

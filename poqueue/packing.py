@@ -3,13 +3,14 @@ than instances of a class. Whoever sends packs, whoever receives unpacks; both e
 
     add_tasks   list of tasks   ──► list of tuples
     exchange    list of reports ──► list of tuples;     Grant ◄── (list of tuples, stop)
+    read_events                                         list of events ◄── list of tuples
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from poqueue.payload import FrozenPo, FrozenResult, freeze_po
-from poqueue.task import Grant, Lease, ProcessingTask, Report
+from poqueue.task import Event, Grant, Lease, ProcessingTask, Report, TaskRecord
 
 
 class FrozenTask(NamedTuple):
@@ -56,6 +57,11 @@ def unpack_grant(answer: tuple[list[tuple[Any, ...]], bool]) -> Grant:
     return Grant([Lease._make(lease) for lease in leases], stop)
 
 
+def unpack_events(answer: list[tuple[Any, ...]]) -> list[Event]:
+    """The answer to read_events."""
+    return [Event(number, kind, record and TaskRecord._make(record), error) for number, kind, record, error in answer]
+
+
 def _unpack_task(packed: tuple[Any, ...]) -> FrozenTask:
     task_id, number, payload, *rest = packed
     return FrozenTask(task_id, FrozenPo(number, payload), *rest)
@@ -78,5 +84,9 @@ def _pack_grant(grant: Grant) -> Any:
     return [tuple(lease) for lease in grant.leases], grant.stop
 
 
+def _pack_events(events: list[Event]) -> list[tuple[Any, ...]]:
+    return [(number, kind, record and tuple(record), error) for number, kind, record, error in events]
+
+
 UNPACK_REQUEST: dict[str, Callable[..., tuple[Any, ...]]] = {"add_tasks": _unpack_adding, "exchange": _unpack_exchange}
-PACK_ANSWER: dict[str, Callable[[Any], Any]] = {"exchange": _pack_grant}
+PACK_ANSWER: dict[str, Callable[[Any], Any]] = {"exchange": _pack_grant, "read_events": _pack_events}

@@ -1,11 +1,11 @@
 """Tasks and results as bytes, so that the queue copies by holding on and never opens what it carries."""
 
-import json
 import math
 import pickle
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+from poqueue import fast_json
 from poqueue.task import ProcessingTask, TaskRecord, TaskResult
 
 
@@ -35,16 +35,13 @@ def freeze(value: Any, what: str, as_json: bool = False) -> bytes:
         if not as_json:
             return pickle.dumps(value, 5)
         if _is_same_in_json(value) or (type(value) is tuple and all(map(_is_same_in_json, value))):
-            return _as_json(value).encode("utf-8", "surrogatepass")
+            return fast_json.encode_finite(value).encode("utf-8", "surrogatepass")
     except Exception as error:  # a value's own __reduce__ may raise anything
         done = "written as JSON" if as_json else "pickled"
         raise ValueError(f"invalid {what}: it cannot be {done} ({type(error).__name__}: {error})") from None
     raise ValueError(
         f"invalid {what}: a queue with a journal takes what JSON can hold: dicts with text keys, lists, text, finite numbers"
     )
-
-
-_as_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _is_same_in_json(value: Any) -> bool:
@@ -64,7 +61,7 @@ def _is_same_in_json(value: Any) -> bool:
 
 def thaw(blob: bytes) -> Any:
     """Give a frozen value back, a fresh copy each time."""
-    return json.loads(blob) if is_json(blob) else pickle.loads(blob)
+    return fast_json.decode(blob) if is_json(blob) else pickle.loads(blob)
 
 
 def is_json(blob: bytes) -> bool:
@@ -114,7 +111,7 @@ def freeze_plain_result(result: TaskResult) -> FrozenResult:
     Raises:
         ValueError, TypeError: it holds something else.
     """
-    return _frozen(result, _as_json(_fields_of(result)).encode())
+    return _frozen(result, fast_json.encode_finite(_fields_of(result)).encode())
 
 
 def _fields_of(result: TaskResult) -> tuple[Any, ...]:

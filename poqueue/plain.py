@@ -13,6 +13,7 @@ from uuid import UUID
 MAX_DEPTH = 50
 MAX_DETAIL_CHARS = 64_000
 _SCALARS = frozenset({str, int, bool, type(None)})
+_KEYS = (str, int, float, Decimal, type(None))
 
 
 class NotPlainError(ValueError):
@@ -57,13 +58,21 @@ def _reduce(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, s
 def _reduce_dict(value: dict[Any, Any], where: str, depth: int, otherwise: Callable[[Any, str, str], Any]) -> Any:
     reduced: dict[str, Any] = {}
     for key, item in value.items():
-        if not isinstance(key, str | int | float | Decimal | None):
+        if type(key) is str and _is_plain_already(item) and key.isascii() and key not in reduced:
+            reduced[key] = item  # nearly all of them: no place needs to be named
+            continue
+        if not isinstance(key, _KEYS):
             return otherwise(value, where, f"with a key of type {type(key).__name__}")
         text = str(key)
         if text in reduced:
             return otherwise(value, where, f"with two keys that read {text!r}")
         reduced[_checked_text(text, where, otherwise)] = _reduce(item, f"{where}[{text!r}]", depth + 1, otherwise)
     return reduced
+
+
+def _is_plain_already(item: Any) -> bool:
+    kind = type(item)
+    return bool(item.isascii()) if kind is str else kind in _SCALARS
 
 
 def _convert(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, str], Any]) -> Any:

@@ -145,6 +145,7 @@ class TaskQueue:
         self._retired: set[str] = set()
         self._turns: dict[str, int] = {}  # the latest exchange of each worker
         self._waiters = 0
+        self._waiting_readers = 0  # that have nothing to read yet
         self._ensure_thread_safety()
         self._change: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._journal: Journal | None = None
@@ -313,16 +314,20 @@ class TaskQueue:
     def take_back(self, worker_id: str, but: int = 0) -> list[str]:
         """Undo, uncharged, the leases that a worker holds and has not begun; `but` is the token of the one it works on.
 
-        Only for a caller who knows that the worker will not begin them any more.
+        Only for a caller who knows that the worker will not begin them any more. If `but` has ended meanwhile, nothing is
+        undone: of what was leased since, the caller knows nothing.
 
         Returns:
             The ids of the tasks that wait again.
         """
         with self._lock:
-            held = [entry for entry in self._ledger.held_by(worker_id) if entry.token != but]
-            self._settle([Verdict(Kind.UNDONE, entry) for entry in held])
+            held = self._ledger.held_by(worker_id)
+            others = [entry for entry in held if entry.token != but]
+            if but and len(others) == len(held):
+                return []
+            self._settle([Verdict(Kind.UNDONE, entry) for entry in others])
             self._work.notify_all()
-            return [entry.task_id for entry in held]
+            return [entry.task_id for entry in others]
 
     def interrupt_leases(self, begun: Collection[int], reason: str, *, is_crash: bool, all_others: bool = False) -> int:
         """Break off attempts that were begun and will not end, uncharged: the tasks wait at their places again.
@@ -684,21 +689,33 @@ class TaskQueue:
         with self._lock:
             return self._feed.open()
 
-    def read_events(self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0) -> list[Event]:
+    def read_events(
+        self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0, gather_s: float = 0.0
+    ) -> list[Event]:
         """Events numbered above `after`, oldest first; the reader needs the earlier ones no more.
 
         With no event at hand the call waits up to `wait_s` seconds (at most 5). A gap in the numbers means that the reader
         was too slow and some were dropped.
+
+        Args:
+            gather_s: ends of attempts may wait so long for more of them, seconds: a reader that is woken for each of
+                thousands keeps everybody from working. Any other event is told at once, with those before it.
         """
-        deadline = time.monotonic() + min(wait_s, MAX_WAIT_S)
+        feed, deadline = self._feed, time.monotonic() + min(wait_s, MAX_WAIT_S)
         with self._lock:
-            self._feed.release(reader, after)
-            while not (events := self._feed.read(after, limit)):
-                remaining_s = deadline - time.monotonic()
-                if remaining_s <= 0:
+            feed.release(reader, after)
+            while feed.count(after) <= 0 and (remaining_s := deadline - time.monotonic()) > 0:
+                self._waiting_readers += 1
+                try:
+                    self._news.wait(remaining_s)
+                finally:
+                    self._waiting_readers -= 1
+            deadline = time.monotonic() + min(gather_s, MAX_WAIT_S)
+            while 0 < feed.count(after) < limit and feed.last_urgent <= after:
+                if (remaining_s := deadline - time.monotonic()) <= 0:
                     break
                 self._news.wait(remaining_s)
-            return events
+            return feed.read(after, limit)
 
     def close_events(self, reader: int) -> None:
         """End reading."""
@@ -1110,8 +1127,8 @@ class TaskQueue:
 
     def _note(self, kind: str, entry: Entry | None, error: str = "") -> None:
         self._delivery.note(kind, entry, error)
-        self._feed.note(kind, entry, error)
-        if self._feed.is_open:
+        is_urgent = self._feed.note(kind, entry, error)
+        if is_urgent or self._waiting_readers:
             self._news.notify_all()
 
     def _note_if_empty(self) -> None:

@@ -14,14 +14,16 @@ from typing import Any
 from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient
 from poqueue.errors import CallTimeoutError, JournalError, ManagerLostError, ServiceError
+from poqueue.packing import unpack_events
 from poqueue.service import QueueService
 from poqueue.task import Event
 from workers import process_control as control
 
 logger = logging.getLogger(__name__)
 
-EVENTS_AT_ONCE = 500
+EVENTS_AT_ONCE = 2000
 EVENTS_WAIT_S = 5.0
+EVENTS_GATHER_S = 0.05
 MAX_TIMEOUTS = 2  # calls in a row without an answer, each of CALL_TIMEOUT_S
 MAX_REPLACEMENTS = 5
 REPLACEMENT_SPAN_S = 60.0
@@ -95,12 +97,12 @@ class QueueKeeper:
         try:
             if self._pending is None:
                 self._pending = self._events_client.begin(
-                    "read_events", self._reader, self._last_event, EVENTS_AT_ONCE, EVENTS_WAIT_S
+                    "read_events", self._reader, self._last_event, EVENTS_AT_ONCE, EVENTS_WAIT_S, EVENTS_GATHER_S
                 )
             if not connection.wait([self._pending.fileno()], 0):
                 self._check_alive()
                 return []
-            events = self._pending.result()
+            events = unpack_events(self._pending.result())
         except ServiceError as error:
             self.replace(error)
             return []
@@ -112,7 +114,7 @@ class QueueKeeper:
         if self._pending is not None:
             self._pending = None  # a call that still waits for news is given up
             self._events_client.close()
-        return self._noted(self.ask("read_events", self._reader, self._last_event, EVENTS_AT_ONCE))
+        return self._noted(unpack_events(self.ask("read_events", self._reader, self._last_event, EVENTS_AT_ONCE)))
 
     def _check_alive(self) -> None:
         if not self.service.process.is_alive():

@@ -14,6 +14,9 @@ import sys
 import threading
 import time
 import traceback
+
+# signal.getsignal tries, by an exception, to make an enum of our function: ten times the time
+from _signal import getsignal  # type: ignore[import-not-found]
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -213,7 +216,7 @@ class Worker:
         os.umask(self._umask)
         signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm of this PO must not ring in the next one
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        if signal.getsignal(signal.SIGTERM) is not _on_term:
+        if getsignal(signal.SIGTERM) is not _on_term:
             signal.signal(signal.SIGTERM, _on_term)
 
     def _teardown(self) -> None:

@@ -25,6 +25,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from poqueue import fast_json
 from poqueue.payload import FrozenResult
 from poqueue.task import Report
 
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 _STATUS = struct.Struct("<QQQddQ160s64sQ")
 _STATUS_BYTES = 2 * _STATUS.size + 1  # two places, and the one byte whose last bit says which of them holds
-_as_json = json.JSONEncoder(ensure_ascii=False).encode
 MAX_LINE_CHARS = 10_000
 MAX_LINE_BYTES = 1_000_000
 MAX_READ_BYTES = 250_000
@@ -122,7 +122,7 @@ class WorkerWriter:
         """
         result = report.result
         told = None if result is None else result[:3]
-        line = _as_json((*report[:3], told, *report[4:])).encode()
+        line = fast_json.encode((*report[:3], told, *report[4:])).encode()
         payload = b"" if result is None else result.payload  # JSON too, and so without a tab or a line end of its own
         data = b"%b\t%b\n" % (line, payload)
         try:

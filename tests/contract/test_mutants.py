@@ -34,7 +34,18 @@ def run(project: Path, *tests: str) -> str:
     """Run tests of the copy on queues in one process; gives pytest's last line, as "1 failed in 0.5s"."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-q", "-x", "-n0", "--tb=line", "-k", "not manager", f"--rootdir={project}"),
+            *(
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-x",
+                "-n0",
+                "--tb=line",
+                "-k",
+                "not manager",
+                f"--rootdir={project}",
+            ),
             *("-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking"),
             *(f"tests/contract/{test}" for test in tests),
         ],

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import signal
 import struct
 import sys
@@ -81,6 +82,12 @@ def harm(how: str) -> None:
     elif how == "sys.exit":
         sys.exit(0)
     raise RuntimeError(how)
+
+
+def fill_up(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """From now on this process can write no file of more than 50 kB: its own report of this result does not fit."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return {"x": "x" * 100_000}
 
 
 def _deep() -> list[Any]:
@@ -203,7 +210,7 @@ def write_files(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
 DEEDS: dict[str, Callable[[dict[str, Any], WorkerContext], Any]] = {
     deed.__name__: deed
     for deed in (
-        fork_and_die, half_a_report, give_result, give_decimal, set_an_alarm, switch_logging_off, take_logging_away,
+        fork_and_die, half_a_report, fill_up, give_result, give_decimal, set_an_alarm, switch_logging_off, take_logging_away,
         take_sigusr1, leak, count_leaks, log_a_line, end_after, take_the_lock, write_files,
     )
 }  # fmt: skip

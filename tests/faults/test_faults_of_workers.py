@@ -79,6 +79,26 @@ def test_a_worker_killed_in_the_middle_of_its_report_has_done_its_work(tmp_path:
     assert result is not None and len(result.data["x"]) == 5_000_000
 
 
+def test_what_is_leased_while_a_report_could_not_be_kept_is_not_given_to_another_worker_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps the PO in hand until that is told, and so looks as if a PO took long: nothing waits behind that one."""
+    monkeypatch.setenv("POQUEUE_TESTING", "1")
+    monkeypatch.setenv("POQUEUE_FAILPOINT", "worker.after_exchange:2:sleep=1.5")  # with the next lease in hand
+    monkeypatch.setenv("POQUEUE_FAILPOINT_ONCE", str(tmp_path / "slept"))
+    play = act(
+        tmp_path,
+        po("BUSY", "end_after", tmp_path, seconds=0.6),
+        po("FULL", "fill_up", tmp_path),
+        po("NEXT", "quick", tmp_path),
+        jobs=2,
+        task_timeout=60.0,
+    )
+
+    assert (tmp_path / "slept").exists()
+    check_untouched(play, "BUSY", "FULL", "NEXT")
+
+
 # ── C13: the end of a PO and of its time at once ─────────────────────────────────────────────────────────────────────
 
 

@@ -54,6 +54,7 @@ ERROR = {"error_type": "Boom", "message": "boom"}
 OUTCOMES = ("ok", "retryable", "fatal", "by its result")
 BOOTED_S = 16.0  # what the monotonic clock shows after another boot: less than ever before
 ENDED = (S.COMPLETED, S.FAILED)
+NO_LEASE = 10**9
 picks = st.integers(0, 10**6)  # an index into whatever there is at that moment
 outcomes = st.sampled_from(OUTCOMES)
 
@@ -254,6 +255,11 @@ class JournalMachine(RuleBasedStateMachine):
         assert given == [known.task_id for known in others]
         for known in others:
             self.undo(known)
+
+    @rule(slot=st.integers(0, 2))
+    def give_back_too_late(self, slot: int) -> None:
+        """What it worked on has ended meanwhile: what it holds now may be another grant's, and is begun."""
+        assert self.queue.take_back(self.workers[slot].worker_id, but=NO_LEASE) == []
 
     @precondition(lambda self: self.may_lease())
     @rule(outcomes=st.lists(st.sampled_from([*OUTCOMES, "hang"]), min_size=2, max_size=8))

@@ -1,0 +1,77 @@
+"""Events for readers in other processes: the ends of many attempts come in bunches, anything else at once."""
+
+import threading
+import time
+
+from poqueue import ProcessingTask, TaskQueue, TaskResult
+from poqueue.task import Event
+
+LONG_S = 4.0
+OK = TaskResult(True)
+
+
+def filled(count: int) -> tuple[TaskQueue, int, int]:
+    """A queue with `count` tasks at a worker, and one that waits; a reader of its events, and the last one before."""
+    queue = TaskQueue()
+    queue.add_tasks([ProcessingTask(f"t{n}", {"po_number": f"P{n}"}) for n in range(count + 1)])
+    for _ in range(count):
+        queue.get_next_task("w")
+    return queue, *queue.open_events()
+
+
+def read_beside(queue: TaskQueue, *words: float, **more: float) -> tuple[threading.Thread, list[list[Event]]]:
+    calls: list[list[Event]] = []
+    thread = threading.Thread(target=lambda: calls.append(queue.read_events(*words, **more)))  # type: ignore[arg-type]
+    thread.start()
+    return thread, calls
+
+
+def test_ends_of_attempts_are_told_together_and_what_is_urgent_ends_the_wait() -> None:
+    queue, reader, after = filled(3)
+    begun = time.monotonic()
+    thread, calls = read_beside(queue, reader, after, wait_s=LONG_S, gather_s=LONG_S)
+
+    for number in range(3):
+        queue.complete_task(f"t{number}", "w", OK)
+        thread.join(0.05)  # a reader that is told of each has left by now
+    queue.post_notice("hurry")
+    thread.join()
+
+    assert [[event.kind for event in events] for events in calls] == [["completed"] * 3 + ["notice"]]
+    assert time.monotonic() - begun < LONG_S
+
+
+def test_a_full_bunch_does_not_wait() -> None:
+    queue, reader, after = filled(3)
+    for number in range(3):
+        queue.complete_task(f"t{number}", "w", OK)
+    begun = time.monotonic()
+
+    events = queue.read_events(reader, after, 2, wait_s=LONG_S, gather_s=LONG_S)
+
+    assert [event.sequence for event in events] == [after + 1, after + 2]
+    assert time.monotonic() - begun < LONG_S
+
+
+def test_a_bunch_is_told_when_its_time_is_over() -> None:
+    queue, reader, after = filled(1)
+    queue.complete_task("t0", "w", OK)
+
+    assert [event.kind for event in queue.read_events(reader, after, wait_s=LONG_S, gather_s=0.01)] == ["completed"]
+    assert queue.read_events(reader, after + 1, wait_s=0.01, gather_s=LONG_S) == []
+
+
+def test_a_reader_that_does_not_gather_hears_at_once_beside_one_that_does() -> None:
+    queue, first, after = filled(2)
+    second, _ = queue.open_events()
+    gathers, all_calls = read_beside(queue, first, after, wait_s=LONG_S, gather_s=LONG_S)
+    hears, its_calls = read_beside(queue, second, after, wait_s=LONG_S)
+
+    queue.complete_task("t0", "w", OK)
+    hears.join()
+    assert [event.kind for event in its_calls[0]] == ["completed"] and not all_calls
+
+    queue.complete_task("t1", "w", OK)
+    queue.post_notice("hurry")
+    gathers.join()
+    assert [event.kind for event in all_calls[0]] == ["completed", "completed", "notice"]
