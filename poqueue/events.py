@@ -75,9 +75,15 @@ class EventDelivery:
 
     def __init__(self) -> None:
         self.handlers = HandlerSet()
+        self.is_heard = False  # whether there is any
         self.dropped = 0
         self._waiting: deque[tuple[str, ProcessingTask | None, str]] = deque()
         self._delivering = threading.Lock()
+
+    def update(self, *handlers: Any) -> None:
+        """Set handlers, as HandlerSet.update does."""
+        self.handlers.update(*handlers)
+        self.is_heard = bool(self.handlers)
 
     def note(self, kind: str, entry: Entry | None, error: str) -> None:
         """Remember an event; called under the queue's lock."""
@@ -102,6 +108,7 @@ class EventFeed:
     """The latest events by number, for readers in other processes; kept only while somebody reads, and until all have."""
 
     def __init__(self) -> None:
+        self.is_read = False  # whether anybody does
         self.last = 0
         self.last_urgent = 0
         self._events: deque[Event] = deque(maxlen=MAX_FEED)
@@ -116,18 +123,18 @@ class EventFeed:
         """A new reader's number, and the number of the last event before it."""
         self._readers += 1
         self._read_to[self._readers] = self.last
+        self.is_read = True
         return self._readers, self.last
 
     def close(self, reader: int) -> None:
         """This reader reads no more."""
         self._read_to.pop(reader, None)
+        self.is_read = bool(self._read_to)
         self._let_go()
 
     def note(self, kind: str, entry: Entry | None, error: str) -> bool:
         """Number an event and keep it, with its task as it is now; True if readers are to hear of it at once."""
         self.last += 1
-        if not self._read_to:
-            return False
         self._events.append(Event(self.last, kind, entry.record() if entry is not None else None, error))
         if kind in ENDS_OF_ATTEMPTS:
             return False
@@ -145,6 +152,7 @@ class EventFeed:
     def release(self, reader: int, up_to: int) -> None:
         """This reader has seen events up to a number; what all have seen is let go."""
         self._read_to[reader] = up_to
+        self.is_read = True
         self._let_go()
 
     def _let_go(self) -> None:

@@ -137,15 +137,20 @@ class Ledger:
         """The task's worker holds it from now on."""
         self.move(entry, S.PROCESSING)
         worker_id = entry.worker_id or ""
-        self.note_worker(entry, worker_id)
-        held = self._held.get(worker_id)
+        held, tasks = self._held.get(worker_id), self._by_worker.get(worker_id)
         if held is None:
             held = self._held[worker_id] = {}
-        held[entry.token] = entry
+        if tasks is None:
+            tasks = self._by_worker[worker_id] = {}
+        held[entry.token] = tasks[entry.task_id] = entry
 
     def held_by(self, worker_id: str) -> list[Entry]:
         """What a worker holds now, in the order of the leases."""
         return list(self._held.get(worker_id, {}).values())
+
+    def held_since(self) -> dict[str, float]:
+        """When each worker that holds leases now got the first of them, monotonic seconds."""
+        return {worker_id: min(entry.leased for entry in held.values()) for worker_id, held in self._held.items()}
 
     def move(self, entry: Entry, status: S) -> None:
         """Follow one arrow of the table."""
@@ -166,13 +171,6 @@ class Ledger:
         self.move(entry, status)
         entry.finished = now
         self._finished.append((now, entry))
-
-    def note_worker(self, entry: Entry, worker_id: str) -> None:
-        """Remember that this worker had the task."""
-        tasks = self._by_worker.get(worker_id)
-        if tasks is None:
-            tasks = self._by_worker[worker_id] = {}
-        tasks[entry.task_id] = entry
 
     def forget_worker(self, entry: Entry, worker_id: str) -> None:
         """The worker never began the task."""

@@ -5,6 +5,7 @@ from math import floor, log2
 
 MINUTE_S = 60.0
 HOUR_S = 3600.0
+MOMENT_S = 0.01
 
 
 class RateWindow:
@@ -17,15 +18,15 @@ class RateWindow:
         self._buckets: deque[list[int]] = deque()
         self._total = 0
 
-    def add(self, now: float) -> None:
-        """One event, now."""
+    def add(self, now: float, count: int) -> None:
+        """So many events, at this moment."""
         bucket = int(now / self._bucket_s)
         if self._buckets and self._buckets[-1][0] == bucket:
-            self._buckets[-1][1] += 1
+            self._buckets[-1][1] += count
         else:
-            self._buckets.append([bucket, 1])
+            self._buckets.append([bucket, count])
             self._expire(bucket)
-        self._total += 1
+        self._total += count
 
     def count(self, now: float) -> int:
         """Events of the last `span_s` seconds."""
@@ -57,12 +58,11 @@ class DurationHistogram:
 
 
 class _WorkerTime:
-    __slots__ = ("busy_s", "first", "running")
+    __slots__ = ("busy_s", "first")
 
     def __init__(self, first: float) -> None:
         self.first = first
         self.busy_s = 0.0
-        self.running: dict[int, float] = {}  # lease token -> since when
 
 
 class Metrics:
@@ -82,32 +82,31 @@ class Metrics:
         self.histogram = DurationHistogram()
         self._minute = RateWindow(MINUTE_S)
         self._hour = RateWindow(HOUR_S)
+        self._latest = 0.0  # completions of about one moment, not in the windows yet
+        self._latest_count = 0
         self._workers: dict[str, _WorkerTime] = {}
 
-    def dispatched(self, worker_id: str, token: int, attempt: int, ready: float, now: float) -> None:
+    def dispatched(self, worker_id: str, attempt: int, ready: float, now: float) -> None:
         """A lease was handed out for a task that was ready since `ready`."""
         if self.first_dispatch is None:
             self.first_dispatch = now
         self.dispatches += 1
         self.tasks_started += attempt == 1
-        self.waited_s += max(0.0, now - ready)
-        worker = self._workers.get(worker_id)
-        if worker is None:
-            worker = self._workers[worker_id] = _WorkerTime(now)
-        worker.running[token] = now
+        if now > ready:
+            self.waited_s += now - ready
+        if worker_id not in self._workers:
+            self._workers[worker_id] = _WorkerTime(now)
 
-    def undone(self, worker_id: str, token: int, attempt: int, now: float) -> None:
+    def undone(self, attempt: int) -> None:
         """A lease was given back before its task began."""
         self.dispatches -= 1
         self.tasks_started -= attempt == 1
-        self.attempt_over(worker_id, token, 0.0, now)
 
-    def attempt_over(self, worker_id: str, token: int, busy_s: float | None, now: float) -> None:
-        """An attempt ended; `busy_s` None takes the time since its lease."""
-        worker = self._workers.get(worker_id)
-        since = worker.running.pop(token, None) if worker else None
-        if worker is not None and since is not None:
-            worker.busy_s += now - since if busy_s is None else min(busy_s, now - since)
+    def attempt_over(self, worker_id: str, leased: float, busy_s: float | None, now: float) -> None:
+        """An attempt that was leased at some moment ended; `busy_s` None takes the time since then."""
+        worker, held_s = self._workers.get(worker_id), now - leased
+        if worker is not None:
+            worker.busy_s += held_s if busy_s is None or busy_s > held_s else busy_s
 
     def attempt_ended(self, retry_count: int, succeeded: bool) -> None:
         """A task's attempt succeeded or failed."""
@@ -121,13 +120,22 @@ class Metrics:
         self.duration_sum_s += duration_s
         self.duration_max_s = max(self.duration_max_s, duration_s)
         self.histogram.add(duration_s)
-        self._minute.add(now)
-        self._hour.add(now)
+        if now - self._latest > MOMENT_S:
+            self._count_latest()
+            self._latest = now
+        self._latest_count += 1
+
+    def _count_latest(self) -> None:
+        if self._latest_count:
+            self._minute.add(self._latest, self._latest_count)
+            self._hour.add(self._latest, self._latest_count)
+            self._latest_count = 0
 
     def throughput(self, now: float, window_s: float = MINUTE_S) -> float:
         """Completions per second over the last minute or hour, or since the first dispatch if that is shorter."""
         if self.first_dispatch is None:
             return 0.0
+        self._count_latest()
         window = self._minute if window_s == MINUTE_S else self._hour
         elapsed_s = min(window_s, now - self.first_dispatch)
         return window.count(now) / max(elapsed_s, 1e-3)
@@ -140,16 +148,22 @@ class Metrics:
         """Seconds between ready and leased, on average over all leases."""
         return self.waited_s / self.dispatches if self.dispatches else 0.0
 
-    def utilization(self, now: float) -> dict[str, float]:
-        """For each worker the share 0..1 of its time, since its first lease, that it had work."""
-        return {worker_id: _share(worker, now) for worker_id, worker in self._workers.items()}
+    def utilization(self, now: float, held_since: dict[str, float]) -> dict[str, float]:
+        """For each worker the share 0..1 of its time, since its first lease, that it had work.
+
+        Args:
+            held_since: when each worker that holds leases now got the first of them; those held ahead overlap.
+        """
+        return {
+            worker_id: _share(worker, now, held_since.get(worker_id)) for worker_id, worker in self._workers.items()
+        }
 
 
-def _share(worker: _WorkerTime, now: float) -> float:
+def _share(worker: _WorkerTime, now: float, held_since: float | None) -> float:
     elapsed_s = now - worker.first
-    running_s = now - min(worker.running.values()) if worker.running else 0.0  # leases held ahead overlap
     if elapsed_s <= 0.0:
-        return 1.0 if worker.running else 0.0
+        return 0.0 if held_since is None else 1.0
+    running_s = 0.0 if held_since is None else now - held_since
     return min(1.0, (worker.busy_s + running_s) / elapsed_s)
 
 

@@ -45,7 +45,7 @@ class Moves:
         entry.leased = now
         entry.assigned_at = at
         self._ledger.lease(entry)
-        self._metrics.dispatched(worker_id, token, entry.attempt, entry.ready, now)
+        self._metrics.dispatched(worker_id, entry.attempt, entry.ready, now)
 
     def complete(
         self, entry: Entry, result: bytes, duration_s: float, busy_s: float | None, now: float, at: float
@@ -55,7 +55,8 @@ class Moves:
         entry.result = result
         entry.completed_at = at
         self._ledger.finish(entry, S.COMPLETED, now)
-        self._metrics.attempt_ended(entry.retry_count, succeeded=True)
+        if entry.retry_count:
+            self._metrics.attempt_ended(entry.retry_count, succeeded=True)
         self._metrics.completed(duration_s, now)
         if self._timeouts is not None:
             self._timeouts.note(entry.group, duration_s)
@@ -102,7 +103,7 @@ class Moves:
     def undo(self, entry: Entry, now: float) -> bool:
         """The worker never began: as if the lease had not been."""
         worker_id = entry.worker_id or ""
-        self._metrics.undone(worker_id, entry.token, entry.attempt, now)
+        self._metrics.undone(entry.attempt)
         if all(error.get("worker_id") != worker_id for error in entry.error_history or ()):
             self._ledger.forget_worker(entry, worker_id)
         is_news = self._schedule.end(entry)
@@ -141,7 +142,7 @@ class Moves:
         self._schedule.delay(entry, due)
 
     def _stop(self, entry: Entry, busy_s: float | None, now: float) -> bool:
-        self._metrics.attempt_over(entry.worker_id or "", entry.token, busy_s, now)
+        self._metrics.attempt_over(entry.worker_id or "", entry.leased, busy_s, now)
         return self._schedule.end(entry)
 
     def _note_error(self, entry: Entry, details: dict[str, Any], at: float) -> None:

@@ -25,7 +25,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from poqueue import report as reports_of
 from poqueue import tuning
@@ -147,7 +146,7 @@ class TaskQueue:
         self._waiters = 0
         self._waiting_readers = 0  # that have nothing to read yet
         self._ensure_thread_safety()
-        self._change: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        self._change: contextlib.AbstractContextManager[Any] = self._lock  # which may be entered again; but see _Change
         self._journal: Journal | None = None
         if journal is not None:
             self._open_journal(
@@ -554,7 +553,7 @@ class TaskQueue:
                 "retry_rate": percentage(metrics.tasks_retried, metrics.tasks_started),
                 "failure_rate": percentage(counts[S.FAILED], counts[S.FAILED] + counts[S.COMPLETED]),
                 "queue_wait_time": metrics.average_wait_s(),
-                "worker_utilization": metrics.utilization(now),
+                "worker_utilization": metrics.utilization(now, self._ledger.held_since()),
                 "events_dropped": self._delivery.dropped,
                 "adaptive_timeouts": self._timeouts.view(self._config.task_timeout)
                 if self._timeouts is not None
@@ -682,7 +681,7 @@ class TaskQueue:
             ValueError: a handler is not callable.
         """
         with self._lock:
-            self._delivery.handlers.update(on_task_complete, on_task_failed, on_queue_empty, on_queue_full)
+            self._delivery.update(on_task_complete, on_task_failed, on_queue_empty, on_queue_full)
 
     def open_events(self) -> tuple[int, int]:
         """Begin to read events, from now on: the reader's number, and that of the last event before."""
@@ -807,13 +806,13 @@ class TaskQueue:
         else:
             check_timeout(timeout)
         return Entry(
-            task.task_id or str(uuid4()), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, task.group
+            task.task_id or _new_id(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, task.group
         )
 
     def _guard_new_ids(self, admitted: list[Entry]) -> None:
         fresh = set()
         for entry in admitted:
-            if entry.task_id in self._ledger or entry.task_id in fresh:
+            if self._ledger.get(entry.task_id) is not None or entry.task_id in fresh:
                 raise ValueError(f"invalid task: task_id {entry.task_id!r} is already in the queue")
             fresh.add(entry.task_id)
 
@@ -847,10 +846,8 @@ class TaskQueue:
 
     def _lease_now(self, worker_id: str, limit: int, verdicts: Sequence[Verdict]) -> list[Entry]:
         now = self._clock()
-        if verdicts and not self._may_start(now):
-            self._settle_now(verdicts)
-            return []
         if not self._may_start(now):
+            self._settle_now(verdicts)
             return []
         taken = self._schedule_takes(limit, now)
         if verdicts and self._schedule.has_aside:  # a task was passed over that the verdicts will let run
@@ -864,7 +861,8 @@ class TaskQueue:
         at, token = self._wall_clock(), self._token
         if self._journal is not None and not self._can_write_leases(taken, worker_id, verdicts, now, at):
             return []
-        self._do_all(verdicts, now, at)
+        if verdicts:
+            self._do_all(verdicts, now, at)
         if self._config.start_delay:
             self._next_start = now + self._config.start_delay
         for entry in taken:
@@ -990,16 +988,18 @@ class TaskQueue:
                 self._settle_now(verdicts)
 
     def _settle_now(self, verdicts: Sequence[Verdict]) -> None:
+        if not verdicts:
+            return
         now, at = self._clock(), self._wall_clock()
-        if self._journal is not None and verdicts:
+        if self._journal is not None:
             self._write([verdict.record(at, now) for verdict in verdicts])
         self._do_all(verdicts, now, at)
 
     def _do_all(self, verdicts: Sequence[Verdict], now: float, at: float) -> None:
         for verdict in verdicts:
             self._do(verdict, now, at)
-        if verdicts:
-            self._note_if_empty()
+        self._ledger.expire(now - self._config.retention_s)
+        self._note_if_empty()
 
     def _do(self, verdict: Verdict, now: float, at: float) -> None:
         kind, entry, details, result, delay_s, seconds = verdict
@@ -1009,7 +1009,6 @@ class TaskQueue:
             is_news = moves.complete(entry, result.payload, verdict.duration_s(now) or 0.0, seconds, now, at)
             self._note("completed", entry)
             self._count_end(succeeded=True)
-            self._ledger.expire(now - self._config.retention_s)
         elif kind is Kind.FAILED:
             payload = result.payload if result is not None else None
             is_news = moves.fail(entry, details or {}, payload, seconds, now, at)
@@ -1126,9 +1125,9 @@ class TaskQueue:
             self._waiters -= 1
 
     def _note(self, kind: str, entry: Entry | None, error: str = "") -> None:
-        self._delivery.note(kind, entry, error)
-        is_urgent = self._feed.note(kind, entry, error)
-        if is_urgent or self._waiting_readers:
+        if self._delivery.is_heard:
+            self._delivery.note(kind, entry, error)
+        if self._feed.is_read and (self._feed.note(kind, entry, error) or self._waiting_readers):
             self._news.notify_all()
 
     def _note_if_empty(self) -> None:
@@ -1177,6 +1176,13 @@ class _Change:
 
     def __exit__(self, *exc_info: object) -> None:
         self._is_open = False
+
+
+def _new_id() -> str:
+    """A UUID of version 4, without the object in between."""
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def _row(entry: Entry, rank: int, at: float) -> tuple[Any, ...]:

@@ -79,15 +79,13 @@ class WorkerWriter:
         self._mark = mark
         with open(folder / "status", "r+b") as file:
             self._map = mmap.mmap(file.fileno(), _STATUS_BYTES)
-        with open(folder / "mark", "w+b", opener=private) as file:
-            file.write(b"\0")
-            file.flush()
+        with open(folder / "mark", "r+b") as file:
             self._mark_map = mmap.mmap(file.fileno(), 1)  # forks of this process are known by it
         self._phase = Phase.BOOTING
         self._turn = 0
-        self.output_fd = os.open(folder / "output", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self.output_fd = os.open(folder / "output", os.O_WRONLY | os.O_APPEND)
         self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)
-        self._reports_fd = os.open(folder / "reports", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._reports_fd = os.open(folder / "reports", os.O_WRONLY | os.O_APPEND)
 
     def phase(self, phase: Phase) -> None:
         """Say how far the worker has come, with nothing in hand."""
@@ -185,14 +183,19 @@ class WorkerReader:
         self.folder = folder
         folder.mkdir(mode=0o700)
         try:
-            self._make_status()
+            self._make_files()
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         self.mark = f"\x1e{secrets.token_hex(8)} "  # begins the lines that are ours among a processor's output
         self._begin()
 
-    def _make_status(self) -> None:
+    def _make_files(self) -> None:
+        """What the worker needs to start: whoever starts it can wait for room on the disk, it cannot."""
+        for name in ("output", "reports", "stack"):
+            os.close(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT, 0o600))
+        with open(self.folder / "mark", "wb", opener=private) as file:
+            file.write(b"\0")
         with open(self.folder / "status", "w+b", opener=private) as file:
             file.write(bytes(_STATUS_BYTES))  # not a hole: to touch one while the disk is full is a SIGBUS
             file.flush()

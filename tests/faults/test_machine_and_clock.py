@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -204,6 +205,25 @@ def test_a_run_stands_still_while_its_disk_is_full_and_goes_on_afterwards(small_
     line = next(line for line in ended.err.splitlines() if "the queue stands still" in line)
     assert str(small_disk / JOURNAL_NAME) in line and "bytes free" in line
     assert "the queue goes on" in ended.err
+    batch.check()
+
+
+def test_workers_that_die_while_the_disk_is_full_are_replaced_when_there_is_room(small_disk: Path) -> None:
+    """There is room for the first of a worker's files, and for no other: that is no fault of the worker's."""
+    batch = Batch(small_disk.parent, *numbered(300), seconds=0.01, words=UNGUARDED)
+    with batch.start() as run:
+        batch.wait_begun(20, run)
+        ballast = fill(small_disk)
+        wait_until(lambda: run.said("the queue stands still"), "it says so")
+        for pid in {line.pid for line in batch.lines()}:
+            os.truncate(ballast, ballast.stat().st_size - 4096)
+            os.kill(pid, signal.SIGKILL)
+        wait_until(
+            lambda: run.said("no worker process can be started", 4) or run.process.poll() is not None,
+            "it has tried often",
+        )
+        ballast.unlink()
+        run.wait().check(0)
     batch.check()
 
 

@@ -79,9 +79,9 @@ class Running:
         """A signal to its process group, as a terminal sends it."""
         os.killpg(self.pid, number)
 
-    def said(self, text: str) -> bool:
+    def said(self, text: str, times: int = 1) -> bool:
         """Whether this stands on stderr by now."""
-        return text in _content(self._err)
+        return _content(self._err).count(text) >= times
 
     def wait(self, deadline_s: float = DEADLINE_S) -> Ended:
         """Its end, and that of everything that it had started."""
