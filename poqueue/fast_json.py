@@ -9,8 +9,8 @@ from json import encoder, scanner
 from typing import Any
 
 
-def _encoder(*, allow_nan: bool) -> Callable[[Any], str]:
-    slow = json.JSONEncoder(ensure_ascii=False, allow_nan=allow_nan)
+def _encoder(*, allow_nan: bool, default: Callable[[Any], Any] | None = None) -> Callable[[Any], str]:
+    slow = json.JSONEncoder(ensure_ascii=False, allow_nan=allow_nan, default=default)
     make = getattr(encoder, "c_make_encoder", None)
     if make is None:  # another Python than CPython
         return slow.encode
@@ -23,6 +23,7 @@ def _encoder(*, allow_nan: bool) -> Callable[[Any], str]:
 
 
 encode = _encoder(allow_nan=True)
+encode_any = _encoder(allow_nan=True, default=str)  # what JSON does not hold as its text
 encode_finite = _encoder(allow_nan=False)  # NaN and infinity, which other readers refuse, are a ValueError
 _scan = scanner.make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed names the wrong type
 

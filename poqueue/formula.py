@@ -9,8 +9,10 @@ _BLANKS_BEFORE_FORMULA = re.compile(r"(?<=\S)\s++(?=[=+\-@＝＋－＠])")
 
 def guard_formula(text: str) -> str:
     """Text that no spreadsheet runs as a formula: a leading apostrophe where it would; numbers as they are."""
-    has_lines = _has_lines(text)
-    if (text[:1].isalnum() and not has_lines) or _NUMBER.fullmatch(text):
+    has_lines = "\n" in text or "\r" in text
+    if not has_lines and (not text or text[0].isalnum()):  # nearly all of them
+        return text
+    if _NUMBER.fullmatch(text):
         return text
     guarded = _BLANKS_BEFORE_FORMULA.sub(_guard_new_line, text) if has_lines else text
     return f"'{guarded}" if _FORMULA.match(text) else guarded

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from collections.abc import Collection
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -44,19 +45,24 @@ def freeze(value: Any, what: str, as_json: bool = False) -> bytes:
     )
 
 
+_TEXT = frozenset({str})
+_SCALARS = frozenset({str, int, bool, type(None)})
+
+
 def _is_same_in_json(value: Any) -> bool:
     """Whether it comes back from JSON as what it was."""
     kind = type(value)
-    if kind is str or kind is int or kind is bool or value is None:
+    if kind in _SCALARS:
         return True
     if kind is dict:
-        for key, item in value.items():
-            if type(key) is not str or (type(item) is not str and not _is_same_in_json(item)):
-                return False
-        return True
+        return _TEXT.issuperset(map(type, value)) and _are_same_in_json(value.values())
     if kind is list:
-        return all(map(_is_same_in_json, value))
+        return _are_same_in_json(value)
     return kind is float and math.isfinite(value)
+
+
+def _are_same_in_json(values: Collection[Any]) -> bool:
+    return _SCALARS.issuperset(map(type, values)) or all(map(_is_same_in_json, values))
 
 
 def thaw(blob: bytes) -> Any:

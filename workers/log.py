@@ -1,12 +1,12 @@
 """Log lines: JSON in the run's log file, one object a line; text or JSON on the screen. Set up only by the batch."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from poqueue import fast_json
 from workers.safe_text import safe_text
 
 ID_FIELDS = ("run", "worker_id", "po_number", "task_id", "attempt")
@@ -37,7 +37,7 @@ class JsonFormatter(logging.Formatter):
         for name in ("stack", "traceback"):
             if getattr(record, name, None):
                 line[name] = getattr(record, name)
-        return json.dumps(line, ensure_ascii=False, default=str).encode(errors="backslashreplace").decode()
+        return fast_json.encode_any(line).encode(errors="backslashreplace").decode()
 
 
 class TextFormatter(logging.Formatter):

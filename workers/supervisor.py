@@ -119,7 +119,7 @@ class Supervisor:
         on_event: called with every event of the queue, in order.
         on_show: called with a Snapshot about four times a second.
         signals: where signals are noted, if the caller wants them noted before and after the run as well.
-        lease_ahead: let a worker hold about 10 ms of work; False keeps strict priority at one lease a worker.
+        lease_ahead: let a worker hold about 25 ms of work; False keeps strict priority at one lease a worker.
         queue_settings: keyword arguments of TaskQueue.
 
     Raises:

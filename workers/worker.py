@@ -33,7 +33,7 @@ from workers.worker_files import Phase, WorkerWriter, private
 logger = logging.getLogger(__name__)
 
 WAIT_S = 5.0
-LEASE_AHEAD_S = 0.010
+LEASE_AHEAD_S = 0.025
 HOLD_S = 0.050  # a lease held ahead is begun within this time, or not at all
 RELIEF_S = 5 * HOLD_S  # a PO that takes this long holds others up: the supervisor sees to them
 MAX_LEASES = 64
@@ -190,7 +190,7 @@ class Worker:
         self._pace_s = 0.7 * self._pace_s + 0.3 * (time.monotonic() - begin)
 
     def _appetite(self) -> int:
-        """How many leases to hold: about 10 ms of work, one of anything longer."""
+        """How many leases to hold: about 25 ms of work, one of anything longer."""
         if not self._settings.lease_ahead:
             return 1
         limit = self._settings.max_tasks
