@@ -135,8 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "source", metavar="ORDERS|RUN", nargs="?", help="an order file, of which a sample is run, or a run's directory"
     )
-    tune.add_argument("--sample", type=int, default=20, metavar="N", help="how many POs to run (default: 20)")
-    tune.add_argument("--seed", type=int, default=1, metavar="N", help="draws another sample (default: 1)")
+    tune.add_argument("--sample", type=int, metavar="N", help="how many POs of ORDERS to run (default: 20)")
+    tune.add_argument("--seed", type=int, metavar="N", help="draws another sample (default: 1)")
     tune.add_argument("--what-if", metavar="jobs=N,...", help="predict these numbers of workers, such as jobs=2,4,8")
     tune.add_argument("--write", type=Path, metavar="FILE.yaml", help="write the advice as a new configuration file")
     tune.add_argument("--tasks", type=int, metavar="N", help="without ORDERS: how many POs are expected")
@@ -271,8 +271,8 @@ def _usage(message: str) -> Exception:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    """Advice on workers, timeout and retries: run a sample of ORDERS for real, or learn from a finished RUN, or say how
-    many POs are expected and how long one takes. Nothing is changed.
+    """Advice on workers, timeout and retries: run a sample of ORDERS for real, or learn from the journal of a RUN, or
+    say how many POs are expected and how long one takes. Nothing is changed.
     """
     from workers.tune import tune
 

@@ -6,6 +6,7 @@ the value and what is accepted. True and False are never numbers, NaN and infini
 """
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -164,3 +165,15 @@ def _plain_decimal(number: float) -> str:
 
 def _refusal(option: str, accepted: str, value: object) -> ValueError:
     return ValueError(f"{option} must be {accepted}, got {quoted(value)}")
+
+
+def span_text(seconds: float) -> str:
+    """Seconds for people, to three digits."""
+    units = ((0.9995, 0.001, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min"), (math.inf, 3600.0, "h"))
+    size, unit = next((size, unit) for limit, size, unit in units if seconds < limit)
+    return f"{float(f'{seconds / size:.3g}'):g} {unit}"
+
+
+def megabytes(size_bytes: int) -> str:
+    """Bytes for people."""
+    return f"{size_bytes / 1024**2:,.0f} MB"

@@ -47,7 +47,6 @@ class MeasuredAttempt:
     """
 
     po_number: str
-    supplier: str
     seconds: float | None
     outcome: str
     error_type: str = ""
@@ -128,7 +127,7 @@ def run_sample(
         if end.reason == "interrupted":
             raise SampleInterruptedError(end.signal)
         measures = list(read_measures(folder / "measures"))
-        attempts = list(_attempts(watch, orders, measures))
+        attempts = list(_attempts(watch, measures))
         return Sample(
             attempts, _costs(watch, measures, jobs, settings.task_timeout.seconds), jobs, watch.closed - watch.begun
         )
@@ -228,32 +227,28 @@ def _scheduled_s(pid: int) -> float:
 # ---------------------------------------------------------------------- what came of it
 
 
-def _attempts(
-    watch: _Watch, orders: Sequence[dict[str, Any]], measures: Iterable[Measure]
-) -> Iterator[MeasuredAttempt]:
+def _attempts(watch: _Watch, measures: Iterable[Measure]) -> Iterator[MeasuredAttempt]:
     measured = {(measure.task_id, measure.attempt): measure for measure in measures}
-    for number, event in sorted(watch.ends.items()):
+    for _, event in sorted(watch.ends.items()):
         record = event.task
         assert record is not None
         errors = {error["attempt"]: error for error in record.error_history}
         for attempt in range(1, record.attempt + 1):
             is_last = attempt == record.attempt
             yield _attempt(
-                record.po_number, str(orders[number].get("supplier") or ""), event.kind if is_last else "retry",
+                record.po_number, event.kind if is_last else "retry",
                 errors.get(attempt, {}), measured.get((record.task_id, attempt)),
             )  # fmt: skip
 
 
-def _attempt(
-    po_number: str, supplier: str, outcome: str, error: dict[str, Any], measure: Measure | None
-) -> MeasuredAttempt:
+def _attempt(po_number: str, outcome: str, error: dict[str, Any], measure: Measure | None) -> MeasuredAttempt:
     error_type = str(error.get("error_type", ""))
     if measure is None:
         seconds = error.get("seconds")
-        return MeasuredAttempt(po_number, supplier, seconds, outcome, error_type)
+        return MeasuredAttempt(po_number, seconds, outcome, error_type)
     taken_s = measure.ended - measure.begun
     return MeasuredAttempt(
-        po_number, supplier, max(measure.cpu_s if measure.cpu_s < taken_s else 0.0, taken_s - measure.queued_s), outcome,
+        po_number, max(measure.cpu_s if measure.cpu_s < taken_s else 0.0, taken_s - measure.queued_s), outcome,
         error_type, measure.is_final, measure.retry_after_s, measure.cpu_s, measure.max_rss_bytes,
     )  # fmt: skip
 

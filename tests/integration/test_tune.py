@@ -1,6 +1,7 @@
 """`poqueue tune` as an operator meets it: a sample that is really run, the advice on stdout, a file that the run takes."""
 
 import json
+import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -112,6 +113,36 @@ def test_a_finished_run_is_learned_from_without_running_anything(tmp_path: Path,
     assert (tmp_path / "trail").read_bytes() == trail
 
 
+def test_a_run_that_goes_on_and_one_that_was_killed_are_learned_from_too(tmp_path: Path) -> None:
+    path = orders(tmp_path, "ok", "wait", "ok")
+    words = ["run", str(path), *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "1"]
+
+    def learned() -> Ended:
+        return poqueue("tune", "r", "--json", cwd=tmp_path)
+
+    with started(*words, cwd=tmp_path) as run:
+        wait_until((tmp_path / "trail").exists, "the PO that waits has started")
+        wait_until(lambda: learned().code == 0, "the live run tells of the PO before it")
+        live = json.loads(learned().check(0).out)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.process.wait()
+    killed = poqueue("tune", "r", cwd=tmp_path).check(0)
+
+    assert (live["pos"], live["measured"]["attempts"]) == (3, 1)
+    assert "did not come to its end" in killed.out and "1 of 3 POs" in killed.out
+
+
+def test_a_run_without_a_journal_is_learned_from_by_its_report(tmp_path: Path) -> None:
+    path = orders(tmp_path, "fail-until 2", "ok")
+    run = ("run", str(path), *BEHAVE, "--no-journal", "--run-dir", "out", "--retry-delay", "100ms", "-q")
+    poqueue(*run, "--option", f"folder={tmp_path}", cwd=tmp_path).check(0)
+
+    ended = poqueue("tune", "out", cwd=tmp_path).check(0)
+
+    assert "3 attempts" in ended.out
+    assert "kept no journal" in ended.out
+
+
 def test_two_numbers_are_enough_for_rough_advice(tmp_path: Path) -> None:
     text = poqueue("tune", "--tasks", "1000", "--duration", "2s", "-j", "4", cwd=tmp_path).check(0)
     found = json.loads(poqueue("tune", "--tasks", "1000", "--duration", "2s", "--json", cwd=tmp_path).check(0).out)
@@ -139,7 +170,9 @@ def test_two_numbers_are_enough_for_rough_advice(tmp_path: Path) -> None:
             2,
             "the browser does not start",
         ),
-        ((".",), 2, "no finished run"),
+        ((".",), 2, "not a run directory"),
+        ((".", "--sample", "5"), 2, "--sample is for a sample"),
+        (("--tasks", "5", "--duration", "1s", "--seed", "5"), 2, "--seed is for a sample"),
         (("--what-if", "jobs=2"), 2, "needs something that was measured"),
     ],
 )

@@ -18,21 +18,14 @@ from poqueue.errors import ConfigError, OrdersError
 from poqueue.metrics import DurationHistogram
 from poqueue.simulation import Costs
 from poqueue.tuning import Machine
-from workers import tune as tuned
+from workers import advice as tuned
+from workers.advice import recommend
+from workers.advice_report import as_json, as_text, as_yaml
+from workers.measurement import Measurement, measured_from_history
 from workers.resolved import load_settings
 from workers.sample import MeasuredAttempt, choose
 from workers.settings import RunSettings
-from workers.tune import (
-    Measurement,
-    as_json,
-    as_text,
-    as_yaml,
-    attempts_of_run,
-    check_new_file,
-    measured_from_history,
-    parse_what_if,
-    recommend,
-)
+from workers.tune import check_new_file, parse_what_if
 
 MACHINE = Machine(cores=2, free_bytes=8_000_000_000)
 
@@ -42,13 +35,13 @@ def order(number: int, supplier: str, amount: str = "1") -> dict[str, Any]:
 
 
 def well(number: int, seconds: float = 1.0, cpu_s: float = 0.0) -> MeasuredAttempt:
-    return MeasuredAttempt(f"PO-{number}", "ACME", seconds, "completed", cpu_s=cpu_s, max_rss_bytes=50_000_000)
+    return MeasuredAttempt(f"PO-{number}", seconds, "completed", cpu_s=cpu_s, max_rss_bytes=50_000_000)
 
 
 def badly(
     number: int, outcome: str = "retry", kind: str = "ValueError", seconds: float | None = 1.0
 ) -> MeasuredAttempt:
-    return MeasuredAttempt(f"PO-{number}", "ACME", seconds, outcome, kind, cpu_s=0.0)
+    return MeasuredAttempt(f"PO-{number}", seconds, outcome, kind, cpu_s=0.0)
 
 
 def advised(
@@ -140,7 +133,7 @@ def test_an_attempt_of_unknown_length_takes_the_usual_time() -> None:
 
 
 def test_a_crash_takes_its_worker_along_and_giving_up_is_final() -> None:
-    gave_up = MeasuredAttempt("PO-2", "", 1.0, "failed", "GiveUp", is_final=True)
+    gave_up = MeasuredAttempt("PO-2", 1.0, "failed", "GiveUp", is_final=True)
 
     found = measured_from_history([badly(1, kind="WorkerKilled"), well(1), gave_up])
 
@@ -155,7 +148,7 @@ def test_nothing_that_ended_well_is_nothing_to_learn_from() -> None:
 
 @pytest.mark.parametrize(("cpu_s", "kind"), [(0.0, "waits"), (0.5, "both"), (0.9, "computes"), (None, "unknown")])
 def test_it_is_told_whether_the_work_waits_or_computes(cpu_s: float | None, kind: str) -> None:
-    assert measured_from_history([MeasuredAttempt("1", "", 1.0, "completed", cpu_s=cpu_s)]).kind == kind
+    assert measured_from_history([MeasuredAttempt("1", 1.0, "completed", cpu_s=cpu_s)]).kind == kind
 
 
 # ── the advice ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -178,7 +171,7 @@ def test_workers_fit_into_the_memory_and_are_no_more_than_the_pos() -> None:
 
 
 def test_where_computing_was_not_measured_the_workers_stay_and_the_range_is_wide() -> None:
-    measurement = measured_from_history([MeasuredAttempt(str(n), "", 1.0, "completed") for n in range(20)])
+    measurement = measured_from_history([MeasuredAttempt(str(n), 1.0, "completed") for n in range(20)])
     settings = RunSettings(jobs=8)
 
     found = recommend(measurement, [5] * 200, settings, MACHINE)
@@ -241,8 +234,8 @@ def test_the_advice_is_plain_json_and_the_same_each_time() -> None:
 
 
 def test_text_from_outside_cannot_steer_the_terminal() -> None:
-    evil = MeasuredAttempt("\x1b[2J", "", 9.0, "retry", TIMEOUT_ERROR)
-    failed = MeasuredAttempt("\x1b[2J", "", 9.0, "failed", "\x1b]0;x")
+    evil = MeasuredAttempt("\x1b[2J", 9.0, "retry", TIMEOUT_ERROR)
+    failed = MeasuredAttempt("\x1b[2J", 9.0, "failed", "\x1b]0;x")
     measurement = measured_from_history([well(1), evil, failed])
 
     text = as_text(measurement, recommend(measurement, [5], RunSettings(), MACHINE), 1)
@@ -294,63 +287,6 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     for path in (tmp_path / "mine.yaml", tmp_path / "nowhere" / "x.yaml"):
         with pytest.raises(ConfigError, match="--write"):
             check_new_file(path)
-
-
-# ── a finished run ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_folder_without_a_report_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no finished run"):
-        attempts_of_run(tmp_path)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"tasks": []}'])
-def test_a_report_that_is_none_is_told(tmp_path: Path, content: str) -> None:
-    (tmp_path / "report.json").write_text(content, encoding="utf-8")
-
-    with pytest.raises(ConfigError, match=r"report\.json"):
-        attempts_of_run(tmp_path)
-
-
-def test_the_attempts_of_a_run_are_read_from_its_report(tmp_path: Path) -> None:
-    queue = TaskQueue(max_retries=1, retry_delay=0.0)
-    for number in ("good", "late", "bad", "hopeless"):
-        queue.add_task(ProcessingTask(po_data={"po_number": number, "supplier": "ACME"}))
-    while (task := queue.get_next_task("w")) is not None:
-        if task.po_number == "hopeless":
-            queue.complete_task(task.task_id, "w", TaskResult(False, [], 0.5, "gone"))
-        elif task.po_number == "bad" or (task.po_number == "late" and task.attempt == 1):
-            queue.retry_task(task.task_id, {"error_type": "ValueError", "error": "no", "seconds": 2.0})
-        else:
-            queue.complete_task(task.task_id, "w", TaskResult(True, [], 1.5))
-    report = queue.export_queue_report("json")
-    assert isinstance(report, dict)
-    (tmp_path / "report.json").write_text(json.dumps({**report, "run": {"settings": {}}}), encoding="utf-8")
-
-    found = {(one.po_number, one.outcome, one.error_type, one.is_final) for one in attempts_of_run(tmp_path)}
-
-    assert found == {
-        ("good", "completed", "", False),
-        ("late", "retry", "ValueError", False),
-        ("late", "completed", "", False),
-        ("bad", "retry", "ValueError", False),
-        ("bad", "failed", "ValueError", False),
-        ("hopeless", "failed", "gone", True),
-    }
-
-
-def test_an_attempt_that_ended_with_its_run_tells_nothing(tmp_path: Path) -> None:
-    queue = TaskQueue(max_retries=1)
-    queue.add_task(ProcessingTask("A", {"po_number": "A"}))
-    queue.get_next_task("w1")
-    queue.interrupt_leases(list(queue.get_leases()), "killed", is_crash=True)
-    queue.get_next_task("w2")
-    queue.complete_task("A", "w2", TaskResult(True, [], 1.5))
-    report = queue.export_queue_report("json")
-    assert isinstance(report, dict) and report["tasks"][0]["interruptions"] == 1
-    (tmp_path / "report.json").write_text(json.dumps({**report, "run": {"settings": {}}}), encoding="utf-8")
-
-    assert [(one.outcome, one.seconds) for one in attempts_of_run(tmp_path)] == [("completed", 1.5)]
 
 
 # ── optimize_for_workload ────────────────────────────────────────────────────────────────────────────────────────────

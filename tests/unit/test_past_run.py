@@ -1,0 +1,207 @@
+"""What `poqueue tune RUN` learns from: a run's journal, whatever became of the run, or the report of one without."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poqueue import ProcessingTask, TaskQueue, TaskResult
+from poqueue.adaptive import TIMEOUT_ERROR
+from poqueue.errors import ConfigError, JournalError
+from poqueue.journal import Kind
+from tests.unit.sample_journal import JournalMaker
+from workers.past_run import attempts_of_report, read_past_run
+from workers.run_record import RunRecord
+
+BEGUN = "2026-05-28T20:26:40+00:00"
+SETTINGS = {"jobs": 2, "max_retries": 1, "task_timeout": "60s", "journal": True, "processor": "site:Session"}
+
+
+def a_run(folder: Path, **more: Any) -> Path:
+    RunRecord("/o/orders.csv", "00", "orders.csv", "site:Session", {}, {**SETTINGS, **more}, BEGUN).write(folder)
+    return folder
+
+
+def a_report(folder: Path, tasks: Any = (), **run: Any) -> None:
+    settings = {key: {"value": value, "from": "default"} for key, value in SETTINGS.items()}
+    told = {"began_run": BEGUN, "reason": "done", "seconds": 9.0, "settings": settings, **run}
+    (folder / "report.json").write_text(json.dumps({"run": told, "accounts": {}, "tasks": list(tasks)}), "utf-8")
+
+
+def a_journal(folder: Path) -> None:
+    """A ends well at once, B after a hang, C never; D is cancelled, and E's first attempt ended with its worker's run."""
+    with JournalMaker(folder / "journal.sqlite") as journal:
+        a, b, c, d, e = (journal.add(name, priority=n) for n, name in enumerate("ABCDE", 1))
+        journal.end(Kind.COMPLETED, journal.lease(a, "w1.1", 1.0), 2.5, seconds=1.5)
+        hang = journal.lease(b, "w2.1", 1.0)
+        journal.end(Kind.RETRY, hang, 61.2, error_type=TIMEOUT_ERROR, message="too long", seconds=60.2)
+        journal.end(Kind.COMPLETED, journal.lease(b, "w2.2", 66.5), 68.5, seconds=2.0)
+        journal.end(Kind.RETRY, journal.lease(c, "w1.1", 3.0), 3.5, seconds=0.5, error_type="ValueError")
+        journal.end(Kind.FAILED, journal.lease(c, "w1.1", 9.0), 9.25, seconds=0.25, error_type="ValueError")
+        journal.end(Kind.FAILED, journal.lease(d, "w1.1", 10.0), 11.0, seconds=1.0, error_type="Cancelled")
+        journal.end(Kind.INTERRUPTED, journal.lease(e, "w1.1", 12.0), 13.0, error_type="Interrupted")
+        journal.end(Kind.COMPLETED, journal.lease(e, "w1.1", 14.0), 14.75, seconds=0.75)
+
+
+TOLD = {
+    ("A", 1.5, "completed", ""),
+    ("B", 60.2, "retry", TIMEOUT_ERROR),
+    ("B", 2.0, "completed", ""),
+    ("C", 0.5, "retry", "ValueError"),
+    ("C", 0.25, "failed", "ValueError"),
+    ("E", 0.75, "completed", ""),
+}
+
+
+def test_every_attempt_is_read_from_the_journal_and_what_tells_nothing_is_left_out(tmp_path: Path) -> None:
+    a_journal(a_run(tmp_path))
+
+    past = read_past_run(tmp_path)
+
+    assert {(one.po_number, one.seconds, one.outcome, one.error_type) for one in past.attempts} == TOLD
+    assert not any(one.is_final for one in past.attempts)
+    assert past.priorities == [1, 2, 3, 4, 5]
+    assert (past.jobs, past.source) == (2, f"5 POs of the run {tmp_path}")
+
+
+def test_the_journal_counts_and_not_what_a_report_beside_it_says(tmp_path: Path) -> None:
+    a_journal(a_run(tmp_path))
+    a_report(tmp_path)
+
+    past = read_past_run(tmp_path)
+
+    assert len(past.attempts) == len(TOLD)
+    assert (past.seconds, past.note) == (9.0, "")
+
+
+def test_a_run_that_has_not_come_to_its_end_is_learned_from_as_far_as_it_got(tmp_path: Path) -> None:
+    with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
+        journal.end(Kind.COMPLETED, journal.lease(journal.add("A"), "w1.1", 1.0), 2.5, seconds=1.5)
+        journal.lease(journal.add("B"), "w1.1", 2.5)
+        journal.add("C")
+
+    past = read_past_run(tmp_path)
+
+    assert [one.po_number for one in past.attempts] == ["A"]
+    assert len(past.priorities) == 3
+    assert past.seconds is None
+    assert "did not come to its end" in past.note and "1 of 3 POs" in past.note and "1 attempts" in past.note
+
+
+@pytest.mark.parametrize("cause", ["resumed", "halted", "scaled up", "paused"])
+def test_its_time_counts_only_if_it_was_one_stretch_of_work(tmp_path: Path, cause: str) -> None:
+    with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
+        for number in range(3):
+            lease = journal.lease(journal.add(str(number)), f"w{number + 1}.1", 1.0)
+            journal.end(Kind.COMPLETED, lease, 2.5, seconds=1.5)
+        if cause == "paused":
+            journal.note(Kind.PAUSED, 3.0)
+            journal.note(Kind.RESUMED, 4.0)
+    more: dict[str, Any] = {"resumed": {"resumed": {}}, "halted": {"reason": "halted"}}.get(cause, {})
+    jobs = {"jobs": {"value": 2 if cause == "scaled up" else 3, "from": "default"}}
+    limits = {"max_retries": {"value": 1, "from": "default"}}
+    a_report(tmp_path, settings={**jobs, **limits}, **more)
+
+    assert read_past_run(tmp_path).seconds is None
+
+
+def test_giving_up_before_the_last_retry_is_for_good(tmp_path: Path) -> None:
+    with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
+        journal.end(Kind.FAILED, journal.lease(journal.add("A"), "w1.1", 1.0), 2.0, seconds=1.0, error_type="GiveUp")
+
+    assert [one.is_final for one in read_past_run(tmp_path).attempts] == [True]
+
+
+def test_what_was_set_is_kept_and_what_stands_by_itself_is_not(tmp_path: Path) -> None:
+    a_journal(a_run(tmp_path, task_timeout="5m"))
+
+    settings = read_past_run(tmp_path).settings
+
+    assert "task_timeout" not in settings and "journal" not in settings
+    assert (settings["processor"], settings["max_retries"]) == ("site:Session", 1)
+
+
+def test_a_run_without_a_journal_is_learned_from_by_its_report_and_that_is_said(tmp_path: Path) -> None:
+    queue = TaskQueue(max_retries=1)
+    queue.add_task(ProcessingTask("A", {"po_number": "A"}))
+    queue.get_next_task("w")
+    queue.complete_task("A", "w", TaskResult(True, [], 1.5))
+    report = queue.export_queue_report("json")
+    assert isinstance(report, dict)
+    a_report(a_run(tmp_path, journal=False), report["tasks"])
+
+    past = read_past_run(tmp_path)
+
+    assert [(one.po_number, one.seconds, one.outcome) for one in past.attempts] == [("A", 1.5, "completed")]
+    assert "no journal" in past.note and "report.json" in past.note
+    assert past.seconds == 9.0
+
+
+def test_a_journal_that_is_lost_is_told_and_not_made_up_for(tmp_path: Path) -> None:
+    a_report(a_run(tmp_path))
+
+    with pytest.raises(JournalError, match=str(tmp_path)):
+        read_past_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"run": {}, "accounts": {}, "tasks": []}'])
+def test_without_journal_and_report_there_is_nothing_to_learn_from(tmp_path: Path, content: str | None) -> None:
+    a_run(tmp_path, journal=False)
+    if content is not None:
+        (tmp_path / "report.json").write_text(content, encoding="utf-8")
+
+    with pytest.raises(ConfigError, match=r"nothing to learn from.*report\.json"):
+        read_past_run(tmp_path)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a run directory"):
+        read_past_run(tmp_path)
+
+
+# ── a report's tasks ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tasks_of(queue: TaskQueue) -> list[dict[str, Any]]:
+    report = queue.export_queue_report("json")
+    assert isinstance(report, dict)
+    tasks: list[dict[str, Any]] = report["tasks"]
+    return tasks
+
+
+def test_the_attempts_of_a_run_are_read_from_its_report() -> None:
+    queue = TaskQueue(max_retries=1, retry_delay=0.0)
+    for number in ("good", "late", "bad", "hopeless"):
+        queue.add_task(ProcessingTask(po_data={"po_number": number}))
+    while (task := queue.get_next_task("w")) is not None:
+        if task.po_number == "hopeless":
+            queue.complete_task(task.task_id, "w", TaskResult(False, [], 0.5, "gone"))
+        elif task.po_number == "bad" or (task.po_number == "late" and task.attempt == 1):
+            queue.retry_task(task.task_id, {"error_type": "ValueError", "error": "no", "seconds": 2.0})
+        else:
+            queue.complete_task(task.task_id, "w", TaskResult(True, [], 1.5))
+
+    found = {(one.po_number, one.outcome, one.error_type, one.is_final) for one in attempts_of_report(tasks_of(queue))}
+
+    assert found == {
+        ("good", "completed", "", False),
+        ("late", "retry", "ValueError", False),
+        ("late", "completed", "", False),
+        ("bad", "retry", "ValueError", False),
+        ("bad", "failed", "ValueError", False),
+        ("hopeless", "failed", "gone", True),
+    }
+
+
+def test_an_attempt_that_ended_with_its_run_tells_nothing() -> None:
+    queue = TaskQueue(max_retries=1)
+    queue.add_task(ProcessingTask("A", {"po_number": "A"}))
+    queue.get_next_task("w1")
+    queue.interrupt_leases(list(queue.get_leases()), "killed", is_crash=True)
+    queue.get_next_task("w2")
+    queue.complete_task("A", "w2", TaskResult(True, [], 1.5))
+    tasks = tasks_of(queue)
+    assert tasks[0]["interruptions"] == 1
+
+    assert [(one.outcome, one.seconds) for one in attempts_of_report(tasks)] == [("completed", 1.5)]

@@ -1,0 +1,158 @@
+"""What a run tells of its POs, whether it has ended, crashed or goes on: read from its journal, and nothing is run.
+
+journal ──► RunHistory (history.py) ──► every attempt, PO by PO ──► PastRun
+report.json, of a run that kept no journal ───────────────────────────┘
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from poqueue.errors import ConfigError
+from poqueue.journal import JOURNAL_NAME
+from poqueue.task import TaskStatus
+from poqueue.verdict import INTERRUPTED_ERROR
+from workers.history import Attempt, RunHistory
+from workers.report_files import read_history
+from workers.resolved import load_settings, render_config
+from workers.run_record import REPORT_NAME, read_report, read_run_record
+from workers.sample import MeasuredAttempt
+
+CANCELLED_ERROR = "Cancelled"
+UNTOLD = ("interrupted", "running")  # such an attempt tells nothing of how long one takes
+
+
+@dataclass(frozen=True, slots=True)
+class PastRun:
+    """A run as it is learned from.
+
+    Attributes:
+        attempts: those that ended, PO by PO in order.
+        priorities: of all its POs.
+        settings: what it was given, by key; those at their default left out.
+        jobs: how many workers it had.
+        seconds: from its beginning to its end, if that is one stretch of work with `jobs` workers; else None.
+        source: for people.
+        note: what must be known of it, for people; or empty.
+    """
+
+    attempts: list[MeasuredAttempt]
+    priorities: list[int]
+    settings: dict[str, Any]
+    jobs: int
+    seconds: float | None
+    source: str
+    note: str = ""
+
+
+def read_past_run(run_dir: Path) -> PastRun:
+    """Read a run directory.
+
+    Raises:
+        ConfigError: it is no run directory, or the run kept no journal and has no report.
+        JournalError, ManagerLostError: its journal cannot be read.
+    """
+    if not (run_dir / JOURNAL_NAME).exists() and _keeps_no_journal(run_dir):
+        return _from_report(run_dir)
+    return _from_journal(run_dir, read_history(run_dir))
+
+
+def _keeps_no_journal(run_dir: Path) -> bool:
+    return read_run_record(run_dir).settings.get("journal") is False
+
+
+def _changed(settings: dict[str, Any]) -> dict[str, Any]:
+    """By key, those that differ from their default; `settings` as a report has them."""
+    defaults = {key: value for key, value, _ in render_config(load_settings({}, None, {}))}
+    found = {
+        key: entry["value"]
+        for key, entry in settings.items()
+        if entry["value"] != defaults.get(key) and not entry["from"].startswith("not used")
+    }
+    if "command" in found:
+        found.pop("processor", None)
+    return found
+
+
+# ── from the journal ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _from_journal(run_dir: Path, history: RunHistory) -> PastRun:
+    settings = history.run["settings"]
+    jobs = int(settings["jobs"]["value"])
+    max_retries = int(settings["max_retries"]["value"])
+    by_task: dict[str, list[Attempt]] = defaultdict(list)
+    for attempt in history.attempts:
+        by_task[attempt.task_id].append(attempt)
+    attempts = [one for task in by_task.values() for one in _told(task, max_retries)]
+    is_whole = history.run.get("reason") == "done" and not history.pauses and "resumed" not in history.run
+    is_as_set = len({attempt.slot for attempt in history.attempts}) <= jobs  # nobody has scaled it up
+    return PastRun(
+        attempts,
+        [order.priority for order in history.orders],
+        _changed(settings),
+        jobs,
+        history.run.get("seconds") if is_whole and is_as_set else None,
+        f"{len(history.orders):,} POs of the run {run_dir}",
+        _how_far(history),
+    )
+
+
+def _told(task: list[Attempt], max_retries: int) -> Iterator[MeasuredAttempt]:
+    """The attempts at one PO that ended by themselves or were killed for what they did."""
+    told = [one for one in task if one.outcome not in UNTOLD and one.error_type != CANCELLED_ERROR]
+    for number, one in enumerate(told, 1):
+        is_final = one.outcome == "failed" and number <= max_retries
+        yield MeasuredAttempt(one.po_number, one.seconds, one.outcome, one.error_type, is_final)
+
+
+def _how_far(history: RunHistory) -> str:
+    if history.has_ended:
+        return ""
+    ended = history.counts[TaskStatus.COMPLETED.value] + history.counts[TaskStatus.FAILED.value]
+    state = "goes on" if history.run.get("is_live") else "did not come to its end"
+    running = sum(attempt.outcome == "running" for attempt in history.attempts)
+    return (
+        f"the run {state}: learned from the {ended:,} of {len(history.orders):,} POs that have ended"
+        + (f"; {running} attempts that run, or ran at its end, tell nothing yet" if running else "")
+    )  # fmt: skip
+
+
+# ── from the report ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _from_report(run_dir: Path) -> PastRun:
+    report = read_report(run_dir)
+    if report is None or not isinstance(report.get("tasks"), list) or "settings" not in report["run"]:
+        raise ConfigError(
+            f"{run_dir}: nothing to learn from: the run kept no journal, and there is no whole {REPORT_NAME} of it"
+        )
+    run, tasks = report["run"], report["tasks"]
+    return PastRun(
+        list(attempts_of_report(tasks)),
+        [int(task["priority"]) for task in tasks],
+        _changed(run["settings"]),
+        int(run["settings"]["jobs"]["value"]),
+        run.get("seconds") if run.get("reason") == "done" else None,
+        f"{len(tasks):,} POs of the run {run_dir}",
+        f"the run kept no journal: this is from its {REPORT_NAME}",
+    )
+
+
+def attempts_of_report(tasks: Iterable[dict[str, Any]]) -> Iterator[MeasuredAttempt]:
+    """Every attempt of a run, PO by PO, as its report tells."""
+    for task in tasks:
+        number = str(task["po_number"])
+        errors = task["error_history"]
+        for error in errors:
+            kind = str(error.get("error_type", ""))
+            if kind in (INTERRUPTED_ERROR, CANCELLED_ERROR):
+                continue
+            is_last = task["status"] == TaskStatus.FAILED.value and error is errors[-1]
+            is_final = is_last and task["retry_count"] < task["max_retries"]
+            outcome = "failed" if is_last else "retry"
+            yield MeasuredAttempt(number, error.get("seconds"), outcome, kind, is_final)
+        if task["status"] == TaskStatus.COMPLETED.value:
+            yield MeasuredAttempt(number, task["processing_time"], "completed")
