@@ -73,12 +73,12 @@ class Costs:
 
     Attributes:
         start_s: until the first worker process is started, and `spawn_s` from one to the next.
-        add_s: for adding one task, computing; that goes on beside the workers' start.
-        boot_s, boot_cpu_share: a worker's start, with everything that it imports, and how much of it is computing.
+        add_s: for adding one task, computing; that begins when all are started, and goes on beside what they import.
+        boot_s, boot_cpu_share: from a worker's start until it works, with a core at hand, and how much of that is computing.
         dispatch_s: between two attempts of one worker.
         dispatch_cpu_s: computing for each attempt, of worker, manager and supervisor together.
         kill_s: from a timeout to the proof of death.
-        end_s: from the last task's end to the end of the run, and `report_s` of it for each task.
+        end_s: from the last task's end to the end of the run, besides `report_s` for each task and `leave_s` for each worker.
     """
 
     start_s: float = 0.0
@@ -91,13 +91,28 @@ class Costs:
     report_s: float = 0.0
     spawn_s: float = 0.0
     add_s: float = 0.0
+    leave_s: float = 0.0
+
+    def with_start_of(self, other: "Costs") -> "Costs":
+        """The same but for what the start and the end of processes take."""
+        return replace(
+            self, start_s=other.start_s, spawn_s=other.spawn_s, boot_s=other.boot_s, boot_cpu_share=other.boot_cpu_share,
+            end_s=other.end_s, leave_s=other.leave_s,
+        )  # fmt: skip
 
 
 TYPICAL_COSTS = Costs(
-    start_s=0.2, boot_s=0.25, boot_cpu_share=0.9, dispatch_s=0.0006, dispatch_cpu_s=0.0011, kill_s=0.05, end_s=0.1,
-    report_s=0.00005, spawn_s=0.025, add_s=0.0001,
+    start_s=0.3, boot_s=0.28, boot_cpu_share=0.95, dispatch_s=0.0006, dispatch_cpu_s=0.0011, kill_s=0.05, end_s=0.12,
+    report_s=0.00005, spawn_s=0.008, add_s=0.0001, leave_s=0.02,
 )  # fmt: skip
-"""Of the pool on one machine of two cores, where nothing better is known."""
+"""Of the pool on one machine of two cores, where nothing better is known; start and end: `python -m tests.benchmarks.starts`."""
+
+TYPICAL_BY_START = {
+    "spawn": TYPICAL_COSTS,
+    "forkserver": replace(TYPICAL_COSTS, start_s=0.22, boot_s=0.2, spawn_s=0.005, end_s=0.03, leave_s=0.01),
+    "fork": replace(TYPICAL_COSTS, start_s=0.03, boot_s=0.02, spawn_s=0.005, end_s=0.03, leave_s=0.01),
+}
+"""The same by start method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +240,8 @@ def stretch_of(running: int, cpu_share: float, cores: float) -> float:
 
 # ---------------------------------------------------------------------- the events
 
-_DUE, _DEADLINE, _BACK, _SPAWN = range(4)  # a task may run; an attempt's timeout; a worker is there again, or started
+# a task may run; an attempt's timeout; a worker is there again; one is started; the batch is being added
+_DUE, _DEADLINE, _BACK, _SPAWN, _ADD = range(5)
 _WORKER, _ADDING = -1, -2  # what runs besides tasks: a worker's start, and the adding of the batch
 
 
@@ -349,7 +365,7 @@ class _Simulation:
     def _boot_workers(self) -> None:
         costs = self._costs
         if costs.add_s:
-            self._launch(_ADDING, self._adding)
+            heapq.heappush(self._timed, (self._now + self._rules.workers * costs.spawn_s, _ADD, 0))
         if not costs.boot_s and not costs.spawn_s:
             self._idle = self._rules.workers
             return
@@ -430,6 +446,8 @@ class _Simulation:
             self._idle += 1
         elif what == _SPAWN:
             self._launch(_WORKER, self._boot)
+        elif what == _ADD:
+            self._launch(_ADDING, self._adding)
         elif which in self._running:
             self._kill(which)
 
@@ -494,8 +512,9 @@ class _Simulation:
     def _outcome(self) -> SimulatedRun:
         rules, costs = self._rules, self._costs
         worked_s = self._last_end - costs.start_s
+        leaving_s = costs.end_s + costs.report_s * len(self._steps) + costs.leave_s * rules.workers
         return SimulatedRun(
-            makespan_s=(self._last_end or costs.start_s) + costs.end_s + costs.report_s * len(self._steps),
+            makespan_s=(self._last_end or costs.start_s) + leaving_s,
             busy_share=min(1.0, self._busy_s / (worked_s * rules.workers)) if worked_s > 0.0 else 0.0,
             cpu_share=self._cpu_used(worked_s),
             waited_s=self._waited_s / self._attempts if self._attempts else 0.0,

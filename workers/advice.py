@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from poqueue.simulation import Prediction, Rules, predict
-from poqueue.tuning import MIN_TIMEOUT_S, WORKER_BYTES, Machine, retries_for
+from poqueue.tuning import MIN_TIMEOUT_S, START_SAVES, WORKER_BYTES, Machine, retries_for
 from workers.measurement import Measurement, percentile
 from workers.quantities import MAX_DURATION_S, MAX_JOBS, megabytes, span_text
 from workers.safe_text import safe_text
@@ -86,7 +86,7 @@ def recommend(
     machine: Machine,
     what_if: Sequence[int] = (),
 ) -> Recommendation:
-    """Advise on workers, timeout and retries, and predict the batch with and without it."""
+    """Advise on workers, timeout, retries and their start, and predict the batch with and without it."""
     now = rules_of(settings, machine.cores)
     reasons: dict[str, str] = {}
     success = 100.0 * measurement.retries_helped / measurement.retries if measurement.retries else 0.0
@@ -97,14 +97,20 @@ def recommend(
         reasons["max_retries"] += f"; up to {unseen:.1%} of all POs may still need some (rule of three)"
     rules = replace(now, task_timeout=timeout_s, max_retries=retries)
     jobs = recommended_jobs(measurement, priorities, rules, settings.jobs, machine, reasons)
-    advised = predict_batch(measurement, priorities, replace(rules, workers=jobs))
+    start = recommended_start(measurement, priorities, replace(rules, workers=jobs), settings.start_method, reasons)
+    started = measurement
+    if start != settings.start_method and measurement.forkserver_costs is not None:
+        started = replace(measurement, costs=measurement.forkserver_costs)
+        jobs = recommended_jobs(started, priorities, rules, settings.jobs, machine, reasons)
+    advised = predict_batch(started, priorities, replace(rules, workers=jobs))
     items = [
         Item("jobs", settings.jobs, jobs, reasons["jobs"]),
         Item("task_timeout", settings.task_timeout.seconds, timeout_s, reasons["task_timeout"]),
         Item("max_retries", settings.max_retries, retries, reasons["max_retries"]),
+        Item("start_method", settings.start_method, start, reasons["start_method"]),
     ]
     table = [
-        WhatIf(n, predict_batch(measurement, priorities, replace(rules, workers=n)), n * memory_per_worker(measurement))
+        WhatIf(n, predict_batch(started, priorities, replace(rules, workers=n)), n * memory_per_worker(measurement))
         for n in what_if
     ]
     return Recommendation(
@@ -186,6 +192,34 @@ def _jobs_reason(measurement: Measurement, machine: Machine, took: dict[int, flo
         f"{jobs} workers take {span_text(took[jobs])}{near}; they hold {megabytes(jobs * each_bytes)} of "
         f"{megabytes(machine.free_bytes)} free{caution}"
     )
+
+
+def recommended_start(
+    measurement: Measurement, priorities: Sequence[int], rules: Rules, current: str, reasons: dict[str, str]
+) -> str:
+    """Workers from a forkserver if that saves a share of the batch that is worth a change."""
+    other = measurement.forkserver_costs
+    if other is None:
+        reasons["start_method"] = (
+            "as set: how long workers take to start was not measured; tune ORDERS --sample measures it"
+            if current == "spawn"
+            else f"as set: workers by {current} start faster than by spawn already"
+        )
+        return current
+    now_s = predict_batch(measurement, priorities, rules, runs=0).seconds
+    other_s = predict_batch(replace(measurement, costs=other), priorities, rules, runs=0).seconds
+    saved = 1.0 - other_s / now_s
+    figures = (
+        f"a worker's start takes {span_text(measurement.costs.boot_s)} by spawn and {span_text(other.boot_s)} by forkserver, "
+        f"the {rules.workers} workers' batch {span_text(now_s)} and {span_text(other_s)}"
+    )
+    if saved < START_SAVES:
+        reasons["start_method"] = f"{figures}: less than {START_SAVES:.0%} is no reason to leave the default"
+        return current
+    reasons["start_method"] = (
+        f"{figures}: {saved:.0%} less; workers are forked from a small clean process that has imported no processor"
+    )
+    return "forkserver"
 
 
 def memory_per_worker(measurement: Measurement) -> int:

@@ -107,6 +107,7 @@ def as_json(measurement: Measurement, advice: Recommendation, pos: int) -> dict[
             "hung_pos": list(measurement.hung),
             "jobs": measurement.jobs,
             "costs": asdict(measurement.costs),
+            "forkserver_costs": asdict(measurement.forkserver_costs) if measurement.forkserver_costs else None,
         },
         "advice": {item.key: {"now": item.now, "advice": item.advice, "why": item.why} for item in advice.items},
         "would_kill": advice.would_kill,

@@ -24,7 +24,7 @@ _PAGE_UNIT = 1024  # ru_maxrss counts in this
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What one attempt took in its worker; `attempt` 0 is the worker's start.
+    """What one attempt took in its worker; `attempt` 0 is the worker's start, from the first moment of its process.
 
     Attributes:
         begun, ended: monotonic seconds.
@@ -79,7 +79,8 @@ class Measuring:
         self._processor = Processor(load_target(spec))
         self._processor.setup(context)
         now = time.monotonic()
-        self._write(Measure("", 0, self._pid, now, now, _cpu_s(), max_rss_bytes=_max_rss_bytes()))
+        begun = now - _age_s()
+        self._write(Measure("", 0, self._pid, begun, now, _cpu_s(), _queued_s(), max_rss_bytes=_max_rss_bytes()))
         self._left: tuple[float, float] | None = None  # when, and with how much computing, the attempt before was over
 
     def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
@@ -120,6 +121,12 @@ class Measuring:
 def _cpu_s() -> float:
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def _age_s() -> float:
+    """How long this process has been there, to a hundredth of a second."""
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
 
 
 def _max_rss_bytes() -> int:

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError
 from poqueue.journal import JOURNAL_NAME
-from poqueue.simulation import TYPICAL_COSTS, Costs
+from poqueue.simulation import TYPICAL_BY_START, TYPICAL_COSTS, Costs
 from poqueue.task import Event, ProcessingTask
 from workers.amounts import read_amount
 from workers.log import RunLogging
@@ -58,11 +58,17 @@ class MeasuredAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a sample has shown: its attempts by PO, in order, and what the pool took beside them."""
+    """What a sample has shown: its attempts by PO, in order, and what the pool took beside them.
+
+    Attributes:
+        jobs: workers that were asked for; `booted` of them came so far as to work.
+        seconds: from the start to the end of all processes.
+    """
 
     attempts: list[MeasuredAttempt]
     costs: Costs
     jobs: int
+    booted: int
     seconds: float
 
 
@@ -128,9 +134,22 @@ def run_sample(
             raise SampleInterruptedError(end.signal)
         measures = list(read_measures(folder / "measures"))
         attempts = list(_attempts(watch, measures))
-        return Sample(
-            attempts, _costs(watch, measures, jobs, settings.task_timeout.seconds), jobs, watch.closed - watch.begun
-        )
+        costs = _costs(watch, measures, jobs, settings)
+        return Sample(attempts, costs, jobs, sum(not m.attempt for m in measures), watch.closed - watch.begun)
+
+
+def measure_start(
+    settings: RunSettings, spec: ProcessorSpec, progress: Progress, *, jobs: int, start_method: str
+) -> Costs | None:
+    """What another start method takes: workers are started by it, set up, and end without a PO; None: they did not come up.
+
+    Only its start and end say something (Costs.with_start_of). Errors as in run_sample, but for the ConfigError.
+    """
+    try:
+        found = run_sample([], [], replace(settings, start_method=start_method), spec, progress, jobs=jobs)
+    except ConfigError:
+        return None
+    return found.costs if found.booted >= jobs else None
 
 
 def _supervisor(
@@ -159,7 +178,10 @@ def _run(
 ) -> RunEnd:
     watch.begun = time.monotonic()
     try:
-        with supervisor:
+        with contextlib.closing(supervisor):
+            supervisor.start_queue()
+            watch.has_queue = time.monotonic()
+            supervisor.start_workers()
             watch.started = time.monotonic()
             supervisor.queue.add_tasks(
                 [
@@ -183,7 +205,7 @@ class _Watch:
     """Notes what the supervisor tells, and what the helpers of the pool have computed meanwhile."""
 
     def __init__(self, count: int) -> None:
-        self.begun = self.started = self.closed = 0.0
+        self.begun = self.has_queue = self.started = self.closed = 0.0
         self.added_s = self.report_s = 0.0
         self.ends: dict[int, Event] = {}
         self.counted = 0  # attempts between the two looks
@@ -253,28 +275,50 @@ def _attempt(po_number: str, outcome: str, error: dict[str, Any], measure: Measu
     )  # fmt: skip
 
 
-def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, task_timeout: float) -> Costs:
+def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, settings: RunSettings) -> Costs:
     """What lay around the attempts; what a small sample cannot say is taken as typical."""
-    boots = sorted((m for m in measures if not m.attempt), key=lambda m: m.begun)
-    attempts = [m for m in measures if m.attempt]
-    spawn_s = TYPICAL_COSTS.spawn_s  # two workers are too few to measure it
-    start_s = max(0.0, watch.started - watch.begun - jobs * spawn_s)
-    boot_s = statistics.median(boot.begun - watch.started for boot in boots[:jobs]) if boots else TYPICAL_COSTS.boot_s
-    boot_cpu_s = statistics.median(boot.cpu_s for boot in boots) if boots else TYPICAL_COSTS.boot_s
-    end_s = max(0.0, watch.closed - max((m.ended for m in attempts), default=watch.closed) - watch.report_s)
-    report_s = watch.report_s / max(1, len(watch.ends))
+    typical = TYPICAL_BY_START[settings.start_method]
+    boots = [measure for measure in measures if not measure.attempt]
+    attempts = [measure for measure in measures if measure.attempt]
+    boot_s, boot_cpu_share = _boot(boots) if boots else (typical.boot_s, typical.boot_cpu_share)
+    leave_s = typical.leave_s  # what two workers take longer than one is too little to measure it
+    last_s = max((measure.ended for measure in measures), default=watch.closed)
     dispatch_s, dispatch_cpu_s = _dispatch(watch, attempts, {boot.pid for boot in boots})
+    tasks = max(1, len(watch.ends))
+    return Costs(
+        start_s=watch.has_queue - watch.begun,
+        boot_s=boot_s,
+        boot_cpu_share=boot_cpu_share,
+        dispatch_s=dispatch_s,
+        dispatch_cpu_s=dispatch_cpu_s,
+        kill_s=_kill_s(watch, settings.task_timeout.seconds),
+        end_s=max(0.0, watch.closed - last_s - watch.report_s - jobs * leave_s),
+        report_s=watch.report_s / tasks,
+        spawn_s=(watch.started - watch.has_queue) / jobs,
+        add_s=watch.added_s / tasks,
+        leave_s=leave_s,
+    )
+
+
+def _boot(boots: Sequence[Measure]) -> tuple[float, float]:
+    """How long a worker's start takes with a core at hand, and what share of it is computing.
+
+    All start at once, so that they wait for each other's cores; the simulation lets those of the batch wait in their turn.
+    """
+    cpu_s = statistics.median(boot.cpu_s for boot in boots)
+    boot_s = max(cpu_s, statistics.median(boot.ended - boot.begun - boot.queued_s for boot in boots))
+    return boot_s, cpu_s / boot_s if boot_s else 0.0
+
+
+def _kill_s(watch: _Watch, task_timeout: float) -> float:
+    """From a timeout to the proof of death, as the supervisor has noted it."""
     kills = [
         error["seconds"] - task_timeout
         for event in watch.ends.values()
         for error in (event.task.error_history if event.task is not None else ())
         if error.get("error_type") == TIMEOUT_ERROR and "seconds" in error
     ]
-    kill_s = max(0.0, statistics.median(kills)) if kills else TYPICAL_COSTS.kill_s
-    return Costs(
-        start_s, boot_s, min(1.0, boot_cpu_s / boot_s), dispatch_s, dispatch_cpu_s, kill_s, end_s, report_s, spawn_s,
-        watch.added_s / max(1, len(watch.ends)),
-    )  # fmt: skip
+    return max(0.0, statistics.median(kills)) if kills else TYPICAL_COSTS.kill_s
 
 
 def _dispatch(watch: _Watch, attempts: Sequence[Measure], worker_pids: set[int]) -> tuple[float, float]:

@@ -18,15 +18,18 @@ from random import Random
 from typing import Any, NoReturn
 
 from poqueue.errors import ConfigError, OrdersError
+from poqueue.simulation import Costs
 from poqueue.tuning import look_at_machine
 from workers.advice import predict_batch, recommend, rules_of
 from workers.advice_report import NOT_FOR_TUNE, NOT_WRITTEN, as_json, as_text, as_yaml, plain_table
 from workers.measurement import Measurement, measured_from_history
 from workers.past_run import read_past_run
+from workers.processing import ProcessorSpec
+from workers.progress import Progress, make_progress
 from workers.quantities import parse_duration, parse_jobs, span_text, usable_cores
 from workers.resolved import Resolved, load_settings
 from workers.safe_text import safe_text
-from workers.sample import SampleInterruptedError, choose, run_sample
+from workers.sample import SampleInterruptedError, choose, measure_start, run_sample
 from workers.settings import SETTINGS, RunSettings, given_settings
 
 DEFAULT_SAMPLE, DEFAULT_SEED = 20, 1
@@ -121,7 +124,6 @@ _Measured = tuple[Measurement, list[int], Resolved]
 def _measure_sample(source: Path, arguments: argparse.Namespace) -> _Measured:
     """Run a sample of an order file."""
     from workers.batch import Batch, processor_spec
-    from workers.progress import make_progress
 
     resolved = _resolve(given_settings(arguments), arguments)
     settings = resolved.settings
@@ -143,13 +145,25 @@ def _measure_sample(source: Path, arguments: argparse.Namespace) -> _Measured:
             [book.orders[n] for n in places], [book.priorities[n] for n in places], settings, processor_spec(settings),
             progress, jobs=jobs,
         )  # fmt: skip
+        forkserver = _measure_forkserver(settings, processor_spec(settings), progress, jobs)
     except SampleInterruptedError as error:
         _leave_interrupted(error.args[0])
     finally:
         progress.close()
     measurement = measured_from_history(sample.attempts)
     name = f"{len(places):,} of {len(book.orders):,} POs of {source.name}, run on {jobs} workers in {span_text(sample.seconds)}"
-    return replace(measurement, source=name, costs=sample.costs, jobs=jobs), book.priorities, resolved
+    measurement = replace(measurement, source=name, costs=sample.costs, jobs=jobs)
+    if forkserver is not None:
+        measurement = replace(measurement, forkserver_costs=sample.costs.with_start_of(forkserver))
+    return measurement, book.priorities, resolved
+
+
+def _measure_forkserver(settings: RunSettings, spec: ProcessorSpec, progress: Progress, jobs: int) -> Costs | None:
+    """What it would take to start the workers from a forkserver, where they are not told to start in another way."""
+    if settings.start_method != "spawn":
+        return None
+    _say(f"starting {jobs} workers once more, by forkserver and without a PO, to see how long that takes")
+    return measure_start(settings, spec, progress, jobs=jobs, start_method="forkserver")
 
 
 def _sample_size(value: int | None) -> int:

@@ -38,9 +38,18 @@ def test_a_sample_is_run_and_advice_given_and_nothing_is_left(tmp_path: Path, te
     ended = tune(tmp_path, temporary, str(SAMPLE), "--sample", "12", "--what-if", "jobs=1,2").check(0)
 
     assert "12 of 152 POs of sample_orders.csv" in ended.out
-    for word in ("jobs", "task_timeout", "max_retries", "as set now", "as advised", "it stops paying at"):
+    for word in (
+        "jobs",
+        "task_timeout",
+        "max_retries",
+        "start_method",
+        "by forkserver",
+        "as set now",
+        "as advised",
+        "it stops paying at",
+    ):
         assert word in ended.out, word
-    assert "for real" in ended.err
+    assert "for real" in ended.err and "without a PO" in ended.err
     assert SAMPLE.read_bytes() == before
     assert tree(tmp_path) == set()
     assert tree(temporary) == set()
@@ -61,6 +70,23 @@ def test_what_went_wrong_in_the_sample_is_in_the_advice(tmp_path: Path, temporar
     assert found["measured"]["rss_bytes"] > 5_000_000
     assert found["predicted"]["now"]["killed"] == 1
     assert found["predicted"]["now"]["failed"] == 1
+
+
+def test_the_start_of_workers_is_measured_by_both_methods(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, *["ok"] * 12)
+
+    compared, kept = (
+        json.loads(tune(tmp_path, temporary, str(path), *BEHAVE, "--json", *words).check(0).out)
+        for words in ((), ("--start-method", "fork"))
+    )
+
+    costs, other = compared["measured"]["costs"], compared["measured"]["forkserver_costs"]
+    assert 0.02 < other["boot_s"] < 60.0 and 0.02 < costs["boot_s"] < 60.0
+    assert 0.0 < costs["boot_cpu_share"] <= 1.0
+    assert other["dispatch_s"] == costs["dispatch_s"]
+    assert kept["measured"]["forkserver_costs"] is None
+    assert kept["advice"]["start_method"]["advice"] == "fork"
+    assert tree(temporary) == set()
 
 
 def test_computing_in_a_child_counts_as_computing(tmp_path: Path, temporary: Path) -> None:

@@ -213,6 +213,48 @@ def test_hopeless_pos_get_one_retry_and_those_that_recover_as_many_as_they_need(
     assert advised(measured_from_history(helped[:20]))["advice"]["max_retries"]["advice"] == 3
 
 
+def started(measurement: Measurement, spawn_s: float, forkserver_s: float) -> Measurement:
+    """With a measured start of workers by either method."""
+    return replace(
+        measurement, costs=Costs(boot_s=spawn_s, end_s=0.5), forkserver_costs=Costs(boot_s=forkserver_s, end_s=0.5)
+    )
+
+
+def test_workers_come_from_a_forkserver_where_that_saves_a_share_of_the_batch() -> None:
+    measurement = measured_from_history([well(n, 1.0, 1.0) for n in range(20)])
+
+    short = recommend(started(measurement, 1.0, 0.1), [5] * 20, RunSettings(), MACHINE)
+    long = recommend(started(measurement, 1.0, 0.1), [5] * 2000, RunSettings(), MACHINE)
+
+    assert (short.items[3].key, short.items[3].now, short.items[3].advice) == ("start_method", "spawn", "forkserver")
+    for figure in ("1 s by spawn", "100 ms by forkserver", "8% less"):
+        assert figure in short.items[3].why, short.items[3].why
+    assert short.now.seconds - short.advised.seconds == pytest.approx(0.9)
+    assert long.items[3].advice == "spawn" and "less than 2%" in long.items[3].why
+
+
+def test_more_workers_may_pay_once_they_start_faster() -> None:
+    measurement = measured_from_history([well(n, 1.0, 0.01) for n in range(20)])
+    slow = Costs(boot_s=2.0, boot_cpu_share=1.0)
+    both = replace(measurement, costs=slow, forkserver_costs=replace(slow, boot_s=0.01))
+
+    alone = recommend(replace(both, forkserver_costs=None), [5] * 50, RunSettings(), MACHINE)
+    found = recommend(both, [5] * 50, RunSettings(), MACHINE)
+
+    assert found.items[0].advice > alone.items[0].advice
+    assert found.advised.seconds < alone.advised.seconds
+
+
+@pytest.mark.parametrize(("method", "why"), [("spawn", "was not measured"), ("fork", "faster than by spawn already")])
+def test_a_start_that_was_not_compared_stays_as_set(method: str, why: str) -> None:
+    measurement = measured_from_history([well(n) for n in range(20)])
+
+    item = recommend(measurement, [5] * 200, RunSettings(start_method=method), MACHINE).items[3]
+
+    assert (item.now, item.advice) == (method, method)
+    assert why in item.why
+
+
 def test_what_if_shows_each_and_where_it_stops_paying() -> None:
     measurement = measured_from_history([well(n, 1.0, 1.0) for n in range(20)])
 
@@ -363,11 +405,26 @@ def test_the_histogram_takes_whatever_a_processor_states(strange: float) -> None
 
 
 def test_the_costs_of_a_start_are_predicted_too() -> None:
-    costs = Costs(start_s=1.0, boot_s=2.0, end_s=0.5)
+    costs = Costs(start_s=1.0, boot_s=2.0, end_s=0.5, leave_s=0.25)
     measurement = measured_from_history([well(n) for n in range(20)])
 
     found = tuned.predict_batch(
         replace(measurement, costs=costs), [5] * 4, tuned.rules_of(RunSettings(jobs=2), 2), runs=0
     )
 
-    assert found.seconds == pytest.approx(1.0 + 2.0 + 2.0 + 0.5)
+    assert found.seconds == pytest.approx(1.0 + 2.0 + 2.0 + 0.5 + 2 * 0.25)
+
+
+def test_the_start_of_one_method_goes_with_the_work_of_another() -> None:
+    work = Costs(1.0, 2.0, 0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    start = Costs(10.0, 20.0, 0.5, 11.0, 12.0, 13.0, 40.0, 15.0, 60.0, 17.0, 80.0)
+
+    assert work.with_start_of(start) == Costs(10.0, 20.0, 0.5, 0.1, 0.2, 0.3, 40.0, 0.5, 60.0, 0.7, 80.0)
+
+
+@pytest.mark.parametrize(("tasks", "method"), [(50, "forkserver"), (100_000, "spawn")])
+def test_the_start_of_workers_is_advised_by_what_it_saves(tasks: int, method: str) -> None:
+    advice = TaskQueue().optimize_for_workload(tasks, 0.1, 2)
+
+    assert advice["start_method"] == method
+    assert "by forkserver" in advice["reasons"]["start_method"]
