@@ -11,6 +11,7 @@ from poqueue.tuning import MIN_TIMEOUT_S, START_SAVES, WORKER_BYTES, Machine, re
 from workers.measurement import Measurement, percentile
 from workers.quantities import MAX_DURATION_S, MAX_JOBS, megabytes, span_text
 from workers.safe_text import safe_text
+from workers.setting_values import Timeout
 from workers.settings import RunSettings
 
 TIMEOUT_OF_LONGEST, TIMEOUT_OF_P95 = 3.0, 5.0
@@ -90,7 +91,11 @@ def recommend(
     now = rules_of(settings, machine.cores)
     reasons: dict[str, str] = {}
     success = 100.0 * measurement.retries_helped / measurement.retries if measurement.retries else 0.0
-    timeout_s = recommended_timeout(measurement, settings.task_timeout.seconds, reasons)
+    timeout_s = recommended_timeout(measurement, reasons)
+    if settings.task_timeout.share:
+        reasons["task_timeout"] += (
+            "; the prediction as set reckons with the most that the share of the median may come to"
+        )
     retries = retries_for(settings.max_retries, measurement.retried, success, reasons)
     if not measurement.retried and len(measurement.histories) < len(priorities):
         unseen = min(1.0, 3.0 / len(measurement.histories))
@@ -105,7 +110,7 @@ def recommend(
     advised = predict_batch(started, priorities, replace(rules, workers=jobs))
     items = [
         Item("jobs", settings.jobs, jobs, reasons["jobs"]),
-        Item("task_timeout", settings.task_timeout.seconds, timeout_s, reasons["task_timeout"]),
+        Item("task_timeout", _as_set(settings.task_timeout), timeout_s, reasons["task_timeout"]),
         Item("max_retries", settings.max_retries, retries, reasons["max_retries"]),
         Item("start_method", settings.start_method, start, reasons["start_method"]),
     ]
@@ -123,7 +128,11 @@ def recommend(
     )
 
 
-def recommended_timeout(measurement: Measurement, current_s: float, reasons: dict[str, str]) -> float:
+def _as_set(timeout: Timeout) -> float | str:
+    return str(timeout) if timeout.share else timeout.seconds
+
+
+def recommended_timeout(measurement: Measurement, reasons: dict[str, str]) -> float:
     """Well above what ended well; never so that it would have killed one of those."""
     seconds = measurement.seconds
     longest_s, p95_s = seconds[-1], percentile(seconds, 95)

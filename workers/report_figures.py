@@ -7,11 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from poqueue.adaptive import AdaptiveTimeout
 from poqueue.task import TaskStatus
 from workers.error_text import normalised, place
 from workers.history import Attempt, Order, Pause, RunHistory
+from workers.quantities import parse_duration
+from workers.setting_values import Timeout, parse_timeout
 
 SAMPLES = 5
 MAX_BUCKETS = 120
@@ -108,6 +111,21 @@ class SupplierCost:
     total: Decimal
     completed: Decimal
     failed: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimit:
+    """How long an attempt may take where that follows the running median; times in seconds.
+
+    Attributes:
+        supplier: whose POs have completed often enough to go by themselves; empty: all together, for the others.
+        completions: how many the median is of, the latest ones only.
+    """
+
+    supplier: str
+    completions: int
+    median_s: float
+    limit_s: float
 
 
 class Durations(NamedTuple):
@@ -315,6 +333,38 @@ def _worker_use(slot: str, attempts: list[Attempt], span: float) -> WorkerUse:
         slot, len({attempt.worker_id for attempt in attempts}), len(attempts), outcomes["completed"], outcomes["retry"],
         outcomes["failed"], sum(attempt.is_kill for attempt in attempts), busy, min(1.0, busy / span),
     )  # fmt: skip
+
+
+# ── time limits ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def time_limits(history: RunHistory) -> list[TimeLimit]:
+    """Where the limits stood at last, those of most completions first; empty if the timeout is no share of the median."""
+    rule = _time_limit_rule(history.run.get("settings"))
+    if rule is None:
+        return []
+    timeout, floor_s = rule
+    limits = AdaptiveTimeout(timeout.share, floor_s)
+    suppliers = {order.task_id: order.supplier for order in history.orders}
+    completed = [attempt for attempt in history.attempts if attempt.outcome == "completed"]
+    for attempt in sorted(completed, key=lambda one: one.ended_at or 0.0):
+        limits.note(suppliers.get(attempt.task_id, ""), attempt.seconds)
+    found = [
+        TimeLimit(supplier, int(seen["count"]), seen["median_s"], seen["limit_s"])
+        for supplier, seen in limits.view(timeout.seconds).items()
+    ]
+    return sorted(found, key=lambda limit: (bool(limit.supplier), -limit.completions, limit.supplier))
+
+
+def _time_limit_rule(settings: Any) -> tuple[Timeout, float] | None:
+    """The timeout and its floor, as the run was set; None: it is the same for all, or not known."""
+    if not isinstance(settings, dict) or not {"task_timeout", "timeout_floor"} <= settings.keys():
+        return None
+    try:
+        timeout = parse_timeout(settings["task_timeout"]["value"], "task_timeout")
+        return (timeout, parse_duration(settings["timeout_floor"]["value"], "timeout_floor")) if timeout.share else None
+    except ValueError:  # from another version
+        return None
 
 
 # ── costs ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,16 @@ from poqueue.report import as_yaml, iso_time
 from workers.amounts import plain_text
 from workers.history import Order, RunHistory, history_from_journal
 from workers.redaction import redacted
-from workers.report_figures import costs, durations, error_groups, failed_attempts, hangs, slowest, worker_use
+from workers.report_figures import (
+    costs,
+    durations,
+    error_groups,
+    failed_attempts,
+    hangs,
+    slowest,
+    time_limits,
+    worker_use,
+)
 from workers.report_table import as_table
 from workers.report_trace import as_trace
 from workers.run_control import is_live, reach
@@ -105,6 +114,7 @@ def as_document(history: RunHistory) -> dict[str, Any]:
         "again": history.again,
         "rest": history.rest,
         "durations": _records(durations(history)),
+        "time_limits": _records(time_limits(history)),
         "workers": _records(worker_use(history)),
         "errors": _records(error_groups(history)),
         "hangs": _records(hangs(history)),

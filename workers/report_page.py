@@ -33,6 +33,7 @@ from workers.report_figures import (
     shows_running,
     slowest,
     thinned,
+    time_limits,
     worker_use,
 )
 from workers.report_words import (
@@ -147,6 +148,7 @@ def _context(history: RunHistory, facts: _Facts, left_out: int) -> dict[str, Any
     kills = [attempt for attempt in history.attempts if attempt.is_kill]
     failures = [order for order in history.orders if order.status == TaskStatus.FAILED.value]
     word = outcome_word(history)
+    limits = time_limits(history)
     return {
         "history": history,
         "run": history.run,
@@ -170,6 +172,8 @@ def _context(history: RunHistory, facts: _Facts, left_out: int) -> dict[str, Any
         "table_buckets": buckets(history, TABLE_BUCKETS) if history.orders else [],
         "table_width": seconds_text(nice_width(facts.span_s, TABLE_BUCKETS)),
         "durations": durations(history),
+        "limits": limits[:MAX_SUPPLIERS],
+        "more_limits": _more(len(limits) - MAX_SUPPLIERS, "other suppliers, with fewer completions each"),
         "workers": facts.use,
         "errors": facts.errors[:MAX_ERRORS],
         "more_errors": _more(len(facts.errors) - MAX_ERRORS, "other kinds of error, each rarer than these"),

@@ -5,7 +5,7 @@ from typing import Any
 
 from workers.amounts import plain_text
 from workers.history import RunHistory
-from workers.report_figures import costs, durations, error_groups, hangs, slowest, worker_use
+from workers.report_figures import costs, durations, error_groups, hangs, slowest, time_limits, worker_use
 from workers.report_words import outcome_sentence, seconds_text, share_text
 from workers.safe_text import safe_text
 
@@ -48,6 +48,11 @@ def _sections(history: RunHistory) -> Iterator[str]:
         (d.outcome, d.attempts, *map(seconds_text, (d.median, d.p90, d.p99, d.longest))) for d in durations(history)
     ]
     yield _listed("durations of attempts", ("outcome", "attempts", "median", "90 %", "99 %", "longest"), spread)
+    limits = [
+        (limit.supplier or "(all others)", limit.completions, seconds_text(limit.median_s), seconds_text(limit.limit_s))
+        for limit in time_limits(history)
+    ]
+    yield _listed("time limits by the running median", ("supplier", "completions", "median", "limit"), limits)
     used = [
         (w.slot, w.processes, w.attempts, w.retries, w.failed, w.kills, share_text(w.utilisation))
         for w in worker_use(history)

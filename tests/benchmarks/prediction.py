@@ -1,23 +1,26 @@
 """Predicted against measured completion time, and defaults against advice: `python -m tests.benchmarks.prediction`.
 
-Each workload is written as an order file; a sample of it is run as `poqueue tune` runs one; the whole is predicted from
-that, and then run. What a PO does is drawn independently of everything that the sample is stratified by, which is the
-hard case. The seeds are fixed, the sizes are such that the sample's own error stays below about 5 % where it can.
+Each workload is written as an order file. `poqueue tune` runs a sample of it and predicts the whole, `poqueue run` runs the
+whole, one right after the other and each a process of its own, as an operator would. What a PO does is drawn independently
+of everything that the sample is stratified by, which is the hard case. All seeds are fixed; how far the sample's mean is
+from the batch's, which no prediction can know, stands in a column of its own.
 
-Other processes on the machine count against the pool, and a virtual machine's cores are not always equally fast: each
-measurement waits for a quiet moment, says what share of the cores others took and by how much a fixed piece of computing
-differed before, between and after sample and run, and is made again, sample and all, where that was much.
+Other processes on the machine count against the pool, and a virtual machine's cores are not always equally fast. Each
+measurement waits a little for a quiet moment, and the tables say how many cores others took at most and by how much a
+fixed piece of computing differed before and after. What was measured beside other work, or at two speeds, is marked, and
+is measured again, sample and all, as long as the whole takes no longer than BUDGET_S.
 """
 
 import argparse
 import csv
 import json
-import os
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,9 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PROCESSOR = "tests.benchmarks.prediction:process"
 SHARE = 0.05
 SEED = 1
-TRIES = 4
-NOISY_SHARE, QUIET_SHARE = 0.08, 0.05
-QUIET_S, PATIENCE_S = 3.0, 90.0
+BUDGET_S = 360.0
+ROUNDS = 3
+DRIFT = 0.08  # by how much the speed of a core may differ
+PATIENCE_S = 5.0
+ENOUGH = 7  # of the eight workloads are to be within NEAR
+NEAR = 0.10
 COLUMNS = ("po_number", "supplier", "amount", "priority", "wait", "loops", "act")
 
 
@@ -77,12 +83,12 @@ WORKLOADS = (
     Workload("heavy tail, Pareto 1.5, mean 15 ms", 8000, 8, _plain(lambda random: 0.005 * random.paretovariate(1.5))),
     Workload(
         "20 ms, 10 % fail once", 4000, 8,
-        lambda random: (0.02, 0.0, "fail-once" if random.random() < 0.1 else "", 5), {"retry_delay": 0.5},
+        lambda random: (0.02, 0.0, "fail-once" if random.random() < 0.1 else "", 5), {"--retry-delay": "0.5s"},
     ),
     Workload(
         "50 ms, 5 % hang once, timeout 250 ms", 4000, 8,
         lambda random: (0.05, 0.0, "hang-once" if random.random() < 0.05 else "", 5),
-        {"task_timeout": 0.25, "retry_delay": 0.5},
+        {"--timeout": "0.25s", "--retry-delay": "0.5s"},
     ),
     Workload(
         "I/O-bound, 20 to 80 ms, 1 ms CPU, 16 workers", 4000, 16, lambda random: (random.uniform(0.019, 0.079), 0.001, "", 5)
@@ -95,13 +101,9 @@ WORKLOADS = (
 )  # fmt: skip
 
 ADVISED = (
-    Workload("I/O-bound, 100 to 300 ms, 1 ms CPU", 400, 0, lambda random: (random.uniform(0.1, 0.3), 0.001, "", 5)),
-    Workload("CPU-bound, 10 to 30 ms", 800, 0, lambda random: (0.0, random.uniform(0.01, 0.03), "", 5)),
-    Workload(
-        "CPU-bound, 10 to 30 ms, 5 % hopeless", 1600, 0,
-        lambda random: (0.0, random.uniform(0.01, 0.03), "fail" if random.random() < 0.05 else "", 5),
-    ),
-)  # fmt: skip
+    Workload("I/O-bound, 100 to 300 ms, 1 ms CPU", 160, 0, lambda random: (random.uniform(0.1, 0.3), 0.001, "", 5)),
+    Workload("CPU-bound, 10 to 30 ms", 300, 0, lambda random: (0.0, random.uniform(0.01, 0.03), "", 5)),
+)
 
 
 def write_orders(workload: Workload, path: Path, loops_per_s: float) -> None:
@@ -130,180 +132,189 @@ def loops_per_second() -> float:
 # ---------------------------------------------------------------------- predicted and measured
 
 
-class Others:
-    """What share of the cores other processes take while the block runs."""
-
-    def __enter__(self) -> "Others":
-        self._begun, self._busy_s, self._own_s = time.monotonic(), _busy_s(), _own_s()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        import psutil
-
-        taken_s = (_busy_s() - self._busy_s) - (_own_s() - self._own_s)
-        self.share = max(0.0, taken_s / (time.monotonic() - self._begun) / (psutil.cpu_count() or 1))
-
-
-def _busy_s() -> float:
-    import psutil
-
-    times = psutil.cpu_times()
-    return float(sum(times[:3]) + sum(getattr(times, name, 0.0) for name in ("irq", "softirq", "steal")))
-
-
-def _own_s() -> float:
-    return sum(os.times()[:4])
-
-
-def wait_for_quiet() -> None:
-    """Until others leave the machine alone for a while, or have not for too long."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        with Others() as others:
-            time.sleep(QUIET_S)
-        if others.share < QUIET_SHARE:
-            return
-
-
 @dataclass
 class Scene:
-    """One workload on disk, and how to run it."""
+    """One workload on disk, and the commands that are run on it; `cores` and `drift` are the worst that was seen so far."""
 
     workload: Workload
     folder: Path
-    settings: dict[str, Any]
+    loops_per_s: float
     runs: int = 0
-    others: float = 0.0
+    cores: float = 0.0
+    drift: float = 0.0
 
     @property
     def orders(self) -> Path:
         return self.folder / "orders.csv"
 
-    def measure(self, **more: Any) -> float:
+    @property
+    def is_quiet(self) -> bool:
+        from tests.benchmarks.machine import QUIET_CORES
+
+        return self.cores <= QUIET_CORES and self.drift <= DRIFT
+
+    def options(self) -> list[str]:
+        settings = {"-p": PROCESSOR, "--app-dir": ROOT, **self.workload.settings}
+        if self.workload.jobs:
+            settings["-j"] = self.workload.jobs
+        return [str(word) for pair in settings.items() for word in pair]
+
+    def tune(self, count: int, *more: str) -> dict[str, Any]:
+        """What `poqueue tune` says, from a sample of this many POs."""
+        words = ["tune", str(self.orders), *self.options(), "--sample", str(count), "--json", "--no-progress", *more]
+        told: dict[str, Any] = json.loads(self._command(*words))
+        return told
+
+    def measure(self, *words: str) -> float:
         """Seconds that the whole batch takes."""
-        from workers import run_batch
-
         self.runs += 1
-        settings = {**self.settings, **more, "run_dir": str(self.folder / f"run-{self.runs}")}
-        with Others() as others:
-            report = run_batch(self.orders, **settings)
-        self.others = max(self.others, others.share)
-        assert report.reason == "done" and report.accounts.balances, report
-        return report.seconds
+        run_dir = self.folder / f"run-{self.runs}"
+        self._command("run", str(self.orders), *words, "--run-dir", str(run_dir), "-q")
+        report = json.loads((run_dir / "report.json").read_bytes())
+        assert report["run"]["reason"] == "done", report["run"]
+        return float(report["run"]["seconds"])
 
-    def sample(self) -> tuple[Any, Any, list[int], float]:
-        """The measurement, the settings, all priorities, and the seconds that the sample took."""
-        from workers.batch import Batch, processor_spec
-        from workers.progress import SilentProgress
-        from workers.quantities import usable_cores
+    def _command(self, *words: str) -> str:
+        from tests.benchmarks.machine import Watch
+
+        watch = Watch(PATIENCE_S)
+        speed = loops_per_second()
+        ended = subprocess.run(
+            [sys.executable, "-m", "workers", *words], check=False, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        noise = watch.stop(0.0)
+        speeds = (self.loops_per_s, speed, loops_per_second())
+        self.cores = max(self.cores, noise.before, noise.during)
+        self.drift = max(self.drift, max(speeds) / min(speeds) - 1.0)
+        assert ended.returncode == 0, (words, ended.returncode)
+        return ended.stdout
+
+    def sampling_error(self, count: int) -> float:
+        """How far the mean work of the sampled POs is from that of all; known here, as the file says what each will do."""
+        from workers.batch import Batch
         from workers.resolved import load_settings
-        from workers.sample import choose, run_sample
-        from workers.tune import measured_from_history
+        from workers.sample import choose
 
-        resolved = load_settings(self.settings, None, {}, caller="benchmark")
-        settings = resolved.settings
-        book = Batch(self.orders, resolved).check()
-        places = choose(book.orders, round(SHARE * len(book.orders)), Random(SEED))
-        jobs = min(settings.jobs, usable_cores())
-        with Others() as others:
-            sample = run_sample(
-                [book.orders[n] for n in places], [book.priorities[n] for n in places], settings,
-                processor_spec(settings), SilentProgress(None), jobs=jobs,
-            )  # fmt: skip
-        self.others = others.share
-        measurement = replace(measured_from_history(sample.attempts), source="sample", costs=sample.costs, jobs=jobs)
-        return measurement, settings, book.priorities, sample.seconds
+        book = Batch(self.orders, load_settings({}, None, {}, caller="benchmark")).check()
+        works = [self._work_s(order) for order in book.orders]
+        sampled = [works[place] for place in choose(book.orders, count, Random(SEED))]
+        return statistics.fmean(sampled) / statistics.fmean(works) - 1.0
+
+    def _work_s(self, po: dict[str, Any]) -> float:
+        once_s = float(po["wait"]) + int(po["loops"]) / self.loops_per_s
+        if po["act"] == "hang-once":
+            return once_s + float(self.workload.settings["--timeout"].removesuffix("s"))
+        return once_s * (2 if po["act"] == "fail-once" else 1)
+
+    def noise(self) -> dict[str, str]:
+        """For the tables."""
+        return {
+            "others": f"{self.cores:.2f} cores",
+            "drift": f"{self.drift:.0%}",
+            "quiet": "yes" if self.is_quiet else "NO",
+        }
 
 
 def scenes(workloads: tuple[Workload, ...], only: str) -> Iterator[Scene]:
-    loops_per_s = loops_per_second()
     for workload in workloads:
-        if only not in workload.name:
-            continue
-        with tempfile.TemporaryDirectory(prefix="poqueue-bench-") as name:
-            jobs = {"jobs": workload.jobs} if workload.jobs else {}
-            settings = {"processor": PROCESSOR, "app_dir": str(ROOT), **jobs, **workload.settings}
-            scene = Scene(workload, Path(name), settings)
-            write_orders(workload, scene.orders, loops_per_s)
-            yield scene
+        if only in workload.name:
+            with tempfile.TemporaryDirectory(prefix="poqueue-bench-") as name:
+                scene = Scene(workload, Path(name), loops_per_second())
+                write_orders(workload, scene.orders, scene.loops_per_s)
+                yield scene
 
 
-def predictions(only: str) -> list[dict[str, Any]]:
-    """One row a workload."""
-    from poqueue.tuning import look_at_machine
-    from workers.tune import predict_batch, rules_of
-
-    cores = look_at_machine().cores
-    rows = []
-    for scene in scenes(WORKLOADS, only):
-        for _ in range(TRIES):
-            wait_for_quiet()
-            speeds = [loops_per_second()]
-            measurement, settings, priorities, sampled_s = scene.sample()
-            speeds.append(loops_per_second())
-            measured_s = scene.measure()
-            speeds.append(loops_per_second())
-            drift = max(speeds) / min(speeds) - 1.0
-            if scene.others < NOISY_SHARE and drift < NOISY_SHARE:
-                break
-        begin = time.perf_counter()
-        prediction = predict_batch(measurement, priorities, rules_of(settings, cores))
-        thought_s = time.perf_counter() - begin
-        error = prediction.seconds / measured_s - 1.0
-        rows.append(
-            {
-                "workload": scene.workload.name,
-                "POs": scene.workload.count,
-                "jobs": scene.workload.jobs,
-                "sample": f"{sampled_s:.1f} s",
-                "predicted": f"{prediction.seconds:.2f} s",
-                "range": f"{prediction.low_s:.1f} to {prediction.high_s:.1f} s",
-                "measured": f"{measured_s:.2f} s",
-                "error": f"{error:+.1%}",
-                "within 10 %": "yes" if abs(error) <= 0.10 else "no",
-                "in range": "yes" if prediction.low_s <= measured_s <= prediction.high_s else "no",
-                "simulated in": f"{thought_s:.1f} s",
-                "others": f"{scene.others:.0%}",
-                "drift": f"{drift:.0%}",
-                "costs": measurement.costs,
-            }
-        )
-        outcome = f"predicted {prediction.seconds:.2f} s, measured {measured_s:.2f} s, {error:+.1%}"
-        _say(f"{scene.workload.name}: {outcome}, others {scene.others:.0%}, drift {drift:.0%}")
-    return rows
+def predictions(only: str, deadline: float) -> list[dict[str, Any]]:
+    """One row a workload; those that were disturbed once more, while there is time."""
+    rows = {scene.workload.name: predicted(scene) for scene in scenes(WORKLOADS, only)}
+    for name, row in rows.items():
+        if row["quiet"] == "NO" and time.monotonic() + row["took_s"] < deadline:
+            rows[name] = next(predicted(scene) for scene in scenes(WORKLOADS, name))
+    return list(rows.values())
 
 
-def advised(only: str, repeats: int) -> list[dict[str, Any]]:
-    """Defaults against advice, each measured `repeats` times in turn; the best counts."""
-    from poqueue.tuning import look_at_machine
-    from workers.tune import recommend
+def predicted(scene: Scene) -> dict[str, Any]:
+    """Sample, prediction and measurement of one workload."""
+    begun = time.monotonic()
+    count = round(SHARE * scene.workload.count)
+    told = scene.tune(count)
+    measured_s = scene.measure(*scene.options())
+    expected = told["predicted"]["now"]
+    low_s, high_s = expected["range"]
+    error = expected["seconds"] / measured_s - 1.0
+    _say(f"{scene.workload.name}: predicted {expected['seconds']:.2f} s, measured {measured_s:.2f} s, {error:+.1%}")
+    return {
+        "workload": scene.workload.name,
+        "POs": scene.workload.count,
+        "jobs": scene.workload.jobs,
+        "predicted": f"{expected['seconds']:.2f} s",
+        "range": f"{low_s:.1f} to {high_s:.1f} s",
+        "measured": f"{measured_s:.2f} s",
+        "error": f"{error:+.1%}",
+        "of the sample": f"{scene.sampling_error(count):+.1%}",
+        "within 10 %": "yes" if abs(error) <= NEAR else "no",
+        "in range": "yes" if low_s <= measured_s <= high_s else "no",
+        **scene.noise(),
+        "costs": told["measured"]["costs"],
+        "took_s": time.monotonic() - begun,
+    }
 
-    rows = []
-    for scene in scenes(ADVISED, only):
-        wait_for_quiet()
-        measurement, settings, priorities, _ = scene.sample()
-        advice = recommend(measurement, priorities, settings, look_at_machine())
-        changes = {item.key: item.advice for item in advice.items if item.advice != item.now}
-        times: dict[str, list[float]] = {"defaults": [], "advice": []}
-        for _ in range(repeats):
-            wait_for_quiet()
-            times["defaults"].append(scene.measure())
-            times["advice"].append(scene.measure(**changes))
-        before_s, after_s = min(times["defaults"]), min(times["advice"])
-        rows.append(
-            {
-                "workload": scene.workload.name,
-                "POs": scene.workload.count,
-                "advice": ", ".join(f"{key} {value:g}" for key, value in changes.items()) or "as set",
-                "defaults": f"{before_s:.2f} s",
-                "with advice": f"{after_s:.2f} s",
-                "times faster": f"{before_s / after_s:.2f}",
-                "predicted": f"{advice.now.seconds:.2f} s, {advice.advised.seconds:.2f} s",
-                "others": f"{scene.others:.0%}",
-            }
-        )
-        _say(f"{scene.workload.name}: defaults {before_s:.2f} s, advice {after_s:.2f} s")
-    return rows
+
+# ---------------------------------------------------------------------- defaults and advice
+
+
+def advised(only: str, rounds: int) -> list[dict[str, Any]]:
+    """Defaults against advice, measured in turn, the one that begins changing from round to round; the medians count."""
+    return [compared(scene, rounds) for scene in scenes(ADVISED, only)]
+
+
+def compared(scene: Scene, rounds: int) -> dict[str, Any]:
+    """One workload with the defaults, and as `poqueue tune --write` advises."""
+    advice = scene.folder / "advice.yaml"
+    told = scene.tune(round(0.1 * scene.workload.count), "--write", str(advice))
+    ways = {"defaults": scene.options(), "advice": ["--config", str(advice)]}
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds):
+        for way in sorted(ways, reverse=number % 2 == 0):
+            times[way].append(scene.measure(*ways[way]))
+    before_s, after_s = statistics.median(times["defaults"]), statistics.median(times["advice"])
+    changes = {key: item["advice"] for key, item in told["advice"].items() if item["advice"] != item["now"]}
+    _say(f"{scene.workload.name}: defaults {before_s:.2f} s, advice {after_s:.2f} s")
+    return {
+        "workload": scene.workload.name,
+        "POs": scene.workload.count,
+        "advice": ", ".join(f"{key} {value}" for key, value in changes.items()) or "as set",
+        "defaults": _spread(times["defaults"]),
+        "with advice": _spread(times["advice"]),
+        "times faster": f"{before_s / after_s:.2f}",
+        "predicted": f"{told['predicted']['now']['seconds']:.2f} s, {told['predicted']['advised']['seconds']:.2f} s",
+        "beats": "yes" if max(times["advice"]) < min(times["defaults"]) else "unclear" if after_s < before_s else "no",
+        **scene.noise(),
+    }
+
+
+def _spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
+
+
+# ---------------------------------------------------------------------- told
+
+
+def verdicts(found: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[bool, str]]:
+    """What is to be seen, and whether it was."""
+    if rows := found.get("predictions", []):
+        near, covered = (sum(row[key] == "yes" for row in rows) for key in ("within 10 %", "in range"))
+        is_reached = near >= ENOUGH * len(rows) / len(WORKLOADS) and covered == len(rows)
+        yield is_reached, f"{near} of {len(rows)} within 10 %; the range covers {covered} of {len(rows)}"
+    if rows := found.get("advice", []):
+        faster = sum(row["beats"] == "yes" for row in rows)
+        yield faster == len(rows), f"advice beats the defaults, every run of it, on {faster} of {len(rows)}"
+
+
+def disturbed(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Which rows are no figures to hand on; or empty."""
+    names = [row["workload"] for rows in found.values() for row in rows if row["quiet"] == "NO"]
+    return f"NOT QUIET, so no figures to hand on: {'; '.join(names)}" if names else ""
 
 
 def _say(text: str) -> None:
@@ -316,25 +327,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="workloads whose name holds this")
     parser.add_argument("--part", choices=("predictions", "advice", "both"), default="both")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of defaults and advice each")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help=f"runs of defaults and advice each (default: {ROUNDS})"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    deadline = time.monotonic() + BUDGET_S
     found: dict[str, list[dict[str, Any]]] = {}
-    if arguments.part != "advice":
-        found["predictions"] = predictions(arguments.only)
     if arguments.part != "predictions":
-        found["advice"] = advised(arguments.only, arguments.repeats)
+        found["advice"] = advised(arguments.only, arguments.rounds)
+    if arguments.part != "advice":
+        found["predictions"] = predictions(arguments.only, deadline)
+    told = list(verdicts(found))
     if arguments.json:
-        print(json.dumps(found, default=str))
-        return 0
-    for rows in found.values():
-        shown = [{key: value for key, value in row.items() if key != "costs"} for row in rows]
-        print(tabulate(shown, headers="keys", tablefmt="simple", disable_numparse=True), end="\n\n")
-    rows = found.get("predictions", [])
-    if rows:
-        near, covered = (sum(row[key] == "yes" for row in rows) for key in ("within 10 %", "in range"))
-        print(f"{near} of {len(rows)} within 10 %; the range covers {covered} of {len(rows)}")
-    return 0
+        print(json.dumps({**found, "verdicts": [text for _, text in told], "disturbed": disturbed(found)}))
+    else:
+        for rows in found.values():
+            shown = [{key: value for key, value in row.items() if key not in ("costs", "took_s")} for row in rows]
+            print(tabulate(shown, headers="keys", tablefmt="simple", disable_numparse=True), end="\n\n")
+        for is_reached, text in told:
+            print(f"{'reached' if is_reached else 'MISSED'}: {text}")
+        print(disturbed(found) or "the machine was quiet")
+    return 0 if all(is_reached for is_reached, _ in told) else 1
 
 
 if __name__ == "__main__":

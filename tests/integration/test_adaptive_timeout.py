@@ -32,6 +32,9 @@ def test_a_hang_is_cut_off_by_the_median_and_then_gets_the_most(tmp_path: Path) 
     messages = {t["po_number"]: [e["message"] for e in t["error_history"]] for t in report["tasks"]}
     assert [m.split(" (")[0] for m in messages["HUNG"]] == ["took longer than 0.3 s", "took longer than 3 s"]
     assert report["performance"]["adaptive_timeouts"]["ACME"]["limit_s"] == pytest.approx(0.3)
+    limits = json.loads(poqueue("report", "r", "--format", "json", cwd=tmp_path).check(0).out)["time_limits"]
+    assert [(limit["supplier"], limit["limit_s"]) for limit in limits] == [("", 0.3), ("ACME", 0.3)]
+    assert "time limits by the running median" in poqueue("report", "r", cwd=tmp_path).check(0).out
     assert set(outcomes(tmp_path / "r").values()) == {"succeeded"}
     assert ended.out and APP_DIR.exists()
 

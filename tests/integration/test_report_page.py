@@ -103,9 +103,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def page_of(folder: Path, *, pos: int, workers: int) -> Path:
     simulate(folder / "journal.sqlite", pos=pos, workers=workers)
-    history = read(
-        folder / "journal.sqlite", run={"run_dir": "/r/2026-orders", "reason": "done"}, again="poqueue retry r"
-    )
+    settings = {
+        "task_timeout": {"value": "200%,1m", "from": "default"},
+        "timeout_floor": {"value": "1s", "from": "default"},
+    }
+    run = {"run_dir": "/r/2026-orders", "reason": "done", "settings": settings}
+    history = read(folder / "journal.sqlite", run=run, again="poqueue retry r")
     write_whole(render(history, "html"), folder / "report.html")
     return folder / "report.html"
 
@@ -162,6 +165,12 @@ def test_everything_essential_is_there_without_scripts(small: Path) -> None:
         "Utilisation",
     ):
         assert text in markup
+
+
+def test_time_limits_that_follow_the_median_are_shown(small: Path) -> None:
+    text = small.read_text(encoding="utf-8")
+
+    assert "Time limits by the running median" in text and "(all others)" in text
 
 
 def test_without_scripts_the_page_is_shown_whole(browser: Browser, small: Path) -> None:

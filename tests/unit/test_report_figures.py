@@ -19,6 +19,7 @@ from workers.report_figures import (
     slot_order,
     slowest,
     thinned,
+    time_limits,
     worker_use,
 )
 from workers.report_words import amount_text, outcome_sentence, seconds_text, share_text
@@ -110,6 +111,36 @@ def test_slowest_hangs_and_durations_of_a_simulated_run(path: Path) -> None:
     completed, failed = durations(history)
     assert completed.attempts == history.counts["completed"] and completed.median <= completed.p90 <= completed.longest
     assert failed.longest >= 60.0
+
+
+def limited(timeout: str) -> dict[str, object]:
+    return {"settings": {"task_timeout": {"value": timeout}, "timeout_floor": {"value": "1s"}}}
+
+
+def test_limits_follow_the_median_by_supplier_where_enough_have_completed(path: Path) -> None:
+    with JournalMaker(path) as journal:
+        for number in range(24):
+            supplier, seconds = ("Slow", 4.0) if number < 12 else ("Quick", 0.1) if number < 22 else ("Rare", 9.0)
+            token = journal.lease(journal.add(f"PO{number}", supplier=supplier), "w1.1", at=10.0 * number)
+            journal.end(Kind.COMPLETED, token, at=10.0 * number + seconds, seconds=seconds)
+
+    limits = time_limits(read(path, run=limited("300%,10s")))
+
+    assert [(limit.supplier, limit.completions, limit.limit_s) for limit in limits] == [
+        ("", 24, 10.0),
+        ("Slow", 12, 10.0),
+        ("Quick", 10, 1.0),
+    ]
+    assert [limit.median_s for limit in limits] == [4.0, 4.0, 0.1]
+
+
+@pytest.mark.parametrize("run", [limited("300s"), {}, limited("what a later version may say")])
+def test_one_limit_for_all_is_no_list_of_limits(path: Path, run: dict[str, object]) -> None:
+    with JournalMaker(path) as journal:
+        for number in range(12):
+            journal.end(Kind.COMPLETED, journal.lease(journal.add(f"PO{number}"), "w1.1", at=number), at=number + 0.5)
+
+    assert time_limits(read(path, run=run)) == []
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.0, 1), (0.5, 2), (0.51, 3), (1.0, 4)])

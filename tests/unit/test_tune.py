@@ -185,7 +185,7 @@ def test_the_timeout_kills_nothing_that_ended_well(seconds: list[float]) -> None
     measurement = measured_from_history([well(n, one) for n, one in enumerate(seconds)])
     reasons: dict[str, str] = {}
 
-    timeout_s = tuned.recommended_timeout(measurement, 300.0, reasons)
+    timeout_s = tuned.recommended_timeout(measurement, reasons)
 
     assert timeout_s >= 2.9 * max(seconds) and timeout_s >= 1.0
     assert tuned.would_kill(measurement, timeout_s) == []
