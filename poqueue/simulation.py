@@ -240,9 +240,13 @@ def stretch_of(running: int, cpu_share: float, cores: float) -> float:
 
 # ---------------------------------------------------------------------- the events
 
-# a task may run; an attempt's timeout; a worker is there again; one is started; the batch is being added
-_DUE, _DEADLINE, _BACK, _SPAWN, _ADD = range(5)
-_WORKER, _ADDING = -1, -2  # what runs besides tasks: a worker's start, and the adding of the batch
+# a task may run; an attempt's timeout; a killed worker is dead; one is started; the batch is being added
+_DUE, _DEADLINE, _DEAD, _SPAWN, _ADD = range(5)
+_WORKER, _ADDING, _RESERVE = (
+    -1,
+    -2,
+    -3,
+)  # what runs besides tasks: a worker's start, the adding of the batch, another start
 
 
 class _Pace:
@@ -298,6 +302,8 @@ class _Simulation:
         self._serial = 0
         self._running: dict[int, tuple[int, _Step, float]] = {}  # serial -> rank, step, since
         self._idle = 0
+        self._reserve = self._missing = 0  # workers that wait to replace one; places that wait for a worker
+        self._has_lost = False
         self._waited_s = self._busy_s = self._cpu_s = self._alone_s = 0.0
         self._attempts = self._completed = self._failed = self._killed = 0
         self._last_end = 0.0
@@ -341,8 +347,6 @@ class _Simulation:
         costs = self._costs
         seconds = min(attempt.seconds, self._rules.task_timeout)
         cpu_s = attempt.cpu_share * seconds + costs.dispatch_cpu_s
-        if attempt.seconds > self._rules.task_timeout or attempt.ends_worker:
-            cpu_s += costs.boot_s * costs.boot_cpu_share  # of the worker that will take its place
         whole_s = seconds + costs.dispatch_s
         if math.isinf(whole_s):
             return attempt.cpu_share
@@ -442,8 +446,8 @@ class _Simulation:
         if what == _DUE:
             self._ready_at[which] = self._now
             heapq.heappush(self._ready, self._keys[which])
-        elif what == _BACK:
-            self._idle += 1
+        elif what == _DEAD:
+            self._replace(is_foreseen=self._costs.boot_s <= self._rules.task_timeout / 2)
         elif what == _SPAWN:
             self._launch(_WORKER, self._boot)
         elif what == _ADD:
@@ -457,13 +461,13 @@ class _Simulation:
         self._paces[step.pace].running -= 1
         self._cpu_s += step.share * (step.length or 0.0)
         if rank < 0:
-            self._idle += rank == _WORKER
+            self._come_up(rank)
             return
         attempt = step.attempt
         self._busy_s += self._now - since
         self._alone_s += step.length or 0.0
         if attempt.ends_worker:
-            heapq.heappush(self._timed, (self._now + self._costs.boot_s, _BACK, 0))
+            self._replace(is_foreseen=False)
         else:
             self._idle += 1
         if attempt.outcome == COMPLETED:
@@ -474,8 +478,32 @@ class _Simulation:
         else:
             self._retry(rank, attempt.retry_after_s)
 
+    def _come_up(self, what: int) -> None:
+        """What was started beside the tasks is done."""
+        if what == _RESERVE and not self._missing:
+            self._reserve += 1
+            return
+        self._missing -= what == _RESERVE
+        self._idle += what != _ADDING
+
+    def _replace(self, *, is_foreseen: bool) -> None:
+        """A worker is dead: one in reserve takes its place, and another one is started, computing beside the tasks.
+
+        Half of a timeout before the kill one is started for that worker alone; from the first loss on there is one in any
+        case (Staff._foreseen_deaths).
+        """
+        starts = 1 if self._has_lost or is_foreseen else 2
+        self._has_lost = True
+        if is_foreseen or self._reserve:
+            self._reserve -= not is_foreseen
+            self._idle += 1
+        else:
+            self._missing += 1
+        for _ in range(starts):
+            self._launch(_RESERVE, self._boot)
+
     def _kill(self, serial: int) -> None:
-        """The timeout: when the worker is dead, the task goes back; another worker has been prepared meanwhile."""
+        """The timeout: when the worker is dead, the task goes back."""
         rank, step, since = self._running.pop(serial)
         costs = self._costs
         pace = self._paces[step.pace]
@@ -484,8 +512,7 @@ class _Simulation:
         self._killed += 1
         self._busy_s += self._now - since + costs.kill_s
         self._alone_s += self._now - since + costs.kill_s
-        late_s = max(0.0, costs.boot_s - self._rules.task_timeout / 2)
-        heapq.heappush(self._timed, (self._now + costs.kill_s + late_s, _BACK, 0))
+        heapq.heappush(self._timed, (self._now + costs.kill_s, _DEAD, 0))
         self._retry(rank, None, costs.kill_s)
 
     def _retry(self, rank: int, after_s: float | None, later_s: float = 0.0) -> None:

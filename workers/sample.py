@@ -269,21 +269,24 @@ def _attempt(po_number: str, outcome: str, error: dict[str, Any], measure: Measu
         seconds = error.get("seconds")
         return MeasuredAttempt(po_number, seconds, outcome, error_type)
     taken_s = measure.ended - measure.begun
+    share = min(1.0, measure.cpu_s / taken_s) if taken_s else 0.0
+    # The simulation lets those that compute wait for a core; the wait of one that wakes up is its own.
+    alone_s = taken_s - share * measure.queued_s
     return MeasuredAttempt(
-        po_number, max(measure.cpu_s if measure.cpu_s < taken_s else 0.0, taken_s - measure.queued_s), outcome,
-        error_type, measure.is_final, measure.retry_after_s, measure.cpu_s, measure.max_rss_bytes,
+        po_number, max(measure.cpu_s if measure.cpu_s < taken_s else 0.0, alone_s), outcome, error_type,
+        measure.is_final, measure.retry_after_s, measure.cpu_s, measure.max_rss_bytes,
     )  # fmt: skip
 
 
 def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, settings: RunSettings) -> Costs:
     """What lay around the attempts; what a small sample cannot say is taken as typical."""
     typical = TYPICAL_BY_START[settings.start_method]
-    boots = [measure for measure in measures if not measure.attempt]
+    boots = sorted((m for m in measures if not m.attempt), key=lambda m: m.begun)[:jobs]  # later ones wait in reserve
     attempts = [measure for measure in measures if measure.attempt]
     boot_s, boot_cpu_share = _boot(boots) if boots else (typical.boot_s, typical.boot_cpu_share)
     leave_s = typical.leave_s  # what two workers take longer than one is too little to measure it
     last_s = max((measure.ended for measure in measures), default=watch.closed)
-    dispatch_s, dispatch_cpu_s = _dispatch(watch, attempts, {boot.pid for boot in boots})
+    dispatch_s, dispatch_cpu_s = _dispatch(watch, attempts, {measure.pid for measure in measures})
     tasks = max(1, len(watch.ends))
     return Costs(
         start_s=watch.has_queue - watch.begun,

@@ -180,13 +180,13 @@ class Scene:
         watch = Watch(PATIENCE_S)
         speed = loops_per_second()
         ended = subprocess.run(
-            [sys.executable, "-m", "workers", *words], check=False, cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "workers", *words], check=False, cwd=ROOT, capture_output=True, text=True
         )
         noise = watch.stop(0.0)
         speeds = (self.loops_per_s, speed, loops_per_second())
         self.cores = max(self.cores, noise.before, noise.during)
         self.drift = max(self.drift, max(speeds) / min(speeds) - 1.0)
-        assert ended.returncode == 0, (words, ended.returncode)
+        assert ended.returncode == 0, (words, ended.returncode, ended.stderr[-2000:])
         return ended.stdout
 
     def sampling_error(self, count: int) -> float:

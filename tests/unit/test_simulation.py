@@ -186,6 +186,43 @@ def test_stretched_work_runs_into_its_timeout() -> None:
     assert run(histories, Rules(4, cores=2, task_timeout=1.5, max_retries=0)).killed == 4
 
 
+HANGS, CRASHES = Attempt(math.inf, outcome=RETRY), Attempt(1.0, outcome=RETRY, ends_worker=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "boot_s", "timeout_s", "seconds"),
+    [
+        (
+            HANGS,
+            2.0,
+            1.0,
+            8.0,
+        ),  # up at 2; hangs until 3, replaced at 5, again from then; from 6 to 7 the other, replaced at once
+        (HANGS, 2.0, 5.0, 14.0),  # somebody is made ready during each hang
+        (CRASHES, 2.0, 5.0, 8.0),  # a crash is not foreseen; from the first on there is one in reserve
+        (CRASHES, 0.0, 5.0, 4.0),
+    ],
+)
+def test_a_lost_worker_is_replaced_by_one_in_reserve_as_soon_as_there_is_one(
+    first: Attempt, boot_s: float, timeout_s: float, seconds: float
+) -> None:
+    rules = Rules(1, task_timeout=timeout_s, retry_delay=0.0)
+    costs = Costs(boot_s=boot_s, boot_cpu_share=0.0)
+
+    run = simulate([(first, Attempt(1.0))] * 2, rules, costs, Random(1))
+
+    assert run.makespan_s == pytest.approx(seconds)
+
+
+def test_workers_that_replace_others_compute_beside_the_tasks() -> None:
+    tasks: list[History] = [(HANGS, Attempt(0.1))] * 200
+    rules = Rules(8, cores=2, task_timeout=0.25, retry_delay=0.0)
+
+    run = simulate(tasks, rules, Costs(boot_s=0.3), Random(1))
+
+    assert run.makespan_s > 200 * 0.3 / 2
+
+
 def test_a_batch_that_cannot_end_is_refused() -> None:
     with pytest.raises(ValueError, match="timeout"):
         run([(HANGS,)], Rules(1))
