@@ -102,17 +102,17 @@ class Costs:
 
 
 TYPICAL_COSTS = Costs(
-    start_s=0.3, boot_s=0.28, boot_cpu_share=0.95, dispatch_s=0.0006, dispatch_cpu_s=0.0011, kill_s=0.05, end_s=0.12,
-    report_s=0.00005, spawn_s=0.008, add_s=0.0001, leave_s=0.02,
+    start_s=0.2, boot_s=0.12, boot_cpu_share=0.95, dispatch_s=0.0006, dispatch_cpu_s=0.0011, kill_s=0.02, end_s=0.05,
+    report_s=0.00005, spawn_s=0.003, add_s=0.00005, leave_s=0.02,
 )  # fmt: skip
-"""Of the pool on one machine of two cores, where nothing better is known; start and end: `python -m tests.benchmarks.starts`."""
+"""Of the pool on one machine of two cores, by spawn, where nothing better is known."""
 
 TYPICAL_BY_START = {
     "spawn": TYPICAL_COSTS,
-    "forkserver": replace(TYPICAL_COSTS, start_s=0.22, boot_s=0.2, spawn_s=0.005, end_s=0.03, leave_s=0.01),
-    "fork": replace(TYPICAL_COSTS, start_s=0.03, boot_s=0.02, spawn_s=0.005, end_s=0.03, leave_s=0.01),
+    "forkserver": replace(TYPICAL_COSTS, start_s=0.25, boot_s=0.095, spawn_s=0.002, end_s=0.03, leave_s=0.015),
+    "fork": replace(TYPICAL_COSTS, start_s=0.07, boot_s=0.025, boot_cpu_share=0.6, end_s=0.03, leave_s=0.015),
 }
-"""The same by start method."""
+"""The same by start method; start and end as `python -m tests.benchmarks.starts` measures them."""
 
 
 @dataclass(frozen=True, slots=True)

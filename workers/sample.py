@@ -268,14 +268,21 @@ def _attempt(po_number: str, outcome: str, error: dict[str, Any], measure: Measu
     if measure is None:
         seconds = error.get("seconds")
         return MeasuredAttempt(po_number, seconds, outcome, error_type)
-    taken_s = measure.ended - measure.begun
-    share = min(1.0, measure.cpu_s / taken_s) if taken_s else 0.0
-    # The simulation lets those that compute wait for a core; the wait of one that wakes up is its own.
-    alone_s = taken_s - share * measure.queued_s
     return MeasuredAttempt(
-        po_number, max(measure.cpu_s if measure.cpu_s < taken_s else 0.0, alone_s), outcome, error_type,
-        measure.is_final, measure.retry_after_s, measure.cpu_s, measure.max_rss_bytes,
+        po_number, _alone_s(measure), outcome, error_type, measure.is_final, measure.retry_after_s, measure.cpu_s,
+        measure.max_rss_bytes,
     )  # fmt: skip
+
+
+def _alone_s(measure: Measure) -> float:
+    """How long an attempt takes with a core at hand.
+
+    The simulation lets those that compute wait for a core; the wait of one that wakes up from waiting is its own.
+    """
+    taken_s = measure.ended - measure.begun
+    undisturbed_s = max(taken_s - measure.queued_s, 1e-9)
+    share = min(1.0, measure.cpu_s / undisturbed_s)
+    return max(measure.cpu_s if measure.cpu_s < taken_s else 0.0, taken_s - share * measure.queued_s)
 
 
 def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, settings: RunSettings) -> Costs:

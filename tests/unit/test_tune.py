@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poqueue import ProcessingTask, TaskQueue, TaskResult
+from poqueue import ProcessingTask, TaskQueue, TaskResult, tuning
 from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError, OrdersError
 from poqueue.metrics import DurationHistogram
@@ -22,8 +22,9 @@ from workers import advice as tuned
 from workers.advice import recommend
 from workers.advice_report import as_json, as_text, as_yaml
 from workers.measurement import Measurement, measured_from_history
+from workers.measuring import Measure
 from workers.resolved import load_settings
-from workers.sample import MeasuredAttempt, choose
+from workers.sample import MeasuredAttempt, _alone_s, choose
 from workers.settings import RunSettings
 from workers.tune import check_new_file, parse_what_if
 
@@ -114,6 +115,23 @@ def test_attempts_become_histories_by_po() -> None:
     assert (found.attempts, found.retried, found.recovered, found.retries, found.retries_helped) == (5, 2, 1, 2, 1)
     assert found.failures == {"ValueError": 2, TIMEOUT_ERROR: 1}
     assert found.hung == {"PO-3": 9.0}
+
+
+@pytest.mark.parametrize(
+    ("cpu_s", "queued_s", "seconds"),
+    [
+        (1.0, 2.0, 1.0),  # it computed, and had no core two thirds of the time: that tells of the machine
+        (0.0, 0.5, 3.0),  # it slept, and woke up late: so it will in the batch
+        (1.25, 0.5, 2.75),
+        (4.0, 0.0, 3.0),  # two cores at once
+    ],
+)
+def test_the_wait_for_a_core_counts_as_far_as_the_attempt_does_not_compute(
+    cpu_s: float, queued_s: float, seconds: float
+) -> None:
+    measure = Measure("t1", 1, 4711, 10.0, 13.0, cpu_s, queued_s)
+
+    assert _alone_s(measure) == pytest.approx(seconds)
 
 
 def test_two_tasks_of_one_po_number_stay_two() -> None:
@@ -423,8 +441,19 @@ def test_the_start_of_one_method_goes_with_the_work_of_another() -> None:
 
 
 @pytest.mark.parametrize(("tasks", "method"), [(50, "forkserver"), (100_000, "spawn")])
-def test_the_start_of_workers_is_advised_by_what_it_saves(tasks: int, method: str) -> None:
+def test_the_start_of_workers_is_advised_by_what_it_saves(
+    monkeypatch: pytest.MonkeyPatch, tasks: int, method: str
+) -> None:
+    starts = {"spawn": Costs(boot_s=0.5), "forkserver": Costs(boot_s=0.05)}
+    monkeypatch.setattr(tuning, "TYPICAL_BY_START", starts)
+
     advice = TaskQueue().optimize_for_workload(tasks, 0.1, 2)
 
     assert advice["start_method"] == method
     assert "by forkserver" in advice["reasons"]["start_method"]
+
+
+def test_a_start_that_saves_nothing_is_not_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "TYPICAL_BY_START", {"spawn": Costs(boot_s=0.1), "forkserver": Costs(boot_s=0.2)})
+
+    assert TaskQueue().optimize_for_workload(10, 0.1, 2)["start_method"] == "spawn"
