@@ -8,7 +8,6 @@ from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
 from typing import Any, NoReturn
-from uuid import UUID
 
 MAX_DEPTH = 50
 MAX_DETAIL_CHARS = 64_000
@@ -83,6 +82,8 @@ def _convert(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, 
             return str(value) if value.is_finite() else otherwise(value, where, "not a finite number")
         if isinstance(value, dt.date | dt.time):
             return value.isoformat()
+        from uuid import UUID  # only here: few values come this far, and every worker process imports this package
+
         if isinstance(value, UUID | PurePath):
             return _checked_text(str(value), where, otherwise)
         if isinstance(value, str | int | float):  # subclasses: keep the value, drop the class

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from poqueue import report as reports_of
-from poqueue import tuning
 from poqueue.adaptive import TIMEOUT_ERROR, AdaptiveTimeout
 from poqueue.config import (
     DEFAULT_MAX_RETRY_DELAY_S,
@@ -653,6 +652,8 @@ class TaskQueue:
         Raises:
             ValueError: an argument is invalid.
         """
+        from poqueue import tuning  # only here: it simulates, and a queue starts the sooner without it
+
         with self._lock:
             metrics, counts = self._metrics, self._ledger.counts
             measured = tuning.Measured(

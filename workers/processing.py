@@ -21,7 +21,6 @@ from poqueue.errors import ProcessorError
 from poqueue.payload import FrozenResult, freeze_plain_result, thaw
 from poqueue.plain import NotPlainError, plain, plain_details
 from poqueue.task import Lease, Report, TaskResult
-from workers.quantities import did_you_mean, nearest
 
 MAX_RESULT_BYTES = 10_000_000
 MAX_MESSAGE_CHARS = 8_000
@@ -193,6 +192,8 @@ def _import_target(spec: ProcessorSpec) -> Any:
     target: Any = module
     for part in attribute.split("."):
         if not _has(target, part, path):
+            from workers.quantities import did_you_mean, nearest
+
             hint = did_you_mean(nearest(part, [name for name in dir(target) if not name.startswith("_")]))
             raise ProcessorError(f"processor {path!r}: {module_name} has no attribute {attribute!r}{hint}")
         target = getattr(target, part)
