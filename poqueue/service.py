@@ -323,14 +323,15 @@ class QueueService:
             ManagerLostError: it died on the way.
         """
         leave_if_imported_again(self._start_method)
-        self._choose_address()
+        self.choose_address()
         try:
             self._start_manager()
         except BaseException:
             self._remove_directory()
             raise
 
-    def _choose_address(self) -> None:
+    def choose_address(self) -> None:
+        """Settle where the socket will be, for clients that are told before the manager is started; harmless when repeated."""
         directory = self._directory
         if directory is None:
             directory = Path(self._made_directory or tempfile.mkdtemp(prefix="poqueue-"))
@@ -374,7 +375,7 @@ class QueueService:
             process.close()
         with contextlib.suppress(OSError):
             os.unlink(self.address)
-        self._choose_address()  # the same, unless the first manager was lost before it had one
+        self.choose_address()  # the same, unless the first manager was lost before it had one
         if self._has_started:
             self._settings["journal_must_exist"] = True
         elif self._settings.get("journal_must_exist") is False:

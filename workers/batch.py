@@ -445,7 +445,7 @@ class _Run:
         )
         try:
             with contextlib.closing(supervisor):
-                supervisor.start_queue()
+                supervisor.start_queue(prepares_workers=self._resuming is None)
                 failpoint.hit("batch.after_start_queue")
                 if self._resuming is not None:
                     self._take_up(supervisor, self._resuming)

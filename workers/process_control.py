@@ -12,18 +12,21 @@ import ctypes
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import active_children, resource_tracker
+from multiprocessing import active_children, forkserver, resource_tracker
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import TYPE_CHECKING, Any
 
 from workers.own_process import HELD_SIGNALS, OOM_SCORE, rss_bytes
 
+if TYPE_CHECKING:  # else where it is used: it would take a tenth of a program's time to its first result
+    import psutil
+
 RUN_MARK = "POQUEUE_RUN_ID"
 PROCESS_MARK = "POQUEUE_RUN_ID_OF_PROCESS"
+PRELOADED = ["poqueue.service", "workers.worker"]  # what its processes import; neither starts a thread
 _MAX_ROUNDS = 50
 
 
@@ -48,6 +51,33 @@ def quiet_start(marks: dict[str, str]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
+def start_forkserver(marks: dict[str, str]) -> None:
+    """Have multiprocessing's fork server run, with what our processes import already imported; harmless when repeated.
+
+    Its environment is that of all its children, so it must not be started with the marks of the first one. What an
+    embedding program has set to be preloaded stays; the script and the processor are left to the processes themselves.
+    """
+    preloads = getattr(forkserver._forkserver, "_preload_modules", None)
+    with quiet_start(marks):
+        if preloads == ["__main__"] and not _is_shadowed(Path()):
+            forkserver.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+
+
+def _is_shadowed(folder: Path) -> bool:
+    """Whether something in the folder goes by the name of a module that is in use here, and is not that module.
+
+    The fork server looks for modules in the current folder first: there may be a secrets.py of the user's.
+    """
+    try:
+        paths = [path for path in folder.absolute().iterdir() if path.name.partition(".")[0] in sys.modules]
+    except OSError:  # it is gone, or closed to us
+        return True
+    sources = [path / "__init__.py" if path.is_dir() else path for path in paths]
+    in_use = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    return any(source.exists() and str(source) not in in_use for source in sources)
+
+
 def open_descriptors() -> set[int]:
     """The descriptors that this process has open."""
     return {int(name) for name in os.listdir("/proc/self/fd")}
@@ -63,24 +93,28 @@ def close_descriptors(numbers: Iterable[int]) -> None:
 # ---------------------------------------------------------------------- finding
 
 
-def belongings(pid: int, process_id: str, folder: Path | None = None) -> list[psutil.Process]:
+def belongings(pid: int, process_id: str, folder: Path | None = None) -> "list[psutil.Process]":
     """Every living process that belongs to a worker, itself left out; the worker may be dead already."""
     marked = [one for one in _other_pids() if one != pid and _belongs(one, pid, process_id, folder)]
     return _living(marked) + [child for child in _descendants(pid) if child.pid != pid]
 
 
-def marked_processes(run_id: str, folder: Path | None = None) -> list[psutil.Process]:
+def marked_processes(run_id: str, folder: Path | None = None) -> "list[psutil.Process]":
     """Every living process of a run: its environment carries the run's mark, or it maps a worker's mark."""
     marked = [one for one in _other_pids() if _environ_has(one, RUN_MARK, run_id) or _maps_mark_in(one, folder)]
     return _living(marked)
 
 
 def _other_pids() -> list[int]:
+    import psutil
+
     mine = os.getpid()
     return [pid for pid in psutil.pids() if pid != mine]
 
 
-def _living(pids: list[int]) -> list[psutil.Process]:
+def _living(pids: list[int]) -> "list[psutil.Process]":
+    import psutil
+
     found = []
     for pid in pids:
         with contextlib.suppress(psutil.Error):
@@ -114,7 +148,9 @@ def _maps_mark_in(pid: int, folder: Path | None) -> bool:
     return any(start in line and line.endswith(b"/mark") for line in maps.splitlines())
 
 
-def _descendants(pid: int) -> list[psutil.Process]:
+def _descendants(pid: int) -> "list[psutil.Process]":
+    import psutil
+
     try:
         return [child for child in psutil.Process(pid).children(recursive=True) if _is_living(child)]
     except psutil.Error:
@@ -129,7 +165,9 @@ def _environ_has(pid: int, name: str, value: str) -> bool:
     return f"\0{name}={value}\0".encode() in b"\0" + environ
 
 
-def _is_living(process: psutil.Process) -> bool:
+def _is_living(process: "psutil.Process") -> bool:
+    import psutil
+
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
@@ -146,6 +184,8 @@ def ask_for_stack(pid: int) -> None:
 
 def is_stopped(pid: int) -> bool:
     """Whether somebody has stopped the process (SIGSTOP)."""
+    import psutil
+
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     except psutil.Error:
@@ -190,8 +230,6 @@ def kill_belongings(dead_pid: int, process_id: str, folder: Path | None = None) 
 
 def helper_pids() -> list[int]:
     """multiprocessing's own helpers (resource tracker, fork server): they serve this process beyond one run."""
-    from multiprocessing import forkserver
-
     trackers = (resource_tracker._resource_tracker, forkserver._forkserver)
     pids = [getattr(tracker, name, None) for tracker in trackers for name in ("_pid", "_forkserver_pid")]
     return [pid for pid in pids if pid]
@@ -203,8 +241,20 @@ def kill_run(run_id: str, folder: Path | None = None, keep: Iterable[int] = ()) 
     return kill_all(lambda: [p for p in marked_processes(run_id, folder) if p.pid not in spared and _is_living(p)], [])
 
 
-def kill_all(find: Callable[[], list[psutil.Process]], known: list[int]) -> int:
+def end_run(run_id: str, work_dir: Path, folder: Path | None, *, keeps_files: bool) -> None:
+    """In the manager, when the supervisor has died: no process of the run may stay behind, nor, without a journal, a file.
+
+    It stands here, and not with the supervisor, since the manager imports the file that it stands in.
+    """
+    kill_run(run_id, folder)
+    if not keeps_files:
+        shutil.rmtree(work_dir, ignore_errors=True)
+
+
+def kill_all(find: "Callable[[], list[psutil.Process]]", known: list[int]) -> int:
     """Stop what `find` finds until it finds nobody new, then kill all of them."""
+    import psutil
+
     doomed: dict[int, psutil.Process] = {}
     for pid in known:
         _signal(pid, signal.SIGSTOP)
@@ -225,7 +275,7 @@ def kill_all(find: Callable[[], list[psutil.Process]], known: list[int]) -> int:
     return len(doomed)
 
 
-def _reap_adopted(doomed: dict[int, psutil.Process]) -> None:
+def _reap_adopted(doomed: "dict[int, psutil.Process]") -> None:
     """Bury those that became our children; each by its own pid, for a general wait would steal others' exit codes."""
     deadline = time.monotonic() + 1.0
     waiting = set(doomed)
@@ -241,12 +291,14 @@ def _reap_adopted(doomed: dict[int, psutil.Process]) -> None:
             time.sleep(0.002)
 
 
-def orphans() -> list[psutil.Process]:
+def orphans() -> "list[psutil.Process]":
     """Children of this process that it did not start: a worker's descendants that lost their parents and became ours.
 
     They are known by the workers' odd out-of-memory score, which every descendant inherits and a zombie still shows; what
     the embedding program has started does not have it.
     """
+    import psutil
+
     started = {process.pid for process in active_children()}
     children = [child for child in psutil.Process().children() if child.pid not in started]
     return [child for child in children if _oom_score(child.pid) == OOM_SCORE]
@@ -272,7 +324,9 @@ def _oom_score(pid: int) -> str:
         return ""
 
 
-def _is_ours(process: psutil.Process) -> bool:
+def _is_ours(process: "psutil.Process") -> bool:
+    import psutil
+
     try:
         return bool(process.ppid() == os.getpid())
     except psutil.Error:
@@ -285,6 +339,8 @@ def remove_owned(owned: Iterable[dict[str, Any]], started_at: float) -> None:
     Args:
         started_at: UTC seconds when the worker was started; an older process cannot be its own, but its pid may be reused.
     """
+    import psutil
+
     for item in owned:
         with contextlib.suppress(
             psutil.Error, OSError, ValueError, TypeError, OverflowError
@@ -299,6 +355,8 @@ def remove_owned(owned: Iterable[dict[str, Any]], started_at: float) -> None:
 
 
 def _kill_if_younger(pid: int, started_at: float) -> None:
+    import psutil
+
     process = psutil.Process(pid)
     if process.create_time() >= started_at and pid != os.getpid():
         process.kill()
@@ -314,6 +372,8 @@ def _signal(pid: int, number: int) -> None:
 
 def tree_rss_bytes(pid: int) -> int:
     """Resident memory of a process and its descendants, in bytes."""
+    import psutil
+
     total = 0
     with contextlib.suppress(psutil.Error):
         root = psutil.Process(pid)
@@ -324,6 +384,8 @@ def tree_rss_bytes(pid: int) -> int:
 
 def started_at(pid: int) -> float:
     """When a process was started, UTC seconds; 0 if it is gone."""
+    import psutil
+
     try:
         return float(psutil.Process(pid).create_time())
     except psutil.Error:

@@ -1,6 +1,7 @@
 """The worker processes of a run: a slot each, replaced when they end, with some in reserve, and a brake on bad starts."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -53,6 +54,15 @@ class Staff:
 
     def __bool__(self) -> bool:
         return bool(self.workers or self.standbys)
+
+    def prepare(self, now: float) -> None:
+        """Start the first processes ahead of the queue's: they import while it does, and wait to be employed.
+
+        One core is left to the queue's process, which everybody waits for.
+        """
+        cores = len(os.sched_getaffinity(0))
+        while len(self.standbys) < min(self.jobs, max(1, cores - 1)) and (standby := self._start(now)) is not None:
+            self.standbys.append(standby)
 
     def top_up(self, now: float) -> None:
         """Start what is missing, unless the brake is on.

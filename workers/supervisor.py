@@ -27,29 +27,31 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing import active_children, connection, get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poqueue import failpoint
 from poqueue.client import REPORT_TIMEOUT_S, QueueClient
 from poqueue.error_log import described
 from poqueue.errors import JournalError, ServiceError, TaskNotFoundError, WorkerMismatchError
-from poqueue.service import QueueService, fits_address
+from poqueue.service import QueueService, fits_address, leave_if_imported_again
 from poqueue.task import Event, ProcessingTask, Report, TaskRecord, TaskStatus
 from workers import own_process
 from workers import process_control as control
-from workers.guards import MachineGuard
 from workers.log import OUTPUT_LOGGER
 from workers.post_mortem import describe_death, describe_timeout, signal_name
 from workers.processing import ProcessorSpec, check_importable, load_target
-from workers.progress import Snapshot, WorkerView
 from workers.queue_keeper import QueueKeeper
-from workers.recovery import LeftBehind
 from workers.run_control import CONTROL_NAME, ControlFile, read_order
 from workers.signals import SignalInbox
 from workers.staff import Staff
 from workers.worker import RELIEF_S, WorkerSettings
 from workers.worker_files import Phase, Status
 from workers.worker_process import WorkerProcess
+
+if TYPE_CHECKING:  # what only some programs use: the others start the sooner
+    from workers.guards import MachineGuard
+    from workers.progress import Snapshot, WorkerView
+    from workers.recovery import LeftBehind
 
 logger = logging.getLogger(__name__)
 output_logger = logging.getLogger(OUTPUT_LOGGER)
@@ -59,6 +61,7 @@ SHOW_S = 0.25
 GAP_S = 2.0  # a loop that stood still for longer was stopped, or the machine was; no PO is to blame
 MEMORY_CHECK_S = 1.0
 ORPHAN_CHECK_S = 5.0
+FIRST_ORPHAN_CHECK_S = 1.0  # it also loads what a burial needs, before there is one and while nobody waits
 BOOT_TIMEOUT_S = 120.0
 TEARDOWN_S = 10.0
 WATCH_S = 1.0  # how often the machine and the journal are looked at
@@ -139,13 +142,13 @@ class Supervisor:
         journal: Path | None = None,
         durability: str = "normal",
         halt: Halt | None = None,
-        guard: MachineGuard | None = None,
+        guard: "MachineGuard | None" = None,
         control_dir: Path | None = None,
         work_dir: Path | None = None,
         output_dir: Path | None = None,
         log_path: Path | None = None,
         on_event: Callable[[Event], None] | None = None,
-        on_show: Callable[[Snapshot], None] | None = None,
+        on_show: "Callable[[Snapshot], None] | None" = None,
         signals: SignalInbox | None = None,
         lease_ahead: bool = True,
         **queue_settings: Any,
@@ -169,13 +172,14 @@ class Supervisor:
         self.run_id = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._work_dir = work_dir or Path(tempfile.gettempdir(), f"poqueue-run-{self.run_id}")
         self._output_dir = output_dir or self._work_dir / "output"
+        self._start_method = start_method
         self._marked_folder = self._work_dir if start_method == "fork" else None
         self._service = QueueService(
             start_method=start_method,
             directory=self._work_dir if fits_address(self._work_dir) else None,
             log_path=log_path or Path(os.devnull),
             on_orphan=functools.partial(
-                _end_run, self.run_id, self._work_dir, self._marked_folder, keeps_files=journal is not None
+                control.end_run, self.run_id, self._work_dir, self._marked_folder, keeps_files=journal is not None
             ),
             journal=journal,
             durability=durability,
@@ -204,7 +208,7 @@ class Supervisor:
         self._last_loop = 0.0
         self._next_show = 0.0
         self._next_memory_check = 0.0
-        self._next_orphan_check = time.monotonic() + ORPHAN_CHECK_S
+        self._next_orphan_check = time.monotonic() + FIRST_ORPHAN_CHECK_S
         self._begun = time.monotonic()
         self._note = ""
 
@@ -224,16 +228,27 @@ class Supervisor:
             ManagerLostError: the manager process died while it started.
             JournalError: the journal cannot be opened.
         """
-        self.start_queue()
+        self.start_queue(prepares_workers=True)
         self.start_workers()
 
-    def start_queue(self) -> None:
-        """Start the manager alone: the queue can be filled, and looked at, before anybody works on it. Errors as in start."""
+    def start_queue(self, *, prepares_workers: bool = False) -> None:
+        """Start the manager: the queue can be filled, and looked at, before anybody works on it. Errors as in start.
+
+        Args:
+            prepares_workers: also start the processes of start_workers, which is sure to follow: they import while the
+                manager does, and know no PO before.
+        """
+        leave_if_imported_again(self._start_method)
         self._work_dir.mkdir(mode=0o700)
         self._output_dir.mkdir(mode=0o700, exist_ok=True)
         self._adoption.hold()
         self._oom_kills = control.oom_kills()
         try:
+            if self._start_method == "forkserver":
+                control.start_forkserver({control.RUN_MARK: self.run_id})
+            if prepares_workers:
+                self._service.choose_address()
+                self._staff.prepare(time.monotonic())
             self._keeper.open()
             self.queue: QueueClient = self._keeper.queue
             if self._journal is not None:
@@ -255,7 +270,7 @@ class Supervisor:
             self.close()
             raise
 
-    def take_up(self, left: LeftBehind, reason: str) -> int:
+    def take_up(self, left: "LeftBehind", reason: str) -> int:
         """Tell the queue what the workers of an earlier, dead supervisor have left; before start_workers.
 
         Returns:
@@ -775,6 +790,8 @@ class Supervisor:
     def _show(self, now: float, is_last: bool = False) -> None:
         if (self._on_show is None and self._control_dir is None) or (now < self._next_show and not is_last):
             return
+        from workers.progress import Snapshot
+
         self._next_show = now + SHOW_S
         status = self._ask("get_queue_status")
         phase = "done" if is_last else ("draining", "draining", "stopping", "stopping")[self._stop_level]
@@ -799,13 +816,15 @@ class Supervisor:
             )  # fmt: skip
         )
 
-    def _tell(self, snapshot: Snapshot) -> None:
+    def _tell(self, snapshot: "Snapshot") -> None:
         if self._on_show is not None:
             self._on_show(snapshot)
         if self._control_dir is not None:
             self._ask("set_view", {**dataclasses.asdict(snapshot), "jobs": self._staff.jobs, "pid": os.getpid()})
 
-    def _views(self, now: float) -> tuple[WorkerView, ...]:
+    def _views(self, now: float) -> "tuple[WorkerView, ...]":
+        from workers.progress import WorkerView
+
         views = []
         for worker in sorted(self._staff.workers, key=lambda one: one.slot):
             status = worker.status()
@@ -863,10 +882,3 @@ def _inode(path: Path) -> int:
         return path.stat().st_ino
     except OSError:
         return 0
-
-
-def _end_run(run_id: str, work_dir: Path, marked_folder: Path | None, *, keeps_files: bool) -> None:
-    """In the manager, when the supervisor has died: no process of the run may stay behind, nor, without a journal, a file."""
-    control.kill_run(run_id, marked_folder)
-    if not keeps_files:
-        shutil.rmtree(work_dir, ignore_errors=True)

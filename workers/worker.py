@@ -96,7 +96,6 @@ class Worker:
         self._pace_s = 1.0  # how long a task takes; the first ones come singly
         with _boot_failure_to(files):
             self._processor = Processor(load_target(settings.spec))
-        self._client = _connect_patiently(settings)
         self._turn = 0
         self._home = os.getcwd()
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -108,8 +107,8 @@ class Worker:
         """Work until the queue says stop or it is time to be replaced."""
         settings, files = self._settings, self._files
         context = WorkerContext(worker_id, settings.output_dir, dict(settings.spec.options), owner=files.own)
-        client = self._client
         files.phase(Phase.SETTING_UP)
+        client = _connect_patiently(settings)  # only now: it may have been started before the queue's process
         with _boot_failure_to(files):
             self._processor.setup(context)
         files.phase(Phase.WORKING)

@@ -1,5 +1,6 @@
 """The supervisor and its processes as a whole: what is lost when anything at all is killed, and that nothing stays behind."""
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -11,17 +12,20 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poqueue import TaskStatus
-from poqueue.errors import ServiceError
+from poqueue.errors import JournalError, ServiceError
 from poqueue.service import connect
 from tests.conftest import marked
 from tests.integration.stage import Play, history, living, on_stage, perform, po, started_pids, wait_until
 from workers import Supervisor
+from workers.process_control import helper_pids, marked_processes
+from workers.worker_files import Phase
 
 ROOT = Path(__file__).parents[2]
 
@@ -390,3 +394,69 @@ def end_script(run: "subprocess.Popen[Any]") -> None:
     run.wait()
     if run.stdout is not None:
         run.stdout.close()
+
+
+# ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+def test_workers_that_are_started_ahead_wait_until_they_are_asked_for(start_method: str, tmp_path: Path) -> None:
+    supervisor = Supervisor("tests.integration.villains:process", jobs=2, start_method=start_method)
+    with contextlib.closing(supervisor):
+        supervisor.start_queue(prepares_workers=True)
+        supervisor.queue.add_task(po("A", "quick", tmp_path))
+        ahead = list(supervisor._staff.standbys)
+        wait_until(lambda: all(one.status().phase is Phase.STANDBY for one in ahead), "they have imported")
+
+        assert ahead and not history(tmp_path)
+        assert supervisor.queue.get_queue_status()["pending_tasks"] == 1
+
+        supervisor.start_workers()
+        assert {one.pid for one in ahead} <= {one.pid for one in supervisor._staff.workers}
+        assert supervisor.run().reason == "done"
+
+    assert [line["event"] for line in history(tmp_path)] == ["start", "end"]
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+def test_a_queue_that_cannot_start_leaves_no_worker_behind(start_method: str, tmp_path: Path, mark: str) -> None:
+    journal = tmp_path / "journal.sqlite"
+    journal.write_text("no journal")
+    supervisor = Supervisor("tests.integration.villains:process", jobs=2, start_method=start_method, journal=journal)
+
+    with pytest.raises(JournalError):
+        supervisor.start()
+
+    left = {process.pid for process in marked_processes(supervisor.run_id, supervisor._marked_folder)}
+    assert left <= set(helper_pids()), "nothing but multiprocessing's own helpers"
+    assert not active_children() and not supervisor._work_dir.exists()
+
+
+def test_the_death_of_a_worker_started_before_everything_else_harms_no_other(tmp_path: Path) -> None:
+    """A fresh program: its first worker is also the first that the fork server is needed for."""
+    program = f"""
+        from pathlib import Path
+        from tests.integration.stage import po
+        from workers import Supervisor
+        if __name__ == "__main__":
+            folder = Path({str(tmp_path)!r})
+            with Supervisor("tests.integration.villains:process", jobs=2, start_method="forkserver", max_retries=0) as one:
+                one.queue.add_tasks([po("A", "kill_itself", folder), po("B", "quick", folder), po("C", "exit_zero", folder)])
+                one.run()
+                status = one.queue.get_queue_status()
+            print(status["completed_tasks"], status["failed_tasks"])
+    """
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(program))
+
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.stdout.split() == ["1", "2"], done.stderr

@@ -305,3 +305,18 @@ def test_signals_are_held_only_in_the_thread_that_starts() -> None:
     thread.join()
 
     assert signal.SIGINT not in masks[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_shadowed"),
+    [("secrets.py", True), ("workers/__init__.py", True), ("orders.csv", False), ("json/x", False)],
+)
+def test_the_fork_server_preloads_nothing_where_a_file_has_the_name_of_a_module(
+    name: str, is_shadowed: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+    assert control._is_shadowed(tmp_path) is is_shadowed
+    assert not control._is_shadowed(Path(control.__file__).parents[1])
