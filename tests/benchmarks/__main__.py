@@ -1,6 +1,7 @@
 """Measure poqueue and its peers: `python -m tests.benchmarks --help`. The peers: `pip install 'poqueue[bench]'`."""
 
 import argparse
+import compileall
 import json
 import os
 import platform
@@ -13,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from tests.benchmarks.cases import CASES
+from tests.benchmarks.cases import CASES, ROOT
 from tests.benchmarks.pools import OPENERS, TITLES
 from tests.benchmarks.poqueue_pool import has_journal_setting
 from tests.benchmarks.runner import Measurement, pick_cases, run_all
@@ -50,6 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs is ended on the way out
+    for package in (
+        "poqueue",
+        "workers",
+        "tests/benchmarks",
+    ):  # as pip does: else each process may compile all of it again
+        compileall.compile_dir(ROOT / package, quiet=2)
     done: list[Measurement] = []
     try:
         for one in run_all(cases, pools, options.repeat, options.scale, options.patience, _tell):
