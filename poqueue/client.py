@@ -148,9 +148,21 @@ class QueueClient:
         return bool(self.call("retry_task", task_id, described(error_details)))
 
     def exchange(
-        self, worker_id: str, reports: Sequence[Report] = (), limit: int = 1, wait_s: float = 0.0, turn: int = 0
+        self,
+        worker_id: str,
+        reports: Sequence[Report] = (),
+        limit: int = 1,
+        wait_s: float = 0.0,
+        turn: int = 0,
+        keeps: Collection[int] = (),
     ) -> Grant:
-        return unpack_grant(self.call("exchange", worker_id, pack_reports(reports), limit, wait_s, turn))
+        return unpack_grant(self.call("exchange", worker_id, pack_reports(reports), limit, wait_s, turn, keeps))
+
+    def begin_exchange(
+        self, worker_id: str, reports: Sequence[Report], limit: int, turn: int, keeps: Collection[int]
+    ) -> "PendingCall":
+        """An exchange that does not wait: its answer, by unpack_grant, can be fetched while there is other work."""
+        return self.begin("exchange", worker_id, pack_reports(reports), limit, 0.0, turn, keeps)
 
     def retire_worker(self, worker_id: str) -> None:
         self.call("retire_worker", worker_id)

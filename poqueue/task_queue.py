@@ -251,7 +251,13 @@ class TaskQueue:
     # ------------------------------------------------------------------ workers of a pool
 
     def exchange(
-        self, worker_id: str, reports: Sequence[Report] = (), limit: int = 1, wait_s: float = 0.0, turn: int = 0
+        self,
+        worker_id: str,
+        reports: Sequence[Report] = (),
+        limit: int = 1,
+        wait_s: float = 0.0,
+        turn: int = 0,
+        keeps: Collection[int] = (),
     ) -> Grant:
         """Take a worker's reports and lease it up to `limit` tasks, in one step.
 
@@ -261,15 +267,16 @@ class TaskQueue:
 
         Args:
             turn: numbers a worker's exchanges, upward from 1; then a worker that lost an answer may just go on. With a
-                new turn it has nothing in hand beside what it reports, so what else it holds never reached it and is
-                undone; a call of an older turn leases nothing.
+                new turn it has nothing in hand beside what it reports and keeps, so what else it holds never reached it
+                and is undone; a call of an older turn leases nothing.
+            keeps: tokens of leases that it has in hand while it asks for more.
         """
         _check_worker_id(worker_id)
         if reports or turn:
             with self._lock:
                 if turn and turn <= self._turns.get(worker_id, 0):  # it has begun a later one
                     return Grant([], stop=False)
-                verdicts = self._decide_reports(worker_id, reports, has_nothing_else=turn > 0)
+                verdicts = self._decide_reports(worker_id, reports, keeps if turn else None)
                 if turn and limit and self._may_lease_first(worker_id, verdicts):
                     leases = self._lease_many(worker_id, limit, verdicts)
                 else:
@@ -934,7 +941,10 @@ class TaskQueue:
             return False
         return all(verdict.kind in (Kind.COMPLETED, Kind.FAILED) for verdict in verdicts)
 
-    def _decide_reports(self, worker_id: str, reports: Sequence[Report], has_nothing_else: bool) -> list[Verdict]:
+    def _decide_reports(
+        self, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None
+    ) -> list[Verdict]:
+        """With `keeps` the worker has these in hand and nothing else."""
         verdicts: dict[int, Verdict] = {}
         for report in reports:
             entry = self._ledger.get(report.task_id)
@@ -943,10 +953,10 @@ class TaskQueue:
                 logger.info("report of %s on task %s came too late; ignored", worker_id, report.task_id)
             elif report.token not in verdicts:
                 verdicts[report.token] = self._decide(entry, report)
-        if has_nothing_else:
+        if keeps is not None:
             held = self._ledger.held_by(worker_id)
             if len(held) > len(verdicts):
-                others = [entry for entry in held if entry.token not in verdicts]
+                others = [entry for entry in held if entry.token not in verdicts and entry.token not in keeps]
                 verdicts |= {entry.token: Verdict(Kind.UNDONE, entry) for entry in others}
         return list(verdicts.values())
 

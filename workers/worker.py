@@ -1,4 +1,4 @@
-"""A worker process: lease, process, report; report and next lease travel in one message.
+"""A worker process: lease, process, report; report and next lease travel in one message, the answer while it works.
 
 It shares no lock with anybody, waits in the manager while there is nothing to do, and says what it does in its status
 (worker_files), where the supervisor reads it without asking.
@@ -6,6 +6,7 @@ It shares no lock with anybody, waits in the manager while there is nothing to d
 
 import faulthandler
 import logging
+import math
 import multiprocessing
 import os
 import select
@@ -17,14 +18,16 @@ import traceback
 
 # signal.getsignal tries, by an exception, to make an enum of our function: ten times the time
 from _signal import getsignal  # type: ignore[import-not-found]
+from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from poqueue import failpoint
-from poqueue.client import QueueClient, connect
+from poqueue.client import PendingCall, QueueClient, connect
 from poqueue.errors import JournalError, PoqueueError, ServiceError
+from poqueue.packing import unpack_grant
 from poqueue.task import Grant, Lease, Report
 from workers.own_process import become_worker, rss_bytes
 from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, load_target, run_attempt
@@ -83,6 +86,15 @@ def main(settings: WorkerSettings, orders: "Connection[Any, Any]") -> None:
         _flush()
 
 
+class _Ahead(NamedTuple):
+    """An exchange whose answer has not been fetched yet: what it tells, how many leases it asks for, until when they are good."""
+
+    call: PendingCall
+    reports: list[Report]
+    limit: int
+    until: float
+
+
 class Worker:
     """One worker's loop and what it keeps between tasks."""
 
@@ -92,6 +104,10 @@ class Worker:
         self._pid = os.getpid()
         self._reports: list[Report] = []
         self._is_kept = True  # whether they would outlive this process
+        self._hand: deque[tuple[Lease, float]] = deque()  # what is to be begun, and until when
+        self._granted = 0  # how many leases came with the last grant
+        self._has_more = False  # as many as were asked for, so there may be more
+        self._ahead: _Ahead | None = None
         self._tasks_done = 0
         self._pace_s = 1.0  # how long a task takes; the first ones come singly
         with _boot_failure_to(files):
@@ -122,21 +138,78 @@ class Worker:
             client.close()
 
     def _serve(self, worker_id: str, client: QueueClient, context: WorkerContext) -> None:
-        while True:
-            is_last = _term_came or self._is_worn_out()
-            grant = self._exchange(worker_id, client, 0 if is_last else self._appetite())
-            if self._reports:
-                self._reports = []
-                self._files.reports_told()
-            if is_last or grant.stop:
-                self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)
-                return
-            latest_start = time.monotonic() + HOLD_S
-            self._is_kept = True
-            for lease in grant.leases:
-                self._process(lease, context, latest_start if lease is not grant.leases[0] else None)
+        while self._fill_hand(worker_id, client):
+            while self._hand:
+                lease, until = self._hand.popleft()
+                self._ask_ahead(worker_id, client, lease)
+                self._process(lease, context, until)
             if self._is_kept:
                 self._files.idle()
+            self._take_answer()
+
+    def _fill_hand(self, worker_id: str, client: QueueClient) -> bool:
+        """Report, and wait for something to do, unless it has come already; False if there is to be nothing more."""
+        if self._hand:
+            return True
+        is_last = _term_came or self._is_worn_out()
+        limit = 0 if is_last else self._appetite()
+        grant = self._exchange(worker_id, client, limit)
+        if self._reports:
+            self._reports = []
+            self._files.reports_told()
+        if is_last or grant.stop:
+            self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)
+            return False
+        self._is_kept = True
+        self._take(grant, limit, time.monotonic() + HOLD_S)
+        if self._hand:
+            self._hand[0] = (self._hand[0][0], math.inf)  # nothing comes before it
+        return True
+
+    def _ask_ahead(self, worker_id: str, client: QueueClient, lease: Lease) -> None:
+        """Half-way through what is in hand: tell what is done and ask for more, so that nobody waits for the answer.
+
+        Only while POs are short. What it brings was leased now, and is begun before a lease grows old (HOLD_S), or not at all.
+        """
+        is_early = len(self._hand) + 1 > max(1, self._granted // 2)
+        if self._ahead is not None or is_early or not self._has_more or not self._is_kept or _term_came:
+            return
+        limit = self._appetite(held=len(self._hand) + 1)
+        if limit < 1 or self._pace_s > LEASE_AHEAD_S or self._settings.max_memory_bytes is not None:
+            return
+        keeps = [lease.token, *(other.token for other, _ in self._hand)]
+        until = time.monotonic() + HOLD_S
+        self._files.idle()  # nobody's time runs while this is sent
+        self._turn += 1
+        try:
+            failpoint.hit("worker.before_exchange")
+            call = client.begin_exchange(worker_id, self._reports, limit, self._turn, keeps)
+        except ServiceError as error:
+            logger.debug("the queue is away: %s", error)
+            self._has_more = False  # who knows
+            return
+        self._ahead = _Ahead(call, self._reports, limit, until)
+        self._reports = []
+        self._files.telling_reports()
+
+    def _take_answer(self) -> None:
+        """What was asked for ahead. If the answer is lost its reports are told again, and its leases undone, by the next turn."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return
+        try:
+            grant = unpack_grant(ahead.call.result())
+            failpoint.hit("worker.after_exchange")
+        except (ServiceError, JournalError) as error:
+            logger.debug("the queue is away: %s", error)
+            self._reports = ahead.reports + self._reports
+            return
+        self._files.reports_told(all_of_them=False)
+        self._take(grant, ahead.limit, ahead.until)
+
+    def _take(self, grant: Grant, limit: int, until: float) -> None:
+        self._granted, self._has_more = len(grant.leases), len(grant.leases) == limit
+        self._hand.extend((lease, until) for lease in grant.leases)
 
     def _exchange(self, worker_id: str, client: QueueClient, limit: int) -> Grant:
         """Report and lease, as often as it takes: the queue may be replaced meanwhile, or wait for room on the disk.
@@ -155,7 +228,7 @@ class Worker:
                 logger.debug("the queue is away: %s", error)
             time.sleep(ASK_AGAIN_S)
 
-    def _process(self, lease: Lease, context: WorkerContext, latest_start: float | None) -> None:
+    def _process(self, lease: Lease, context: WorkerContext, latest_start: float) -> None:
         """Run one attempt, or give a lease back that was held for too long.
 
         First the mark, then the look at the clock: whoever reads another PO's mark after `latest_start` then knows that
@@ -167,7 +240,7 @@ class Worker:
             return
         begin = time.monotonic()
         files.begin(lease.token, lease.attempt, begin, lease.task_timeout, lease.po_number, lease.task_id)
-        if _term_came or (latest_start is not None and time.monotonic() > latest_start):
+        if _term_came or time.monotonic() > latest_start:
             self._reports.append(Report(lease.task_id, lease.token, 0.0))
             return
         failpoint.hit("worker.begun")
@@ -188,13 +261,13 @@ class Worker:
         self._tasks_done += 1
         self._pace_s = 0.7 * self._pace_s + 0.3 * (time.monotonic() - begin)
 
-    def _appetite(self) -> int:
-        """How many leases to hold: about 25 ms of work, one of anything longer."""
+    def _appetite(self, held: int = 0) -> int:
+        """How many leases to ask for: about 25 ms of work, one of anything longer, none ahead where none are to be held."""
         if not self._settings.lease_ahead:
-            return 1
+            return 1 if not held else 0
         limit = self._settings.max_tasks
-        rest = MAX_LEASES if limit is None else limit - self._tasks_done
-        return max(1, min(MAX_LEASES, rest, int(LEASE_AHEAD_S / max(self._pace_s, 1e-6))))
+        rest = MAX_LEASES if limit is None else limit - self._tasks_done - held
+        return min(MAX_LEASES, rest, max(1, int(LEASE_AHEAD_S / max(self._pace_s, 1e-6))))
 
     def _is_worn_out(self) -> bool:
         """Time to be replaced; only ever true between tasks."""

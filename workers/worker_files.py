@@ -5,7 +5,7 @@ One private folder a worker process:
     output   stdout, stderr and log records of the processor, with an invisible line at the end of each PO that wrote.
     stack    where the Python code is, written by faulthandler when the supervisor asks (SIGUSR1).
     reports  attempts that are over and not yet told to the queue, a line each (JSON, tab, result): what is done is never done
-             again.
+             again. Two files: one is filled while those in the other are being told.
     owned    processes and paths that are to be removed if the worker is killed, a JSON object a line.
     mark     mapped by the worker alone, and so by all that it forks.
     boot     why the worker could not start.
@@ -40,6 +40,7 @@ MAX_READ_LINES = 2_000
 LAST_WORDS_BYTES = 1_000_000
 MAX_BEHIND_BYTES = 64_000_000
 _MAX_BOOT_CHARS = 8_000
+REPORT_FILES = ("reports", "reports2")
 
 
 def private(path: str, flags: int) -> int:
@@ -85,7 +86,8 @@ class WorkerWriter:
         self._turn = 0
         self.output_fd = os.open(folder / "output", os.O_WRONLY | os.O_APPEND)
         self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)
-        self._reports_fd = os.open(folder / "reports", os.O_WRONLY | os.O_APPEND)
+        self._report_fds = [os.open(folder / name, os.O_WRONLY | os.O_APPEND) for name in REPORT_FILES]
+        self._filled = 0  # which of them is
 
     def phase(self, phase: Phase) -> None:
         """Say how far the worker has come, with nothing in hand."""
@@ -124,20 +126,24 @@ class WorkerWriter:
         payload = b"" if result is None else result.payload  # JSON too, and so without a tab or a line end of its own
         data = b"%b\t%b\n" % (line, payload)
         try:
-            written = os.write(self._reports_fd, data)
+            fd = self._report_fds[self._filled]
+            written = os.write(fd, data)
             if written == len(data):
                 return True
-            size = os.fstat(self._reports_fd).st_size
-            os.ftruncate(
-                self._reports_fd, size - written
-            )  # a part of it would be taken for the whole, or spoil the next
+            os.ftruncate(fd, os.fstat(fd).st_size - written)  # a part would be taken for the whole, or spoil the next
         except OSError as error:
             logger.debug("a report cannot be kept: %s", error)
         return False
 
-    def reports_told(self) -> None:
-        """The queue has taken all reports so far."""
-        os.ftruncate(self._reports_fd, 0)
+    def telling_reports(self) -> None:
+        """The reports so far are on their way to the queue, later ones not; those before must have been told."""
+        self._filled ^= 1
+
+    def reports_told(self, *, all_of_them: bool = True) -> None:
+        """The queue has taken all reports so far, or only those that were on their way."""
+        if all_of_them:
+            os.ftruncate(self._report_fds[self._filled], 0)
+        os.ftruncate(self._report_fds[self._filled ^ 1], 0)
 
     def log(self, record: logging.LogRecord, text: str) -> None:
         """A log record, kept apart from plain output by its level and logger."""
@@ -192,7 +198,7 @@ class WorkerReader:
 
     def _make_files(self) -> None:
         """What the worker needs to start: whoever starts it can wait for room on the disk, it cannot."""
-        for name in ("output", "reports", "stack"):
+        for name in ("output", *REPORT_FILES, "stack"):
             os.close(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT, 0o600))
         with open(self.folder / "mark", "wb", opener=private) as file:
             file.write(b"\0")
@@ -247,16 +253,16 @@ class WorkerReader:
                 yield json.loads(line)
 
     def untold_reports(self) -> list[Report]:
-        """What a dead worker had finished and perhaps not told; a line that it died over is left out."""
+        """What a worker has finished and perhaps not told; a line that it died over is left out."""
         reports = []
-        for line in self._bytes("reports").split(b"\n")[:-1]:
+        for line in (line for name in REPORT_FILES for line in self._bytes(name).split(b"\n")[:-1]):
             with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError):
                 told, _, payload = line.partition(b"\t")
                 task_id, token, seconds, result, *rest = json.loads(told)
                 if result is not None:
                     result = FrozenResult(result[0], result[1], result[2], payload)
                 reports.append(Report(task_id, token, seconds, result, *rest))
-        return reports
+        return sorted(reports, key=lambda report: report.token)
 
     def output(self, is_dead: bool = False) -> list[OutputLine]:
         """The lines written since the last call whose PO is known; of a dead worker, all to the last.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -172,6 +172,13 @@ class JournalMachine(RuleBasedStateMachine):
     def exchange_with_turn(self, slot: int, hand: list[str], limit: int, is_lost: bool) -> None:
         """A worker reports some of what it holds and has nothing else in hand; it may not hear the answer."""
         self.exchange(self.workers[slot], hand, limit, is_lost)
+
+    @precondition(lambda self: self.running())
+    @rule(slot=st.integers(0, 2), hand=st.lists(outcomes, max_size=2), limit=st.integers(0, 3), is_lost=st.booleans())
+    def ask_ahead(self, slot: int, hand: list[str], limit: int, is_lost: bool) -> None:
+        """A worker reports some of what it holds and keeps all the rest, or all but one, which never reached it."""
+        worker = next((each for each in self.workers if len(self.held_by(each)) > 1), self.workers[slot])
+        self.exchange(worker, hand, limit, is_lost, keeps=self.held_by(worker)[len(hand) + limit % 2 :])
 
     @precondition(lambda self: self.may_lease())
     @rule(slot=st.integers(0, 2), hand=st.lists(outcomes, max_size=2))
@@ -583,14 +590,17 @@ class JournalMachine(RuleBasedStateMachine):
         known.status, known.worker_id = S.PROCESSING, worker.worker_id
         known.attempt += 1
 
-    def exchange(self, worker: Worker, hand: list[str], limit: int, is_lost: bool) -> None:
+    def exchange(self, worker: Worker, hand: list[str], limit: int, is_lost: bool, keeps: Sequence[Known] = ()) -> None:
         reports = self.reports_of(worker, hand)
         told_now = [(known, outcome) for known, outcome in zip(self.held_by(worker), hand, strict=False)]
         resent = {report.token for report in worker.unanswered}
         worker.turn = self.next_turn(worker)
-        untold = [known for known in self.held_by(worker) if known.token not in {r.token for r in reports}]
+        in_hand = {report.token for report in reports} | {known.token for known in keeps}
+        untold = [known for known in self.held_by(worker) if known.token not in in_hand]
 
-        grant = self.queue.exchange(worker.worker_id, reports, limit, turn=worker.turn)
+        grant = self.queue.exchange(
+            worker.worker_id, reports, limit, turn=worker.turn, keeps=[known.token for known in keeps]
+        )
 
         for known, outcome in told_now:
             if known.token not in resent:

@@ -26,7 +26,8 @@ def writer(reader: WorkerReader) -> Iterator[WorkerWriter]:
     writer = WorkerWriter(reader.folder, reader.mark)
     yield writer
     os.close(writer.output_fd)
-    os.close(writer._reports_fd)
+    for fd in writer._report_fds:
+        os.close(fd)
     writer._map.close()
 
 
@@ -204,6 +205,29 @@ def test_reports_come_back_whole(reader: WorkerReader, writer: WorkerWriter) -> 
     writer.reports_told()
 
     assert reader.untold_reports() == []
+
+
+def test_reports_on_their_way_stay_until_they_are_told_and_later_ones_beyond(
+    reader: WorkerReader, writer: WorkerWriter
+) -> None:
+    def untold() -> list[str]:
+        return [report.task_id for report in reader.untold_reports()]
+
+    for number, task_id in enumerate("ABCD"):
+        writer.keep_report(Report(task_id, number, 0.5, freeze_plain_result(TaskResult(True))))
+        if task_id == "B":
+            writer.telling_reports()
+    assert untold() == ["A", "B", "C", "D"]
+
+    writer.reports_told(all_of_them=False)
+    assert untold() == ["C", "D"]
+
+    writer.telling_reports()
+    writer.keep_report(Report("E", 5, 0.5, freeze_plain_result(TaskResult(True))))
+    assert untold() == ["C", "D", "E"]
+
+    writer.reports_told()
+    assert untold() == []
 
 
 def test_a_report_that_its_worker_died_over_is_left_out(reader: WorkerReader, writer: WorkerWriter) -> None:
