@@ -14,9 +14,19 @@ from poqueue import wire
 from poqueue.error_log import described
 from poqueue.errors import ManagerLostError, PoqueueError
 from poqueue.events import UNSET, HandlerSet
-from poqueue.packing import pack_reports, pack_task, unpack_events, unpack_grant
+from poqueue.packing import pack_reports, pack_task, unpack_events, unpack_grant, unpack_parts
 from poqueue.payload import freeze_result, thaw_task
-from poqueue.task import DEFAULT_PRIORITY, Event, Grant, ProcessingTask, Report, TaskRecord, TaskResult, TaskStatus
+from poqueue.task import (
+    DEFAULT_PRIORITY,
+    Event,
+    Grant,
+    ProcessingTask,
+    Report,
+    ReportParts,
+    TaskRecord,
+    TaskResult,
+    TaskStatus,
+)
 from poqueue.wire import check_address, dial, raise_mapped, set_time_limit_of
 
 logger = logging.getLogger(__name__)
@@ -232,10 +242,13 @@ class QueueClient:
         return dict(self.call("get_error_summary"))
 
     def export_queue_report(self, format: str = "json", include_completed: bool = True) -> dict[str, Any] | str:
-        report: dict[str, Any] | str = self.call(
-            "export_queue_report", format, include_completed, timeout_s=REPORT_TIMEOUT_S
-        )
-        return report
+        from poqueue import report as reports_of  # only here: every worker process imports this file
+
+        reports_of.check_format(format)
+        return reports_of.build(self.get_report_parts(include_completed), format)
+
+    def get_report_parts(self, include_completed: bool = True) -> ReportParts:
+        return unpack_parts(self.call("get_report_parts", include_completed, timeout_s=REPORT_TIMEOUT_S))
 
     def update_configuration(
         self,

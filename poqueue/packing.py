@@ -4,13 +4,14 @@ than instances of a class. Whoever sends packs, whoever receives unpacks; both e
     add_tasks   list of tasks   ──► list of tuples
     exchange    list of reports ──► list of tuples;     Grant ◄── (list of tuples, stop)
     read_events                                         list of events ◄── list of tuples
+    get_report_parts                                    ReportParts ◄── tuple, its records as tuples
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from poqueue.payload import FrozenPo, FrozenResult, freeze_po
-from poqueue.task import Event, Grant, Lease, ProcessingTask, Report, TaskRecord
+from poqueue.task import Event, Grant, Lease, ProcessingTask, Report, ReportParts, TaskRecord
 
 
 class FrozenTask(NamedTuple):
@@ -62,6 +63,12 @@ def unpack_events(answer: list[tuple[Any, ...]]) -> list[Event]:
     return [Event(number, kind, record and TaskRecord._make(record), error) for number, kind, record, error in answer]
 
 
+def unpack_parts(answer: tuple[Any, ...]) -> ReportParts:
+    """The answer to get_report_parts."""
+    records, *figures = answer
+    return ReportParts([TaskRecord._make(record) for record in records], *figures)
+
+
 def _unpack_task(packed: tuple[Any, ...]) -> FrozenTask:
     task_id, number, payload, *rest = packed
     return FrozenTask(task_id, FrozenPo(number, payload), *rest)
@@ -88,5 +95,13 @@ def _pack_events(events: list[Event]) -> list[tuple[Any, ...]]:
     return [(number, kind, record and tuple(record), error) for number, kind, record, error in events]
 
 
+def _pack_parts(parts: ReportParts) -> tuple[Any, ...]:
+    return [tuple(record) for record in parts.records], *parts[1:]
+
+
 UNPACK_REQUEST: dict[str, Callable[..., tuple[Any, ...]]] = {"add_tasks": _unpack_adding, "exchange": _unpack_exchange}
-PACK_ANSWER: dict[str, Callable[[Any], Any]] = {"exchange": _pack_grant, "read_events": _pack_events}
+PACK_ANSWER: dict[str, Callable[[Any], Any]] = {
+    "exchange": _pack_grant,
+    "read_events": _pack_events,
+    "get_report_parts": _pack_parts,
+}

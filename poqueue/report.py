@@ -3,13 +3,13 @@
 import csv
 import io
 import json
-from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
 from poqueue.formula import guard_formula
+from poqueue.payload import is_json, thaw_for_report
 from poqueue.plain import plain_details
-from poqueue.task import ProcessingTask
+from poqueue.task import ProcessingTask, ReportParts
 
 FORMATS = ("json", "csv", "yaml")
 TASK_COLUMNS = (
@@ -19,32 +19,42 @@ TASK_COLUMNS = (
 )  # fmt: skip
 
 
-def build_report(
-    tasks: list[ProcessingTask],
-    *,
-    plain: Collection[int] = (),
-    status: dict[str, Any],
-    metrics: dict[str, Any],
-    errors: dict[str, Any],
-    configuration: dict[str, Any],
-    wall_time: float,
-) -> dict[str, Any]:
-    """Put a report together: every task with its history, and the figures of the queue.
+def check_format(format: str) -> None:
+    """Refuse what is no format.
 
-    Args:
-        plain: places of tasks whose data comes from JSON, and so needs no reduction.
+    Raises:
+        ValueError: it is none.
     """
+    if format not in FORMATS:
+        raise ValueError(f"report format must be one of {', '.join(FORMATS)}, got {format!r}")
+
+
+def build(parts: ReportParts, format: str = "json") -> dict[str, Any] | str:
+    """The report in one of the formats. Errors as in check_format."""
+    check_format(format)
+    report = build_report(parts)
+    if format == "csv":
+        return as_csv(report)
+    return as_yaml(report) if format == "yaml" else report
+
+
+def build_report(parts: ReportParts) -> dict[str, Any]:
+    """Put a report together: every task with its history, and the figures of the queue."""
+    tasks = [thaw_for_report(record) for record in parts.records]
     figures = {
-        "queue": status,
-        "configuration": configuration,
-        "performance": metrics,
-        "errors": errors,
-        "workers": _by_worker(tasks, metrics["worker_utilization"]),
+        "queue": parts.status,
+        "configuration": parts.configuration,
+        "performance": parts.metrics,
+        "errors": parts.errors,
+        "workers": _by_worker(tasks, parts.metrics["worker_utilization"]),
     }
     return {
-        "generated_at": iso_time(wall_time),
+        "generated_at": iso_time(parts.wall_time),
         **plain_details(figures),
-        "tasks": [task_as_dict(task, is_plain=place in plain) for place, task in enumerate(tasks)],
+        "tasks": [
+            task_as_dict(task, is_plain=is_json(record.payload) and is_json(record.result or b"["))
+            for task, record in zip(tasks, parts.records, strict=True)
+        ],
     }
 
 

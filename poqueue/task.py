@@ -130,6 +130,17 @@ class TaskRecord(NamedTuple):
     po_number: str
 
 
+class ReportParts(NamedTuple):
+    """One consistent look at a queue: its tasks, unopened, its figures, and when that was (UTC seconds)."""
+
+    records: list[TaskRecord]
+    status: dict[str, Any]
+    metrics: dict[str, Any]
+    errors: dict[str, Any]
+    configuration: dict[str, Any]
+    wall_time: float
+
+
 class Event(NamedTuple):
     """Something that happened in the queue, numbered without gaps.
 

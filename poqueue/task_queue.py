@@ -47,10 +47,20 @@ from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
 from poqueue.moves import Moves
 from poqueue.packing import FrozenTask
-from poqueue.payload import freeze_po, freeze_result, is_json, thaw_for_report, thaw_task
+from poqueue.payload import freeze_po, freeze_result, thaw_task
 from poqueue.replay import boot_id, reconfigure, replay
 from poqueue.schedule import Schedule
-from poqueue.task import DEFAULT_PRIORITY, Event, Grant, Lease, ProcessingTask, Report, TaskRecord, TaskResult
+from poqueue.task import (
+    DEFAULT_PRIORITY,
+    Event,
+    Grant,
+    Lease,
+    ProcessingTask,
+    Report,
+    ReportParts,
+    TaskRecord,
+    TaskResult,
+)
 from poqueue.task import TaskStatus as S
 from poqueue.verdict import Verdict, broken_off, failed_attempt, final, retry_delay_s
 
@@ -581,25 +591,20 @@ class TaskQueue:
         Raises:
             ValueError: another format.
         """
-        if format not in reports_of.FORMATS:
-            raise ValueError(f"report format must be one of {', '.join(reports_of.FORMATS)}, got {format!r}")
+        reports_of.check_format(format)
+        return reports_of.build(self.get_report_parts(include_completed), format)
+
+    def get_report_parts(self, include_completed: bool = True) -> ReportParts:
+        """What a report is built from, payloads and results unopened; whoever wants one can build it without the queue."""
         with self._lock:
-            records = [e.record() for e in self._ledger if include_completed or e.status is not S.COMPLETED]
-            status, metrics, errors = self.get_queue_status(), self.get_performance_metrics(), self.get_error_summary()
-            configuration = asdict(self._config)
-        tasks = [thaw_for_report(record) for record in records]
-        built = reports_of.build_report(
-            tasks,
-            plain={n for n, one in enumerate(records) if is_json(one.payload) and is_json(one.result or b"[")},
-            status=status,
-            metrics=metrics,
-            errors=errors,
-            configuration=configuration,
-            wall_time=self._wall_clock(),
-        )
-        if format == "csv":
-            return reports_of.as_csv(built)
-        return reports_of.as_yaml(built) if format == "yaml" else built
+            return ReportParts(
+                [e.record() for e in self._ledger if include_completed or e.status is not S.COMPLETED],
+                self.get_queue_status(),
+                self.get_performance_metrics(),
+                self.get_error_summary(),
+                asdict(self._config),
+                self._wall_clock(),
+            )
 
     # ------------------------------------------------------------------ settings, events, upkeep
 

@@ -24,8 +24,9 @@ from poqueue import failpoint
 from poqueue.client import REPORT_TIMEOUT_S
 from poqueue.errors import ConfigError, JournalError, OrdersError, ServiceError
 from poqueue.journal import JOURNAL_NAME, check_file
+from poqueue.packing import unpack_parts
 from poqueue.payload import thaw, thaw_result, thaw_task
-from poqueue.report import as_csv, as_yaml
+from poqueue.report import as_csv, as_yaml, build_report
 from poqueue.service import leave_if_imported_again
 from poqueue.task import Event, ProcessingTask, TaskRecord, TaskStatus
 from workers.guards import MachineGuard
@@ -463,9 +464,9 @@ class _Run:
                 self._results.flush()
                 if end.reason != "done":
                     self._not_run = self._unfinished(supervisor)
-                report = supervisor.ask("export_queue_report", "json", timeout_s=REPORT_TIMEOUT_S)
-                assert isinstance(report, dict)
-                self._report = report
+                self._report = build_report(
+                    unpack_parts(supervisor.ask("get_report_parts", timeout_s=REPORT_TIMEOUT_S))
+                )
                 return end
         except ServiceError as error:
             if not hasattr(self, "_results"):
