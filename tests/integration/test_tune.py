@@ -81,7 +81,7 @@ def test_the_start_of_workers_is_measured_by_both_methods(tmp_path: Path, tempor
     )
 
     costs, other = compared["measured"]["costs"], compared["measured"]["forkserver_costs"]
-    assert 0.02 < other["boot_s"] < 60.0 and 0.02 < costs["boot_s"] < 60.0
+    assert 0.001 < other["boot_s"] < 60.0 and 0.02 < costs["boot_s"] < 60.0
     assert 0.0 < costs["boot_cpu_share"] <= 1.0
     assert other["dispatch_s"] == costs["dispatch_s"]
     assert kept["measured"]["forkserver_costs"] is None
