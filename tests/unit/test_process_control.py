@@ -101,7 +101,7 @@ def test_what_a_dead_leader_has_left_is_found_and_counted(start: Callable[..., "
 @pytest.mark.parametrize("mark", ["run-1", "run"])
 def test_a_run_is_found_by_the_whole_of_its_mark(mark: str, start: Callable[..., "subprocess.Popen[str]"]) -> None:
     process = start("sleep", LONG, env={control.RUN_MARK: "run-1"})
-    wait_until(lambda: psutil.Process(process.pid).name() == "sleep", "it runs")
+    wait_until(lambda: psutil.Process(process.pid).environ().get(control.RUN_MARK) == "run-1", "it has its environment")
 
     assert [one.pid for one in control.marked_processes(mark)] == ([process.pid] if mark == "run-1" else [])
 
