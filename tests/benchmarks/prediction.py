@@ -346,7 +346,10 @@ def main() -> int:
         print(json.dumps({**found, "verdicts": [text for _, text in told], "disturbed": disturbed(found)}))
     else:
         for rows in found.values():
-            shown = [{key: value for key, value in row.items() if key not in ("costs", "disturbance", "took_s")} for row in rows]
+            shown = [
+                {key: value for key, value in row.items() if key not in ("costs", "disturbance", "took_s")}
+                for row in rows
+            ]
             print(tabulate(shown, headers="keys", tablefmt="simple", disable_numparse=True), end="\n\n")
         for is_reached, text in told:
             print(f"{'reached' if is_reached else 'MISSED'}: {text}")

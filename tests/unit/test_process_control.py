@@ -309,7 +309,7 @@ def test_signals_are_held_only_in_the_thread_that_starts() -> None:
 
 @pytest.mark.parametrize(
     ("name", "is_shadowed"),
-    [("secrets.py", True), ("workers/__init__.py", True), ("orders.csv", False), ("json/x", False)],
+    [("pickle.py", True), ("workers/__init__.py", True), ("orders.csv", False), ("json/x", False)],
 )
 def test_the_fork_server_preloads_nothing_where_a_file_has_the_name_of_a_module(
     name: str, is_shadowed: bool, tmp_path: Path
