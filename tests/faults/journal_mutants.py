@@ -6,7 +6,7 @@ As a pytest plugin (`-p tests.faults.journal_mutants`) this plants the bug that 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -69,18 +69,22 @@ def _while_paused(may_not_lease: Any) -> Any:
 
 
 def _any_token(decide_reports: Any) -> Any:
-    def mutant(self: TaskQueue, worker_id: str, reports: Sequence[Report], has_nothing_else: bool) -> list[Verdict]:
+    def mutant(
+        self: TaskQueue, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None
+    ) -> list[Verdict]:
         found = [self._ledger.get(report.task_id) for report in reports]
         renewed = [r._replace(token=e.token) if e else r for r, e in zip(reports, found, strict=True)]
-        verdicts: list[Verdict] = decide_reports(self, worker_id, renewed, has_nothing_else)
+        verdicts: list[Verdict] = decide_reports(self, worker_id, renewed, keeps)
         return verdicts
 
     return mutant
 
 
 def _any_worker(decide_reports: Any) -> Any:
-    def mutant(self: TaskQueue, worker_id: str, reports: Sequence[Report], has_nothing_else: bool) -> list[Verdict]:
-        verdicts: list[Verdict] = decide_reports(self, worker_id, reports, False)
+    def mutant(
+        self: TaskQueue, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None
+    ) -> list[Verdict]:
+        verdicts: list[Verdict] = decide_reports(self, worker_id, reports, None)
         return verdicts
 
     return mutant
@@ -223,11 +227,32 @@ def _dropped_as_often_as_named(drop_tasks: Any) -> Any:
 
 
 def _turn_used_up(decide_reports: Any) -> Any:
-    def mutant(self: TaskQueue, worker_id: str, reports: Sequence[Report], has_nothing_else: bool) -> list[Verdict]:
-        if has_nothing_else:
+    def mutant(
+        self: TaskQueue, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None
+    ) -> list[Verdict]:
+        if keeps is not None:
             self._turns[worker_id] = self._turns.get(worker_id, 0) + 1
-        verdicts: list[Verdict] = decide_reports(self, worker_id, reports, has_nothing_else)
+        verdicts: list[Verdict] = decide_reports(self, worker_id, reports, keeps)
         return verdicts
+
+    return mutant
+
+
+def _nothing_kept(decide_reports: Any) -> Any:
+    def mutant(
+        self: TaskQueue, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None
+    ) -> list[Verdict]:
+        verdicts: list[Verdict] = decide_reports(self, worker_id, reports, None if keeps is None else ())
+        return verdicts
+
+    return mutant
+
+
+def _taken_back_late(take_back: Any) -> Any:
+    def mutant(self: TaskQueue, worker_id: str, but: int = 0) -> list[str]:
+        is_live = any(entry.token == but for entry in self._ledger.held_by(worker_id))
+        ids: list[str] = take_back(self, worker_id, but if is_live else 0)
+        return ids
 
     return mutant
 
@@ -238,6 +263,8 @@ CAUGHT_BY_HISTORIES: dict[str, Mutant] = {
     "a paused queue leases": replaced(TaskQueue, "_may_not_lease", _while_paused),
     "no check of the token": replaced(TaskQueue, "_decide_reports", _any_token),
     "what a lost answer leased stays leased": replaced(TaskQueue, "_decide_reports", _any_worker),
+    "what a worker keeps is undone": replaced(TaskQueue, "_decide_reports", _nothing_kept),
+    "what was leased since is taken back too": replaced(TaskQueue, "take_back", _taken_back_late),
     "a refused exchange uses up its turn": replaced(TaskQueue, "_decide_reports", _turn_used_up),
     "a retry is not written": _unwritten(Kind.RETRY),
     "an undone lease is not written": _unwritten(Kind.UNDONE),
