@@ -110,9 +110,6 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def __contains__(self, task_id: str) -> bool:
-        return task_id in self._by_id
-
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._by_id.values())
 
