@@ -25,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from poqueue.errors import InputError, OrdersError, PoqueueError
 
     _fill_standard_descriptors()
-    signal.signal(signal.SIGTERM, _leave)
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -44,11 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, EXIT_INTERNAL)
     except KeyboardInterrupt:
         return _complain("interrupted before anything ran", 128 + signal.SIGINT)
-
-
-def _leave(number: int, frame: object) -> None:
-    """TERM before there is a run: leave, and clean up on the way."""
-    raise SystemExit(128 + number)
 
 
 def _fill_standard_descriptors() -> None:
@@ -245,10 +239,12 @@ def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bo
 def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resuming | None) -> int:
     from workers.batch import Batch
     from workers.progress import make_progress
+    from workers.signals import raise_interrupts
 
     settings = resolved.settings
     progress = make_progress(sys.stderr, enabled=settings.progress, quiet=settings.quiet)
     orders = Path(arguments.orders) if arguments.orders else None
+    raise_interrupts()
     batch = Batch(orders, resolved, progress=progress, resuming=resuming)
     if settings.check:
         return _report_check(batch.check(), as_json=arguments.json)
@@ -274,8 +270,10 @@ def _tune(arguments: argparse.Namespace) -> int:
     """Advice on workers, timeout and retries: run a sample of ORDERS for real, or learn from the journal of a RUN, or
     say how many POs are expected and how long one takes. Nothing is changed.
     """
+    from workers.signals import raise_interrupts
     from workers.tune import tune
 
+    raise_interrupts()
     return tune(arguments)
 
 
@@ -283,8 +281,10 @@ def _report(arguments: argparse.Namespace) -> int:
     """Report on a run that has ended, crashed or goes on: for people, for programs, as a page, or for ui.perfetto.dev."""
     from workers.report_files import read_history, render
     from workers.run_record import find_run
+    from workers.signals import raise_interrupts
     from workers.whole_file import write_whole
 
+    raise_interrupts()
     text = render(read_history(find_run(arguments.run)), arguments.format, redact=arguments.redact)
     if arguments.output is None:
         sys.stdout.reconfigure(errors="backslashreplace", newline="")  # type: ignore[union-attr]

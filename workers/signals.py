@@ -1,4 +1,8 @@
-"""Signals as messages: a handler only notes one, and wakes whoever waits."""
+"""Signals: at first they end the command (__main__.py), then they are raised, and during a run they are messages.
+
+An exception that a handler raises in a weak reference's callback is printed and forgotten, so what is raised is noted
+too. A `SignalInbox` only notes a signal, and wakes whoever waits.
+"""
 
 import contextlib
 import os
@@ -8,6 +12,19 @@ from types import FrameType
 from typing import Any
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_raised: list[int] = []
+
+
+def raise_interrupts() -> None:
+    """INT raises KeyboardInterrupt and TERM SystemExit from now on; the next inbox takes what got lost on the way."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    _raised.append(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 class SignalInbox:
@@ -34,6 +51,8 @@ class SignalInbox:
         with contextlib.suppress(ValueError):  # not the main thread
             self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
             self._before = {number: signal.signal(number, self._note) for number in NUMBERS}
+            while _raised:  # and we are here all the same
+                self.put(_raised.pop())
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -18,6 +18,7 @@ from tests.integration.console import (
     APP_DIR,
     BEHAVE,
     GONE_WITHIN_S,
+    ROOT,
     SAMPLE,
     Ended,
     Running,
@@ -285,6 +286,44 @@ def test_an_interrupt_while_a_processor_is_imported_leaves_nothing(tmp_path: Pat
 
     assert "interrupted before anything ran" in ended.err
     assert not (tmp_path / "runs").exists()
+
+
+SWALLOWED = """
+import os, sys
+
+class Last:
+    def __del__(self):  # where Python prints what a handler raises, and goes on
+        os.kill(os.getpid(), int(os.environ["SWALLOW_SIGNAL"]))
+        for _ in range(1000):
+            pass
+
+done = []
+
+def hook(event, arguments):
+    if not done and event == os.environ["SWALLOW_EVENT"] and str(arguments[0]).endswith(os.environ["SWALLOW_AT"]):
+        done.append(event)
+        Last()
+
+sys.addaudithook(hook)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("event", "at"), [("import", "workers.batch"), ("open", "orders.csv")])
+def test_no_interrupt_is_lost_where_python_swallows_exceptions(
+    event: str, at: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SWALLOWED)
+    write_orders(tmp_path / "orders.csv", "A,hang")
+    env = {
+        "PYTHONPATH": f"{ROOT}:{tmp_path / 'site'}",
+        "SWALLOW_SIGNAL": str(int(number)),
+        "SWALLOW_EVENT": event,
+        "SWALLOW_AT": at,
+    }
+    with started("run", "orders.csv", *BEHAVE, "--stop-grace", "0s", cwd=tmp_path, env=env) as run:
+        assert run.wait(20.0).code in (128 + number, -number)
 
 
 # ── SIGKILL ──────────────────────────────────────────────────────────────────────────────────────────────────────────
