@@ -6,6 +6,14 @@ from typing import Any
 from poqueue.adaptive import TIMEOUT_ERROR
 
 STACK_CHARS = 64_000
+MAX_FRAMES = 100  # of a thread, as faulthandler writes them
+
+
+def is_whole_stack(text: str) -> bool:
+    """Whether faulthandler is through with what it writes of all threads: the main one comes last, with 100 frames at most."""
+    if text.endswith((" in <module>\n", " in _run_module_as_main\n", "  ...\n")):
+        return True
+    return text.endswith("\n") and text[text.rfind("(most recent call first)") :].count("\n  File ") >= MAX_FRAMES
 
 
 def describe_timeout(limit_s: float, ran_s: float, ended_by: str, stack: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from poqueue.task import Event, ProcessingTask, Report, TaskRecord, TaskStatus
 from workers import own_process
 from workers import process_control as control
 from workers.log import OUTPUT_LOGGER
-from workers.post_mortem import describe_death, describe_timeout, signal_name
+from workers.post_mortem import describe_death, describe_timeout, is_whole_stack, signal_name
 from workers.processing import ProcessorSpec, check_importable, load_target
 from workers.queue_keeper import QueueKeeper
 from workers.run_control import CONTROL_NAME, ControlFile, read_order
@@ -46,7 +46,7 @@ from workers.signals import SignalInbox
 from workers.staff import Staff
 from workers.worker import RELIEF_S, WorkerSettings
 from workers.worker_files import Phase, Status
-from workers.worker_process import WorkerProcess
+from workers.worker_process import EVIDENCE_S, EVIDENCE_STEP_S, WorkerProcess
 
 if TYPE_CHECKING:  # what only some programs use: the others start the sooner
     from workers.guards import MachineGuard
@@ -439,8 +439,10 @@ class Supervisor:
         before = [len(worker.files.stack()) for worker in self._staff.workers]
         for worker in self._staff.workers:
             control.ask_for_stack(worker.pid)
-        time.sleep(0.05)
+        deadline = time.monotonic() + EVIDENCE_S
         for worker, start in zip(self._staff.workers, before, strict=True):
+            while not is_whole_stack(worker.files.stack()[start:]) and time.monotonic() < deadline:
+                time.sleep(EVIDENCE_STEP_S)
             text = worker.files.stack()[start:] or "(no answer)"
             logger.warning("stack of the worker:\n%s", text, extra=_ids(worker, worker.status()))
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from workers import process_control as control
-from workers.post_mortem import ended_by
+from workers.post_mortem import ended_by, is_whole_stack
 from workers.worker import WorkerSettings, main
 from workers.worker_files import Phase, Status, WorkerReader
 
-EVIDENCE_S = 0.1  # how long to wait for the stack of a hung worker
+EVIDENCE_S = 0.5  # how long to wait at most for the whole stack of a hung worker
 EVIDENCE_STEP_S = 0.003
 
 
@@ -150,10 +150,8 @@ class WorkerProcess:
         return self.kill.due
 
     def _has_stack(self, kill: Kill) -> bool:
-        text = self.files.stack()[kill.stack_from :]
-        is_complete = bool(text) and text == kill.stack  # unchanged since the last look
-        kill.stack = text
-        return is_complete
+        kill.stack = self.files.stack()[kill.stack_from :]
+        return is_whole_stack(kill.stack)
 
     def _terminate(self, kill: Kill, due: float) -> None:
         if not kill.stack and kill.token:
