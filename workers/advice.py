@@ -16,6 +16,7 @@ from workers.settings import RunSettings
 
 TIMEOUT_OF_LONGEST, TIMEOUT_OF_P95 = 3.0, 5.0
 MAX_EXTRAPOLATION = 16  # times as many workers as were measured at once; what they talk to may not stand more
+COMPUTING_DELAY_S = 0.1
 WORTH_IT = 1.10  # more workers are worth it while the batch is not within this of the shortest time
 MEMORY_SHARE = 0.8
 CANDIDATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -87,7 +88,7 @@ def recommend(
     machine: Machine,
     what_if: Sequence[int] = (),
 ) -> Recommendation:
-    """Advise on workers, timeout, retries and their start, and predict the batch with and without it."""
+    """Advise on workers, timeout, retries and start method, and predict the batch with and without it."""
     now = rules_of(settings, machine.cores)
     reasons: dict[str, str] = {}
     success = 100.0 * measurement.retries_helped / measurement.retries if measurement.retries else 0.0
@@ -100,7 +101,8 @@ def recommend(
     if not measurement.retried and len(measurement.histories) < len(priorities):
         unseen = min(1.0, 3.0 / len(measurement.histories))
         reasons["max_retries"] += f"; up to {unseen:.1%} of all POs may still need some (rule of three)"
-    rules = replace(now, task_timeout=timeout_s, max_retries=retries)
+    delay_s = recommended_retry_delay(measurement, settings.retry_delay, reasons)
+    rules = replace(now, task_timeout=timeout_s, max_retries=retries, retry_delay=delay_s)
     jobs = recommended_jobs(measurement, priorities, rules, settings.jobs, machine, reasons)
     start = recommended_start(measurement, priorities, replace(rules, workers=jobs), settings.start_method, reasons)
     started = measurement
@@ -112,6 +114,7 @@ def recommend(
         Item("jobs", settings.jobs, jobs, reasons["jobs"]),
         Item("task_timeout", _as_set(settings.task_timeout), timeout_s, reasons["task_timeout"]),
         Item("max_retries", settings.max_retries, retries, reasons["max_retries"]),
+        Item("retry_delay", settings.retry_delay, delay_s, reasons["retry_delay"]),
         Item("start_method", settings.start_method, start, reasons["start_method"]),
     ]
     table = [
@@ -126,6 +129,23 @@ def recommend(
         table,
         stops_paying(table) if measurement.cpu_share is not None else None,
     )
+
+
+def recommended_retry_delay(measurement: Measurement, current_s: float, reasons: dict[str, str]) -> float:
+    """A short pause where nothing but a PO's own computing can fail; else as set, since only its service knows."""
+    delay_s = current_s
+    if not measurement.retried:
+        reasons["retry_delay"] = "as set: nothing was retried, so there is nothing to learn from"
+    elif measurement.kind != "computes":
+        reasons["retry_delay"] = (
+            "as set: how long what the work waits for needs to recover, a measurement does not tell"
+        )
+    else:
+        delay_s = min(current_s, COMPUTING_DELAY_S)
+        reasons["retry_delay"] = (
+            "the work computes, so no service needs time to recover, and at the end of a batch workers stand still for a delay"
+        )
+    return delay_s
 
 
 def _as_set(timeout: Timeout) -> float | str:

@@ -231,6 +231,28 @@ def test_hopeless_pos_get_one_retry_and_those_that_recover_as_many_as_they_need(
     assert advised(measured_from_history(helped[:20]))["advice"]["max_retries"]["advice"] == 3
 
 
+@pytest.mark.parametrize(
+    ("cpu_s", "retried", "delay_s"), [(0.95, True, 0.1), (0.95, False, 5.0), (0.05, True, 5.0), (None, True, 5.0)]
+)
+def test_only_work_that_computes_need_not_wait_for_its_retry(
+    cpu_s: float | None, retried: bool, delay_s: float
+) -> None:
+    attempts = [*(well(n) for n in range(20)), *([badly(77), well(77)] if retried else [])]
+    measurement = measured_from_history([replace(one, cpu_s=cpu_s) for one in attempts])
+
+    assert advised(measurement)["advice"]["retry_delay"]["advice"] == delay_s
+
+
+def test_a_shorter_retry_delay_is_in_the_prediction() -> None:
+    attempts = [*(well(n, 1.0, 1.0) for n in range(19)), badly(77), well(77, 1.0, 1.0)]
+    settings = RunSettings(jobs=2, retry_delay=600.0)
+
+    found = advised(measured_from_history([replace(one, cpu_s=1.0) for one in attempts]), pos=20, settings=settings)
+
+    assert found["predicted"]["now"]["seconds"] > 600.0
+    assert found["predicted"]["advised"]["seconds"] < 20.0
+
+
 def started(measurement: Measurement, spawn_s: float, forkserver_s: float) -> Measurement:
     """With a measured start of workers by either method."""
     return replace(
@@ -244,11 +266,11 @@ def test_workers_come_from_a_forkserver_where_that_saves_a_share_of_the_batch() 
     short = recommend(started(measurement, 1.0, 0.1), [5] * 20, RunSettings(), MACHINE)
     long = recommend(started(measurement, 1.0, 0.1), [5] * 2000, RunSettings(), MACHINE)
 
-    assert (short.items[3].key, short.items[3].now, short.items[3].advice) == ("start_method", "spawn", "forkserver")
+    assert (short.items[4].key, short.items[4].now, short.items[4].advice) == ("start_method", "spawn", "forkserver")
     for figure in ("1 s by spawn", "100 ms by forkserver", "8% less"):
-        assert figure in short.items[3].why, short.items[3].why
+        assert figure in short.items[4].why, short.items[4].why
     assert short.now.seconds - short.advised.seconds == pytest.approx(0.9)
-    assert long.items[3].advice == "spawn" and "less than 2%" in long.items[3].why
+    assert long.items[4].advice == "spawn" and "less than 2%" in long.items[4].why
 
 
 def test_more_workers_may_pay_once_they_start_faster() -> None:
@@ -267,7 +289,7 @@ def test_more_workers_may_pay_once_they_start_faster() -> None:
 def test_a_start_that_was_not_compared_stays_as_set(method: str, why: str) -> None:
     measurement = measured_from_history([well(n) for n in range(20)])
 
-    item = recommend(measurement, [5] * 200, RunSettings(start_method=method), MACHINE).items[3]
+    item = recommend(measurement, [5] * 200, RunSettings(start_method=method), MACHINE).items[4]
 
     assert (item.now, item.advice) == (method, method)
     assert why in item.why
