@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -20,6 +21,8 @@ from workers.process_control import helper_pids
 MARK = "POQUEUE_TEST_MARK"
 GONE_WITHIN_S = 5.0
 FORKSERVER_FDS = 6  # what this process keeps open for its fork server, once
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore it
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ _raised: list[int] = []
 def raise_interrupts() -> None:
     """INT raises KeyboardInterrupt and TERM SystemExit from now on; the next inbox takes what got lost on the way."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _raise)
+        signal.signal(number, _raise)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
@@ -28,7 +27,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 class SignalInbox:
-    """While it is open, INT, TERM, HUP and QUIT are noted here and do nothing else.
+    """While it is open, INT, TERM, HUP and QUIT are noted here and do nothing else; HUP is not if it is ignored (nohup).
 
     Only a process's main thread can have handlers; elsewhere the inbox takes what `put` gives it. It may be opened again
     while it is open: the outer one keeps the handlers.
@@ -50,7 +49,8 @@ class SignalInbox:
         os.set_blocking(self._write_end, False)
         with contextlib.suppress(ValueError):  # not the main thread
             self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-            self._before = {number: signal.signal(number, self._note) for number in NUMBERS}
+            numbers = [n for n in NUMBERS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]  # nohup
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
             while _raised:  # and we are here all the same
                 self.put(_raised.pop())
         return self

@@ -23,10 +23,12 @@ from tests.integration.console import (
     Ended,
     Running,
     advised,
+    command_line,
     outcomes,
     pids_with,
     poqueue,
     read_csv,
+    running,
     started,
     state,
     tree,
@@ -178,6 +180,18 @@ def test_hup_drains_however_often_it_comes(tmp_path: Path) -> None:
     assert sorted(trail(tmp_path, "end")) == ["P0", "P1"]
     assert not_run(tmp_path) == {"P2", "P3", "P4", "P5"}
     check_accounts(tmp_path)
+
+
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", *(f"P{number},wait" for number in range(6)))
+    words = ["run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "2"]
+    with running(["nohup", *command_line(*words)], cwd=tmp_path) as run:
+        wait_until(lambda: len(trail(tmp_path)) == 2, "two POs have begun")
+        run.send_group(signal.SIGHUP)
+        (tmp_path / "go").touch()
+        run.wait().check(0)
+
+    assert set(outcomes(tmp_path / "r").values()) == {"succeeded"}
 
 
 def test_quit_writes_down_every_stack_and_goes_on(tmp_path: Path) -> None:
