@@ -72,9 +72,11 @@ class Costs:
     """What the pool itself takes.
 
     Attributes:
-        start_s: until the first worker process is started, and `spawn_s` from one to the next.
+        start_s: until the queue can be used; `ahead_of` says how many workers import meanwhile.
+        spawn_s: from the start of one worker behind the queue's to that of the next.
         add_s: for adding one task, computing; that begins when all are started, and goes on beside what they import.
-        boot_s, boot_cpu_share: from a worker's start until it works, with a core at hand, and how much of that is computing.
+        boot_s, boot_cpu_share: a worker's imports with a core at hand, and how much of that is computing.
+        setup_s, setup_cpu_share: the same of its processor's setup, which comes when it takes its place among the workers.
         dispatch_s: between two attempts of one worker.
         dispatch_cpu_s: computing for each attempt, of worker, manager and supervisor together.
         kill_s: from a timeout to the proof of death.
@@ -92,6 +94,8 @@ class Costs:
     spawn_s: float = 0.0
     add_s: float = 0.0
     leave_s: float = 0.0
+    setup_s: float = 0.0
+    setup_cpu_share: float = 0.0
 
     def with_start_of(self, other: "Costs") -> "Costs":
         """The same but for what the start and the end of processes take."""
@@ -102,15 +106,15 @@ class Costs:
 
 
 TYPICAL_COSTS = Costs(
-    start_s=0.2, boot_s=0.12, boot_cpu_share=0.95, dispatch_s=0.0006, dispatch_cpu_s=0.0011, kill_s=0.02, end_s=0.05,
-    report_s=0.00005, spawn_s=0.003, add_s=0.00005, leave_s=0.02,
+    start_s=0.13, boot_s=0.1, boot_cpu_share=1.0, dispatch_s=0.0006, dispatch_cpu_s=0.0011, kill_s=0.02, end_s=0.04,
+    report_s=0.00005, spawn_s=0.006, add_s=0.00005, leave_s=0.011,
 )  # fmt: skip
 """Of the pool on one machine of two cores, by spawn, where nothing better is known."""
 
 TYPICAL_BY_START = {
     "spawn": TYPICAL_COSTS,
-    "forkserver": replace(TYPICAL_COSTS, start_s=0.25, boot_s=0.095, spawn_s=0.002, end_s=0.03, leave_s=0.015),
-    "fork": replace(TYPICAL_COSTS, start_s=0.07, boot_s=0.025, boot_cpu_share=0.6, end_s=0.03, leave_s=0.015),
+    "forkserver": replace(TYPICAL_COSTS, start_s=0.09, boot_s=0.02, end_s=0.02, leave_s=0.004),
+    "fork": replace(TYPICAL_COSTS, start_s=0.02, boot_s=0.015, end_s=0.02, leave_s=0.006),
 }
 """The same by start method; start and end as `python -m tests.benchmarks.starts` measures them."""
 
@@ -214,6 +218,11 @@ def simulate(
     return _Simulation(histories, given, arrivals, rules, costs, random).run()
 
 
+def ahead_of(workers: int, cores: float) -> int:
+    """How many of the first workers are started beside the queue's process, to which one core is left."""
+    return int(min(workers, max(1.0, cores - 1)))
+
+
 def stretch_of(running: int, cpu_share: float, cores: float) -> float:
     """How much longer computing takes when `running` attempts share the cores, each wanting one `cpu_share` of its time.
 
@@ -242,11 +251,8 @@ def stretch_of(running: int, cpu_share: float, cores: float) -> float:
 
 # a task may run; an attempt's timeout; a killed worker is dead; one is started; the batch is being added
 _DUE, _DEADLINE, _DEAD, _SPAWN, _ADD = range(5)
-_WORKER, _ADDING, _RESERVE = (
-    -1,
-    -2,
-    -3,
-)  # what runs besides tasks: a worker's start, the adding of the batch, another start
+# what runs besides tasks: a worker's start, the adding of the batch, the start of one in reserve, a worker's setup
+_WORKER, _ADDING, _RESERVE, _SETUP = (-1, -2, -3, -4)
 
 
 class _Pace:
@@ -318,7 +324,7 @@ class _Simulation:
         different = {id(history): history for history in histories}
         shares = {id(a): self._share_of(a) for history in different.values() for a in history}
         boot_share = costs.boot_cpu_share
-        everything = [*shares.values(), boot_share]
+        everything = [*shares.values(), boot_share, costs.setup_cpu_share]
         everything += [1.0] if costs.add_s else []
         beside = 1 if costs.add_s else 0
         self._is_roomy = rules.workers + beside <= rules.cores and max(everything) <= 1.0
@@ -338,9 +344,14 @@ class _Simulation:
 
         made = {key: tuple(step(attempt) for attempt in history) for key, history in different.items()}
         self._steps = [made[id(history)] for history in histories]
-        add_s = costs.add_s * len(histories)
-        self._adding = _Step(Attempt(add_s, 1.0), add_s, 1.0, nearest(1.0), False)
-        self._boot = _Step(Attempt(costs.boot_s, boot_share), costs.boot_s, boot_share, nearest(boot_share), False)
+
+        def beside_tasks(seconds: float, share: float) -> _Step:
+            return _Step(Attempt(seconds, share), seconds, share, nearest(share), False)
+
+        self._adding = beside_tasks(costs.add_s * len(histories), 1.0)
+        self._boot = beside_tasks(costs.boot_s, boot_share)
+        self._boot_ahead = beside_tasks(max(0.0, costs.boot_s - costs.start_s), boot_share)
+        self._setup = beside_tasks(costs.setup_s, costs.setup_cpu_share)
 
     def _share_of(self, attempt: Attempt) -> float:
         """Cores wanted, with what the pool computes for the attempt, over the time that it holds its worker."""
@@ -367,13 +378,19 @@ class _Simulation:
         return self._outcome()
 
     def _boot_workers(self) -> None:
+        """The queue's process is there, and with it the workers that were started ahead of it."""
         costs = self._costs
+        ahead = ahead_of(self._rules.workers, self._rules.cores)
+        later = self._rules.workers - ahead
         if costs.add_s:
-            heapq.heappush(self._timed, (self._now + self._rules.workers * costs.spawn_s, _ADD, 0))
+            heapq.heappush(self._timed, (self._now + later * costs.spawn_s, _ADD, 0))
         if not costs.boot_s and not costs.spawn_s:
-            self._idle = self._rules.workers
+            for _ in range(self._rules.workers):
+                self._employ()
             return
-        for number in range(self._rules.workers):
+        for _ in range(ahead):
+            self._launch(_WORKER, self._boot_ahead)
+        for number in range(later):
             heapq.heappush(self._timed, (self._now + number * costs.spawn_s, _SPAWN, 0))
 
     def _start(self, rank: int) -> None:
@@ -484,7 +501,17 @@ class _Simulation:
             self._reserve += 1
             return
         self._missing -= what == _RESERVE
-        self._idle += what != _ADDING
+        if what == _SETUP:
+            self._idle += 1
+        elif what != _ADDING:
+            self._employ()
+
+    def _employ(self) -> None:
+        """A worker takes its place, and sets its processor up."""
+        if self._costs.setup_s:
+            self._launch(_SETUP, self._setup)
+        else:
+            self._idle += 1
 
     def _replace(self, *, is_foreseen: bool) -> None:
         """A worker is dead: one in reserve takes its place, and another one is started, computing beside the tasks.
@@ -496,7 +523,7 @@ class _Simulation:
         self._has_lost = True
         if is_foreseen or self._reserve:
             self._reserve -= not is_foreseen
-            self._idle += 1
+            self._employ()
         else:
             self._missing += 1
         for _ in range(starts):

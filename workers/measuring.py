@@ -24,13 +24,14 @@ _PAGE_UNIT = 1024  # ru_maxrss counts in this
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What one attempt took in its worker; `attempt` 0 is the worker's start, from the first moment of its process.
+    """What one attempt took in its worker; `attempt` 0 is the worker's setup.
 
     Attributes:
         begun, ended: monotonic seconds.
         cpu_s: computing, of the worker and the children that it has waited for.
         queued_s: ready to compute, but without a core.
-        gap_s, gap_cpu_s: time and computing since its worker's attempt before; 0 if there was none.
+        gap_s, gap_cpu_s: time and computing since its worker's attempt before, 0 if there was none; of a setup what the
+            worker's imports took, with a core at hand.
         max_rss_bytes: the most that the worker or one child of it has held so far.
         is_final: it failed, and no further attempt could help.
         retry_after_s: the delay it asked for.
@@ -70,17 +71,21 @@ class Measuring:
     """Processor class of the sample's workers."""
 
     def setup(self, context: WorkerContext) -> None:
-        """Import and set up the processor itself; that is part of a worker's start."""
+        """Import and set up the processor itself."""
         options = context.options
         spec = ProcessorSpec(options.pop(TARGET_OPTION), options, options.pop(APP_DIR_OPTION, None))
         folder = Path(options.pop(FOLDER_OPTION))
         self._pid = os.getpid()
         self._file = open(folder / f"{self._pid}.jsonl", "ab", buffering=0)  # noqa: SIM115  (for the worker's life)
-        self._processor = Processor(load_target(spec))
+        imports_s = _cpu_s() + self._load(spec)
+        begun, cpu_s, queued_s = time.monotonic(), _cpu_s(), _queued_s()
         self._processor.setup(context)
-        now = time.monotonic()
-        begun = now - _age_s()
-        self._write(Measure("", 0, self._pid, begun, now, _cpu_s(), _queued_s(), max_rss_bytes=_max_rss_bytes()))
+        self._write(
+            Measure(
+                "", 0, self._pid, begun, time.monotonic(), _cpu_s() - cpu_s, _queued_s() - queued_s, imports_s, cpu_s,
+                _max_rss_bytes(),
+            )
+        )  # fmt: skip
         self._left: tuple[float, float] | None = None  # when, and with how much computing, the attempt before was over
 
     def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
@@ -109,6 +114,12 @@ class Measuring:
                 )  # fmt: skip
                 self._left = (time.monotonic(), _cpu_s())
 
+    def _load(self, spec: ProcessorSpec) -> float:
+        """Import the processor; returns how long that takes with a core at hand, seconds."""
+        begun, queued_s = time.monotonic(), _queued_s()
+        self._processor = Processor(load_target(spec))
+        return time.monotonic() - begun - (_queued_s() - queued_s)
+
     def teardown(self) -> None:
         """Close the processor's session."""
         self._processor.teardown()
@@ -121,12 +132,6 @@ class Measuring:
 def _cpu_s() -> float:
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-
-
-def _age_s() -> float:
-    """How long this process has been there, to a hundredth of a second."""
-    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
 
 
 def _max_rss_bytes() -> int:

@@ -14,13 +14,14 @@ from typing import Any
 from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError
 from poqueue.journal import JOURNAL_NAME
-from poqueue.simulation import TYPICAL_BY_START, TYPICAL_COSTS, Costs
+from poqueue.simulation import TYPICAL_BY_START, TYPICAL_COSTS, Costs, ahead_of
 from poqueue.task import Event, ProcessingTask
 from workers.amounts import read_amount
 from workers.log import RunLogging
 from workers.measuring import Measure, measured_spec, read_measures
 from workers.processing import ProcessorSpec
 from workers.progress import Progress
+from workers.quantities import usable_cores
 from workers.settings import RunSettings
 from workers.signals import SignalInbox
 from workers.staff import WorkersCannotStartError
@@ -28,6 +29,7 @@ from workers.supervisor import RunEnd, Supervisor
 
 CRASHES = ("WorkerKilled", "WorkerExited", "OutOfMemory")
 MAX_GAP_S = 0.02
+MIN_SETUP_S = 0.001  # one that does nothing takes less
 MIN_GAPS = 10  # fewer say too little about what lies between two attempts
 
 
@@ -179,7 +181,7 @@ def _run(
     watch.begun = time.monotonic()
     try:
         with contextlib.closing(supervisor):
-            supervisor.start_queue()
+            supervisor.start_queue(prepares_workers=True)
             watch.has_queue = time.monotonic()
             supervisor.start_workers()
             watch.started = time.monotonic()
@@ -288,9 +290,10 @@ def _alone_s(measure: Measure) -> float:
 def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, settings: RunSettings) -> Costs:
     """What lay around the attempts; what a small sample cannot say is taken as typical."""
     typical = TYPICAL_BY_START[settings.start_method]
-    boots = sorted((m for m in measures if not m.attempt), key=lambda m: m.begun)[:jobs]  # later ones wait in reserve
+    setups = sorted((m for m in measures if not m.attempt), key=lambda m: m.begun)[:jobs]  # later ones replace others
     attempts = [measure for measure in measures if measure.attempt]
-    boot_s, boot_cpu_share = _boot(boots) if boots else (typical.boot_s, typical.boot_cpu_share)
+    boot_s, boot_cpu_share = _boot(setups) if setups else (typical.boot_s, typical.boot_cpu_share)
+    setup_s, setup_cpu_share = _setup(setups) if setups else (0.0, 0.0)
     leave_s = typical.leave_s  # what two workers take longer than one is too little to measure it
     last_s = max((measure.ended for measure in measures), default=watch.closed)
     dispatch_s, dispatch_cpu_s = _dispatch(watch, attempts, {measure.pid for measure in measures})
@@ -304,20 +307,30 @@ def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, settings: RunS
         kill_s=_kill_s(watch, settings.task_timeout.seconds),
         end_s=max(0.0, watch.closed - last_s - watch.report_s - jobs * leave_s),
         report_s=watch.report_s / tasks,
-        spawn_s=(watch.started - watch.has_queue) / jobs,
+        spawn_s=(watch.started - watch.has_queue) / max(1, jobs - ahead_of(jobs, usable_cores())),
         add_s=watch.added_s / tasks,
         leave_s=leave_s,
+        setup_s=setup_s,
+        setup_cpu_share=setup_cpu_share,
     )
 
 
-def _boot(boots: Sequence[Measure]) -> tuple[float, float]:
-    """How long a worker's start takes with a core at hand, and what share of it is computing.
+def _boot(setups: Sequence[Measure]) -> tuple[float, float]:
+    """How long a worker's imports take with a core at hand, and what share of it is computing.
 
     All start at once, so that they wait for each other's cores; the simulation lets those of the batch wait in their turn.
     """
-    cpu_s = statistics.median(boot.cpu_s for boot in boots)
-    boot_s = max(cpu_s, statistics.median(boot.ended - boot.begun - boot.queued_s for boot in boots))
+    cpu_s = statistics.median(setup.gap_cpu_s for setup in setups)
+    boot_s = max(cpu_s, statistics.median(setup.gap_s for setup in setups))
     return boot_s, cpu_s / boot_s if boot_s else 0.0
+
+
+def _setup(setups: Sequence[Measure]) -> tuple[float, float]:
+    """The same of the processor's setup."""
+    setup_s = statistics.median(max(setup.cpu_s, _alone_s(setup)) for setup in setups)
+    if setup_s < MIN_SETUP_S:
+        return 0.0, 0.0
+    return setup_s, min(1.0, statistics.median(setup.cpu_s for setup in setups) / setup_s)
 
 
 def _kill_s(watch: _Watch, task_timeout: float) -> float:

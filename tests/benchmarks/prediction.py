@@ -12,8 +12,10 @@ is measured again, sample and all, as long as the whole takes no longer than BUD
 """
 
 import argparse
+import contextlib
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -35,6 +37,7 @@ DRIFT = 0.08  # by how much the speed of a core may differ
 PATIENCE_S = 5.0
 ENOUGH = 7  # of the eight workloads are to be within NEAR
 NEAR = 0.10
+TIE = 0.05  # advice that promises less than this is only not to make the batch longer than by this
 COLUMNS = ("po_number", "supplier", "amount", "priority", "wait", "loops", "act")
 
 
@@ -102,8 +105,12 @@ WORKLOADS = (
 
 ADVISED = (
     Workload("I/O-bound, 100 to 300 ms, 1 ms CPU", 160, 0, lambda random: (random.uniform(0.1, 0.3), 0.001, "", 5)),
-    Workload("CPU-bound, 10 to 30 ms", 300, 0, lambda random: (0.0, random.uniform(0.01, 0.03), "", 5)),
-)
+    Workload(
+        "CPU-bound, 10 to 30 ms, 10 % fail once", 300, 0,
+        lambda random: (0.0, random.uniform(0.01, 0.03), "fail-once" if random.random() < 0.1 else "", 5),
+    ),
+    Workload("CPU-bound, 10 to 30 ms, none fails", 300, 0, lambda random: (0.0, random.uniform(0.01, 0.03), "", 5)),
+)  # fmt: skip
 
 
 def write_orders(workload: Workload, path: Path, loops_per_s: float) -> None:
@@ -117,6 +124,13 @@ def write_orders(workload: Workload, path: Path, loops_per_s: float) -> None:
             amount = f"{random.uniform(1, 10_000):.2f}"
             cells = (f"{wait_s:.6f}", round(cpu_s * loops_per_s), act)
             writer.writerow((f"PO-{number}", f"supplier {random.randrange(7)}", amount, priority, *cells))
+
+
+def _wait_for_orphans() -> None:
+    """A fork server outlives what started it for a moment, and its workers' time counts as ours only then."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
 
 
 def loops_per_second() -> float:
@@ -183,6 +197,7 @@ class Scene:
         ended = subprocess.run(
             [sys.executable, "-m", "workers", *words], check=False, cwd=ROOT, capture_output=True, text=True
         )
+        _wait_for_orphans()
         noise = watch.stop(0.0)
         speeds = (self.loops_per_s, speed, loops_per_second())
         self.cores = max(self.cores, noise.before, noise.during)
@@ -281,6 +296,7 @@ def compared(scene: Scene, rounds: int) -> dict[str, Any]:
         for way in sorted(ways, reverse=number % 2 == 0):
             times[way].append(scene.measure(*ways[way]))
     before_s, after_s = statistics.median(times["defaults"]), statistics.median(times["advice"])
+    now, then = (told["predicted"][way]["seconds"] for way in ("now", "advised"))
     changes = {key: item["advice"] for key, item in told["advice"].items() if item["advice"] != item["now"]}
     _say(f"{scene.workload.name}: defaults {before_s:.2f} s, advice {after_s:.2f} s")
     return {
@@ -290,10 +306,18 @@ def compared(scene: Scene, rounds: int) -> dict[str, Any]:
         "defaults": _spread(times["defaults"]),
         "with advice": _spread(times["advice"]),
         "times faster": f"{before_s / after_s:.2f}",
-        "predicted": f"{told['predicted']['now']['seconds']:.2f} s, {told['predicted']['advised']['seconds']:.2f} s",
-        "beats": "yes" if max(times["advice"]) < min(times["defaults"]) else "unclear" if after_s < before_s else "no",
+        "promised": f"{now / then:.2f}",
+        "kept": is_kept(now / then, times["defaults"], times["advice"]),
         **scene.noise(),
     }
+
+
+def is_kept(promised: float, defaults: list[float], advice: list[float]) -> str:
+    """Whether the advice kept what it promised: each run with it is faster than any without, or none was to be."""
+    faster = statistics.median(defaults) / statistics.median(advice)
+    if promised < 1.0 + TIE:
+        return "nothing promised" if faster > 1.0 - TIE else "no"
+    return "yes" if max(advice) < min(defaults) else "unclear" if faster > 1.0 else "no"
 
 
 def _spread(seconds: list[float]) -> str:
@@ -310,8 +334,12 @@ def verdicts(found: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[bool, str
         is_reached = near >= ENOUGH * len(rows) / len(WORKLOADS) and covered == len(rows)
         yield is_reached, f"{near} of {len(rows)} within 10 %; the range covers {covered} of {len(rows)}"
     if rows := found.get("advice", []):
-        faster = sum(row["beats"] == "yes" for row in rows)
-        yield faster == len(rows), f"advice beats the defaults, every run of it, on {faster} of {len(rows)}"
+        faster, even = (sum(row["kept"] == word for row in rows) for word in ("yes", "nothing promised"))
+        yield (
+            faster + even == len(rows),
+            f"every run with advice beats every one with the defaults on {faster} of {len(rows)}; "
+            f"on {even} nothing was promised, and nothing lost",
+        )
 
 
 def disturbed(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -327,6 +355,8 @@ def _say(text: str) -> None:
 def main() -> int:
     from tabulate import tabulate
 
+    from workers.own_process import Adoption
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="workloads whose name holds this")
     parser.add_argument("--part", choices=("predictions", "advice", "both"), default="both")
@@ -335,6 +365,7 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    Adoption().hold()
     deadline = time.monotonic() + BUDGET_S
     found: dict[str, list[dict[str, Any]]] = {}
     if arguments.part != "predictions":

@@ -21,10 +21,12 @@ import pytest
 from poqueue import TaskStatus
 from poqueue.errors import JournalError, ServiceError
 from poqueue.service import connect
+from poqueue.simulation import ahead_of
 from tests.conftest import marked
 from tests.integration.stage import Play, history, living, on_stage, perform, po, started_pids, wait_until
 from workers import Supervisor
 from workers.process_control import helper_pids, marked_processes
+from workers.quantities import usable_cores
 from workers.worker_files import Phase
 
 ROOT = Path(__file__).parents[2]
@@ -408,7 +410,7 @@ def test_workers_that_are_started_ahead_wait_until_they_are_asked_for(start_meth
         ahead = list(supervisor._staff.standbys)
         wait_until(lambda: all(one.status().phase is Phase.STANDBY for one in ahead), "they have imported")
 
-        assert ahead and not history(tmp_path)
+        assert len(ahead) == ahead_of(2, usable_cores()) and not history(tmp_path)
         assert supervisor.queue.get_queue_status()["pending_tasks"] == 1
 
         supervisor.start_workers()

@@ -89,6 +89,22 @@ def test_the_start_of_workers_is_measured_by_both_methods(tmp_path: Path, tempor
     assert tree(temporary) == set()
 
 
+def test_the_setup_of_a_session_is_measured_apart_from_imports(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, *["x"] * 8)
+    (tmp_path / "logs_in.py").write_text(
+        "import time\n\nclass Session:\n    def setup(self, context):\n        time.sleep(0.7)\n"
+        "    def process(self, po):\n        return {}\n",
+        encoding="utf-8",
+    )
+
+    ended = tune(tmp_path, temporary, str(path), "-p", "logs_in:Session", "--app-dir", ".", "--json").check(0)
+
+    costs = json.loads(ended.out)["measured"]["costs"]
+    assert 0.7 <= costs["setup_s"] < 10.0 and costs["setup_cpu_share"] < 0.5
+    assert costs["boot_s"] < 0.7 and costs["boot_cpu_share"] > 0.3
+    assert json.loads(ended.out)["predicted"]["now"]["seconds"] > 0.7
+
+
 def test_computing_in_a_child_counts_as_computing(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, *["x"] * 6)
     burn = "import time\nwhile time.process_time() < 0.3: pass"

@@ -155,10 +155,16 @@ WELL = Attempt(1.0)
         pytest.param(
             (HANGS, WELL), Rules(1, task_timeout=3.0), Costs(kill_s=0.5), 3.5 + 5 + 1, 1, 1, 2, id="a kill takes its time"
         ),
-        pytest.param((WELL,), Rules(1), Costs(0.3, 0.2, 1.0, 0.1, 0.0, 0.0, 0.4), 0.3 + 0.2 + 0.1 + 1 + 0.4, 1, 0, 1, id="costs"),
+        pytest.param((WELL,), Rules(1), Costs(0.3, 0.2, 1.0, 0.1, 0.0, 0.0, 0.4), 0.3 + 0.1 + 1 + 0.4, 1, 0, 1, id="costs"),
+        pytest.param((WELL,), Rules(1), Costs(start_s=0.3, boot_s=0.5), 0.5 + 1, 1, 0, 1, id="imports beside the queue's"),
+        pytest.param((WELL,), Rules(1), Costs(start_s=0.3, boot_s=0.2, setup_s=0.4), 0.3 + 0.4 + 1, 1, 0, 1, id="then setup"),
         pytest.param(
             (Attempt(1.0, outcome=RETRY, ends_worker=True), WELL), Rules(1, retry_delay=0.0), Costs(boot_s=2.0),
             2 + 1 + 2 + 1, 1, 0, 2, id="a crash costs a start",
+        ),
+        pytest.param(
+            (Attempt(1.0, outcome=RETRY, ends_worker=True), WELL), Rules(1, retry_delay=0.0),
+            Costs(boot_s=2.0, setup_s=0.5), 2.5 + 1 + 2.5 + 1, 1, 0, 2, id="and a setup",
         ),
     ],
 )  # fmt: skip
@@ -221,6 +227,22 @@ def test_workers_that_replace_others_compute_beside_the_tasks() -> None:
     run = simulate(tasks, rules, Costs(boot_s=0.3), Random(1))
 
     assert run.makespan_s > 200 * 0.3 / 2
+
+
+def test_one_in_reserve_has_its_setup_still_before_it() -> None:
+    costs = Costs(boot_s=0.1, boot_cpu_share=0.0, setup_s=0.5)
+
+    found = run([(HANGS, WELL)], Rules(1, task_timeout=2.0, retry_delay=0.0), costs)
+
+    assert found.makespan_s == pytest.approx(0.1 + 0.5 + 2 + 0.5 + 1)
+
+
+def test_workers_beyond_the_cores_are_started_when_the_queue_is_there() -> None:
+    costs = Costs(start_s=1.0, boot_s=1.0, boot_cpu_share=0.0)
+
+    assert run(tasks(1.0, 1.0), Rules(2, cores=3), costs).makespan_s == pytest.approx(2.0)
+    assert run(tasks(1.0, 1.0), Rules(2, cores=2), costs).makespan_s == pytest.approx(3.0)
+    assert run(tasks(1.0, 1.0), Rules(2, cores=2), replace(costs, boot_s=1.5)).makespan_s == pytest.approx(3.5)
 
 
 def test_a_batch_that_cannot_end_is_refused() -> None:
