@@ -6,9 +6,9 @@ of everything that the sample is stratified by, which is the hard case. All seed
 from the batch's, which no prediction can know, stands in a column of its own.
 
 Other processes on the machine count against the pool, and a virtual machine's cores are not always equally fast. Each
-measurement waits a little for a quiet moment, and the tables say how many cores others took at most and by how much a
-fixed piece of computing differed before and after. What was measured beside other work, or at two speeds, is marked, and
-is measured again, sample and all, as long as the whole takes no longer than BUDGET_S; the one that was disturbed less counts.
+measurement waits a little for a quiet moment, and all is measured in several rounds, of which the middle one counts. The
+tables say how many cores others took at most, and by how much a fixed piece of computing differed between the
+measurements: a sample that was run at another speed than the batch misses by as much where the work computes.
 """
 
 import argparse
@@ -31,9 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROCESSOR = "tests.benchmarks.prediction:process"
 SHARE = 0.05
 SEED = 1
-BUDGET_S = 360.0
 ROUNDS = 3
-DRIFT = 0.08  # by how much the speed of a core may differ
 PATIENCE_S = 5.0
 ENOUGH = 7  # of the eight workloads are to be within NEAR
 NEAR = 0.10
@@ -96,7 +94,7 @@ WORKLOADS = (
     Workload(
         "I/O-bound, 20 to 80 ms, 1 ms CPU, 16 workers", 4000, 16, lambda random: (random.uniform(0.019, 0.079), 0.001, "", 5)
     ),
-    Workload("CPU-bound, 5 to 15 ms, 8 workers", 2000, 8, lambda random: (0.0, random.uniform(0.005, 0.015), "", 5)),
+    Workload("CPU-bound, 20 to 60 ms, 8 workers", 2000, 8, lambda random: (0.0, random.uniform(0.02, 0.06), "", 5)),
     Workload(
         "three priorities, 10 to 30 ms", 4000, 8,
         lambda random: (random.uniform(0.01, 0.03), 0.0, "", random.choice((1, 5, 9))),
@@ -161,13 +159,6 @@ class Scene:
     def orders(self) -> Path:
         return self.folder / "orders.csv"
 
-    @property
-    def disturbance(self) -> float:
-        """By what others took and how the machine's speed changed; up to 1 it counts as quiet."""
-        from tests.benchmarks.machine import QUIET_CORES
-
-        return max(self.cores / QUIET_CORES, self.drift / DRIFT)
-
     def options(self) -> list[str]:
         settings = {"-p": PROCESSOR, "--app-dir": ROOT, **self.workload.settings}
         if self.workload.jobs:
@@ -224,35 +215,37 @@ class Scene:
 
     def noise(self) -> dict[str, str]:
         """For the tables."""
+        from tests.benchmarks.machine import QUIET_CORES
+
         return {
             "others": f"{self.cores:.2f} cores",
             "drift": f"{self.drift:.0%}",
-            "quiet": "yes" if self.disturbance <= 1.0 else "NO",
+            "quiet": "yes" if self.cores <= QUIET_CORES else "NO",
         }
 
 
-def scenes(workloads: tuple[Workload, ...], only: str) -> Iterator[Scene]:
-    for workload in workloads:
-        if only in workload.name:
-            with tempfile.TemporaryDirectory(prefix="poqueue-bench-") as name:
-                scene = Scene(workload, Path(name), loops_per_second())
-                write_orders(workload, scene.orders, scene.loops_per_s)
-                yield scene
+def scenes(workloads: tuple[Workload, ...], only: str) -> list[contextlib.AbstractContextManager[Scene]]:
+    return [staged(workload) for workload in workloads if only in workload.name]
 
 
-def predictions(only: str, deadline: float) -> list[dict[str, Any]]:
-    """One row a workload; those that were disturbed once more, while there is time."""
-    rows = {scene.workload.name: predicted(scene) for scene in scenes(WORKLOADS, only)}
-    for name, row in rows.items():
-        if row["quiet"] == "NO" and time.monotonic() + row["took_s"] < deadline:
-            again = next(predicted(scene) for scene in scenes(WORKLOADS, name))
-            rows[name] = min(row, again, key=lambda one: one["disturbance"])  # whatever they say
-    return list(rows.values())
+@contextlib.contextmanager
+def staged(workload: Workload) -> Iterator[Scene]:
+    with tempfile.TemporaryDirectory(prefix="poqueue-bench-") as name:
+        scene = Scene(workload, Path(name), loops_per_second())
+        write_orders(workload, scene.orders, scene.loops_per_s)
+        yield scene
+
+
+def predictions(only: str, rounds: int) -> list[dict[str, Any]]:
+    """One row a workload, that of the round with the middle error; all workloads in turn, round by round."""
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(scene) for scene in scenes(WORKLOADS, only)]
+        found = [[predicted(scene) for scene in made] for _ in range(rounds)]
+    return [middle([rows[n] for rows in found]) for n in range(len(made))]
 
 
 def predicted(scene: Scene) -> dict[str, Any]:
     """Sample, prediction and measurement of one workload."""
-    begun = time.monotonic()
     count = round(SHARE * scene.workload.count)
     told = scene.tune(count)
     measured_s = scene.measure(*scene.options())
@@ -267,15 +260,22 @@ def predicted(scene: Scene) -> dict[str, Any]:
         "predicted": f"{expected['seconds']:.2f} s",
         "range": f"{low_s:.1f} to {high_s:.1f} s",
         "measured": f"{measured_s:.2f} s",
-        "error": f"{error:+.1%}",
+        "error": error,
         "of the sample": f"{scene.sampling_error(count):+.1%}",
         "within 10 %": "yes" if abs(error) <= NEAR else "no",
         "in range": "yes" if low_s <= measured_s <= high_s else "no",
         **scene.noise(),
         "costs": told["measured"]["costs"],
-        "disturbance": scene.disturbance,
-        "took_s": time.monotonic() - begun,
     }
+
+
+def middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row with the middle error, and the errors of all; others and drift are the worst of all by then."""
+    ordered = sorted(rows, key=lambda row: row["error"])
+    row = ordered[(len(ordered) - 1) // 2]
+    errors = {"error": f"{row['error']:+.1%}", "of all": ", ".join(f"{one['error']:+.0%}" for one in ordered)}
+    last = {key: rows[-1][key] for key in ("others", "drift", "quiet")}
+    return {**row, **errors, **last}
 
 
 # ---------------------------------------------------------------------- defaults and advice
@@ -283,7 +283,11 @@ def predicted(scene: Scene) -> dict[str, Any]:
 
 def advised(only: str, rounds: int) -> list[dict[str, Any]]:
     """Defaults against advice, measured in turn, the one that begins changing from round to round; the medians count."""
-    return [compared(scene, rounds) for scene in scenes(ADVISED, only)]
+    found = []
+    for one in scenes(ADVISED, only):
+        with one as scene:
+            found.append(compared(scene, rounds))
+    return found
 
 
 def compared(scene: Scene, rounds: int) -> dict[str, Any]:
@@ -360,27 +364,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="workloads whose name holds this")
     parser.add_argument("--part", choices=("predictions", "advice", "both"), default="both")
-    parser.add_argument(
-        "--rounds", type=int, default=ROUNDS, help=f"runs of defaults and advice each (default: {ROUNDS})"
-    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often each is measured (default: {ROUNDS})")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     Adoption().hold()
-    deadline = time.monotonic() + BUDGET_S
     found: dict[str, list[dict[str, Any]]] = {}
     if arguments.part != "predictions":
         found["advice"] = advised(arguments.only, arguments.rounds)
     if arguments.part != "advice":
-        found["predictions"] = predictions(arguments.only, deadline)
+        found["predictions"] = predictions(arguments.only, arguments.rounds)
     told = list(verdicts(found))
     if arguments.json:
         print(json.dumps({**found, "verdicts": [text for _, text in told], "disturbed": disturbed(found)}))
     else:
         for rows in found.values():
-            shown = [
-                {key: value for key, value in row.items() if key not in ("costs", "disturbance", "took_s")}
-                for row in rows
-            ]
+            shown = [{key: value for key, value in row.items() if key != "costs"} for row in rows]
             print(tabulate(shown, headers="keys", tablefmt="simple", disable_numparse=True), end="\n\n")
         for is_reached, text in told:
             print(f"{'reached' if is_reached else 'MISSED'}: {text}")

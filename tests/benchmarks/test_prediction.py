@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.prediction import WORKLOADS, Scene, disturbed, is_kept, verdicts, write_orders
+from tests.benchmarks.prediction import WORKLOADS, Scene, disturbed, is_kept, middle, verdicts, write_orders
 
 
 def rows(near: int, covered: int, noisy: int = 0) -> dict[str, list[dict[str, Any]]]:
@@ -41,6 +41,14 @@ def test_advice_keeps_what_it_promises_or_is_told(promised: float, advice: list[
     assert is_kept(promised, [2.0, 2.2], advice) == kept
     [(is_reached, _)] = verdicts({"advice": [{"kept": kept}]})
     assert is_reached == (kept in ("yes", "nothing promised"))
+
+
+def test_of_several_rounds_the_middle_error_counts() -> None:
+    row = middle(
+        [{"error": error, "others": n, "drift": n, "quiet": "yes"} for n, error in enumerate((0.4, 0.02, -0.03))]
+    )
+
+    assert (row["error"], row["of all"], row["others"]) == ("+2.0%", "-3%, +2%, +40%", 2)
 
 
 def test_what_was_measured_beside_other_work_is_named() -> None:
