@@ -19,6 +19,8 @@ from workers.processing import GiveUp, Processor, ProcessorSpec, RetryLater, Wor
 
 TARGET = "workers.measuring:Measuring"
 TARGET_OPTION, APP_DIR_OPTION, FOLDER_OPTION = "tune.processor", "tune.app_dir", "tune.folder"
+WARM_UP_OPTION = "tune.warm_up"
+WARM_UP_S = 1.5
 _PAGE_UNIT = 1024  # ru_maxrss counts in this
 
 
@@ -51,11 +53,18 @@ class Measure:
     retry_after_s: float | None = None
 
 
-def measured_spec(spec: ProcessorSpec, folder: Path) -> ProcessorSpec:
-    """The processor that measures this one into files in `folder`."""
-    ours = {TARGET_OPTION: spec.target, FOLDER_OPTION: str(folder)}
+def measured_spec(spec: ProcessorSpec, folder: Path, *, warms_up: bool = False) -> ProcessorSpec:
+    """The processor that measures this one into files in `folder`.
+
+    Args:
+        warms_up: the first workers keep their cores busy for a while before their first PO: those that were idle compute
+            slower at first, on some machines by a third, and a batch is longer than a sample.
+    """
+    ours: dict[str, Any] = {TARGET_OPTION: spec.target, FOLDER_OPTION: str(folder)}
     if spec.app_dir is not None:
         ours[APP_DIR_OPTION] = spec.app_dir
+    if warms_up:
+        ours[WARM_UP_OPTION] = WARM_UP_S
     return ProcessorSpec(TARGET, {**spec.options, **ours}, spec.app_dir)
 
 
@@ -75,6 +84,7 @@ class Measuring:
         options = context.options
         spec = ProcessorSpec(options.pop(TARGET_OPTION), options, options.pop(APP_DIR_OPTION, None))
         folder = Path(options.pop(FOLDER_OPTION))
+        warm_up_s = float(options.pop(WARM_UP_OPTION, 0.0))
         self._pid = os.getpid()
         self._file = open(folder / f"{self._pid}.jsonl", "ab", buffering=0)  # noqa: SIM115  (for the worker's life)
         imports_s = _cpu_s() + self._load(spec)
@@ -86,6 +96,7 @@ class Measuring:
                 _max_rss_bytes(),
             )
         )  # fmt: skip
+        _warm_up(folder / "warm", warm_up_s)
         self._left: tuple[float, float] | None = None  # when, and with how much computing, the attempt before was over
 
     def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
@@ -127,6 +138,14 @@ class Measuring:
 
     def _write(self, measure: Measure) -> None:
         self._file.write(json.dumps(asdict(measure)).encode() + b"\n")
+
+
+def _warm_up(mark: Path, seconds: float) -> None:
+    """Compute for a while, if no worker has done so yet."""
+    deadline = time.monotonic() + (0.0 if mark.exists() else seconds)
+    while time.monotonic() < deadline:
+        pass
+    mark.touch()
 
 
 def _cpu_s() -> float:

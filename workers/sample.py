@@ -130,6 +130,7 @@ def run_sample(
         (folder / "measures").mkdir()
         watch = _Watch(len(orders))
         with SignalInbox() as signals, RunLogging(folder / "run.log", "tune", progress.log, verbosity=0, as_json=False):
+            spec = measured_spec(spec, folder / "measures", warms_up=bool(orders))
             supervisor = _supervisor(spec, settings, jobs, folder, watch, progress, signals)
             end = _run(supervisor, orders, priorities, watch)
         if end.reason == "interrupted":
@@ -164,7 +165,7 @@ def _supervisor(
     signals: SignalInbox,
 ) -> Supervisor:
     return Supervisor(
-        measured_spec(spec, folder / "measures"), jobs=jobs, start_method=settings.start_method, grace=settings.grace,
+        spec, jobs=jobs, start_method=settings.start_method, grace=settings.grace,
         stop_grace=settings.stop_grace, max_tasks_per_worker=settings.max_tasks_per_worker,
         max_memory_per_worker=settings.max_memory_per_worker, work_dir=folder / "work", output_dir=folder / "output",
         on_event=watch.take, on_show=progress.update, signals=signals, max_retries=settings.max_retries,

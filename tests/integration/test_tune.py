@@ -105,6 +105,23 @@ def test_the_setup_of_a_session_is_measured_apart_from_imports(tmp_path: Path, t
     assert json.loads(ended.out)["predicted"]["now"]["seconds"] > 0.7
 
 
+def test_the_cores_are_at_full_speed_before_the_first_po_is_measured(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, *["x"] * 8)
+    (tmp_path / "looks.py").write_text(
+        "import pathlib, time\n\ndef process(po):\n"
+        "    with open(pathlib.Path(__file__).parent / 'computed', 'a') as file:\n"
+        "        file.write(f'{time.process_time()}\\n')\n",
+        encoding="utf-8",
+    )
+
+    ended = tune(tmp_path, temporary, str(path), "-p", "looks:process", "--app-dir", ".", "--json").check(0)
+
+    computed = [float(line) for line in (tmp_path / "computed").read_text().splitlines()]
+    assert len(computed) == 8 and min(computed) > 0.3  # seconds; of WARM_UP_S, on a machine with other work
+    costs = json.loads(ended.out)["measured"]["costs"]
+    assert costs["boot_s"] + costs["setup_s"] < min(computed)
+
+
 def test_computing_in_a_child_counts_as_computing(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, *["x"] * 6)
     burn = "import time\nwhile time.process_time() < 0.3: pass"
