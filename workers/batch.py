@@ -48,6 +48,7 @@ from workers.signals import SignalInbox
 from workers.staff import WorkersCannotStartError
 from workers.supervisor import Halt, RunEnd, Supervisor
 from workers.whole_file import write_whole
+from workers.worker_files import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -364,6 +365,7 @@ class _Run:
         self._ended = bytearray(len(book.orders))
         self._counts = {"succeeded": 0, "failed": 0, "not_run": 0}
         self._report: dict[str, Any] = {}
+        self._usage = Usage()
         self._not_run: list[dict[str, Any]] | None = None
         self._begun = time.monotonic()
 
@@ -407,6 +409,8 @@ class _Run:
         report["run"] |= {"seconds": round(seconds, 3), "reason": end.reason, "message": end.message}
         if self._resumed:
             report["run"]["resumed"] = self._resumed
+        if self._usage.busy_s:
+            report["run"]["workers_used"] = self._usage._asdict()
         failpoint.hit("batch.before_report")
         for path in (self._run_dir / "report.json", *self._batch._settings.report):
             name = path.name if path.parent == self._run_dir else str(path)
@@ -462,6 +466,7 @@ class _Run:
                 if self._has_gaps:
                     self._tell_again(supervisor)
                 self._results.flush()
+                self._usage = supervisor.usage
                 if end.reason != "done":
                     self._not_run = self._unfinished(supervisor)
                 self._report = build_report(

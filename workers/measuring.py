@@ -7,7 +7,6 @@ an attempt that raises, or whose worker is told to end, has none.
 import contextlib
 import json
 import os
-import resource
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from poqueue.task import TaskResult
+from workers.own_process import cpu_seconds, most_rss_bytes, queued_seconds
 from workers.processing import GiveUp, Processor, ProcessorSpec, RetryLater, WorkerContext, load_target
 
 TARGET = "workers.measuring:Measuring"
 TARGET_OPTION, APP_DIR_OPTION, FOLDER_OPTION = "tune.processor", "tune.app_dir", "tune.folder"
 WARM_UP_OPTION = "tune.warm_up"
 WARM_UP_S = 1.5
-_PAGE_UNIT = 1024  # ru_maxrss counts in this
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +75,16 @@ def read_measures(folder: Path) -> Iterator[Measure]:
                 yield Measure(**json.loads(line))
 
 
+def alone_seconds(taken_s: float, cpu_s: float, queued_s: float) -> float:
+    """How long what took `taken_s` takes with a core at hand whenever it wants one.
+
+    The simulation lets those that compute wait for a core; the wait of one that wakes up from waiting is its own.
+    """
+    undisturbed_s = max(taken_s - queued_s, 1e-9)
+    share = min(1.0, cpu_s / undisturbed_s)
+    return max(cpu_s if cpu_s < taken_s else 0.0, taken_s - share * queued_s)
+
+
 class Measuring:
     """Processor class of the sample's workers."""
 
@@ -87,13 +96,13 @@ class Measuring:
         warm_up_s = float(options.pop(WARM_UP_OPTION, 0.0))
         self._pid = os.getpid()
         self._file = open(folder / f"{self._pid}.jsonl", "ab", buffering=0)  # noqa: SIM115  (for the worker's life)
-        imports_s = _cpu_s() + self._load(spec)
-        begun, cpu_s, queued_s = time.monotonic(), _cpu_s(), _queued_s()
+        imports_s = cpu_seconds() + self._load(spec)
+        begun, cpu_s, queued_s = time.monotonic(), cpu_seconds(), queued_seconds()
         self._processor.setup(context)
         self._write(
             Measure(
-                "", 0, self._pid, begun, time.monotonic(), _cpu_s() - cpu_s, _queued_s() - queued_s, imports_s, cpu_s,
-                _max_rss_bytes(),
+                "", 0, self._pid, begun, time.monotonic(), cpu_seconds() - cpu_s, queued_seconds() - queued_s, imports_s, cpu_s,
+                most_rss_bytes(),
             )
         )  # fmt: skip
         _warm_up(folder / "warm", warm_up_s)
@@ -101,7 +110,7 @@ class Measuring:
 
     def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
         """One attempt, measured however it ends."""
-        begun, cpu_s, queued_s = time.monotonic(), _cpu_s(), _queued_s()
+        begun, cpu_s, queued_s = time.monotonic(), cpu_seconds(), queued_seconds()
         left, left_cpu_s = self._left or (begun, cpu_s)
         is_final, retry_after_s = False, None
         try:
@@ -116,20 +125,20 @@ class Measuring:
             raise
         finally:
             if os.getpid() == self._pid:  # not in a copy that the processor has forked
-                ended, ended_cpu_s = time.monotonic(), _cpu_s()
+                ended, ended_cpu_s = time.monotonic(), cpu_seconds()
                 self._write(
                     Measure(
                         context.task_id, context.attempt, self._pid, begun, ended, ended_cpu_s - cpu_s,
-                        _queued_s() - queued_s, begun - left, cpu_s - left_cpu_s, _max_rss_bytes(), is_final, retry_after_s,
+                        queued_seconds() - queued_s, begun - left, cpu_s - left_cpu_s, most_rss_bytes(), is_final, retry_after_s,
                     )
                 )  # fmt: skip
-                self._left = (time.monotonic(), _cpu_s())
+                self._left = (time.monotonic(), cpu_seconds())
 
     def _load(self, spec: ProcessorSpec) -> float:
         """Import the processor; returns how long that takes with a core at hand, seconds."""
-        begun, queued_s = time.monotonic(), _queued_s()
+        begun, queued_s = time.monotonic(), queued_seconds()
         self._processor = Processor(load_target(spec))
-        return time.monotonic() - begun - (_queued_s() - queued_s)
+        return time.monotonic() - begun - (queued_seconds() - queued_s)
 
     def teardown(self) -> None:
         """Close the processor's session."""
@@ -146,22 +155,3 @@ def _warm_up(mark: Path, seconds: float) -> None:
     while time.monotonic() < deadline:
         pass
     mark.touch()
-
-
-def _cpu_s() -> float:
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-
-
-def _max_rss_bytes() -> int:
-    """Of the worker and the largest child that it has waited for; they are there at the same time."""
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return (own.ru_maxrss + children.ru_maxrss) * _PAGE_UNIT
-
-
-def _queued_s() -> float:
-    """How long this process's first thread was ready without a core; 0 where the kernel does not say."""
-    try:
-        return int(Path("/proc/self/schedstat").read_bytes().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return 0.0

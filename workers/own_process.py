@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 OOM_SCORE = "557"  # an odd number: inherited by all that a worker starts, it marks them as well
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_MAXRSS_UNIT = 1024  # ru_maxrss counts in this
 
 
 def become_worker(marks: dict[str, str]) -> None:
@@ -80,3 +82,23 @@ def rss_bytes(pid: int | None = None) -> int:
     except (OSError, IndexError):
         return 0
     return int(resident) * _PAGE_BYTES
+
+
+def cpu_seconds() -> float:
+    """Computing so far, of this process and the children that it has waited for."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def queued_seconds() -> float:
+    """How long this process's first thread was ready without a core; 0 where the kernel does not say."""
+    try:
+        return int(Path("/proc/self/schedstat").read_bytes().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def most_rss_bytes() -> int:
+    """The most held so far: by this process and the largest child that it has waited for, which are there at the same time."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (own.ru_maxrss + children.ru_maxrss) * _MAXRSS_UNIT

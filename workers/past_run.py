@@ -6,19 +6,22 @@ report.json, of a run that kept no journal ────────────�
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError
 from poqueue.journal import JOURNAL_NAME
 from poqueue.task import TaskStatus
 from poqueue.verdict import INTERRUPTED_ERROR
 from workers.history import Attempt, RunHistory
+from workers.measuring import alone_seconds
 from workers.report_files import read_history
 from workers.resolved import load_settings, render_config
 from workers.run_record import REPORT_NAME, read_report, read_run_record
 from workers.sample import MeasuredAttempt
+from workers.worker_files import Usage
 
 CANCELLED_ERROR = "Cancelled"
 UNTOLD = ("interrupted", "running")  # such an attempt tells nothing of how long one takes
@@ -63,6 +66,32 @@ def _keeps_no_journal(run_dir: Path) -> bool:
     return read_run_record(run_dir).settings.get("journal") is False
 
 
+def usage_of(run: dict[str, Any]) -> Usage | None:
+    """What the workers have used, as the report of a run tells."""
+    try:
+        usage = Usage(**run["workers_used"])
+    except (KeyError, TypeError):
+        return None
+    return usage if usage.busy_s > 0.0 else None
+
+
+def with_usage(attempts: Iterable[MeasuredAttempt], usage: Usage | None) -> list[MeasuredAttempt]:
+    """Each attempt with its part of the computing, and as long as it would have been with a core at hand."""
+    if usage is None:
+        return list(attempts)
+    computing_s = min(usage.cpu_s, usage.busy_s)  # beside very short POs most of it lies between them
+    alone_s = max(computing_s, alone_seconds(usage.busy_s, computing_s, usage.queued_s))
+    stretch, share = usage.busy_s / alone_s, computing_s / alone_s
+    return [
+        replace(
+            one, seconds=one.seconds / stretch, cpu_s=share * one.seconds / stretch, max_rss_bytes=usage.max_rss_bytes
+        )
+        if one.seconds is not None and one.error_type != TIMEOUT_ERROR
+        else one
+        for one in attempts
+    ]
+
+
 def _changed(settings: dict[str, Any]) -> dict[str, Any]:
     """By key, those that differ from their default; `settings` as a report has them."""
     defaults = {key: value for key, value, _ in render_config(load_settings({}, None, {}))}
@@ -86,7 +115,8 @@ def _from_journal(run_dir: Path, history: RunHistory) -> PastRun:
     by_task: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in history.attempts:
         by_task[attempt.task_id].append(attempt)
-    attempts = [one for task in by_task.values() for one in _told(task, max_retries)]
+    told = [one for task in by_task.values() for one in _told(task, max_retries)]
+    attempts = with_usage(told, usage_of(history.run))
     is_whole = history.run.get("reason") == "done" and not history.pauses and "resumed" not in history.run
     is_as_set = len({attempt.slot for attempt in history.attempts}) <= jobs  # nobody has scaled it up
     return PastRun(
@@ -131,7 +161,7 @@ def _from_report(run_dir: Path) -> PastRun:
         )
     run, tasks = report["run"], report["tasks"]
     return PastRun(
-        list(attempts_of_report(tasks)),
+        with_usage(attempts_of_report(tasks), usage_of(run)),
         [int(task["priority"]) for task in tasks],
         _changed(run["settings"]),
         int(run["settings"]["jobs"]["value"]),

@@ -18,7 +18,7 @@ from poqueue.simulation import TYPICAL_BY_START, TYPICAL_COSTS, Costs, ahead_of
 from poqueue.task import Event, ProcessingTask
 from workers.amounts import read_amount
 from workers.log import RunLogging
-from workers.measuring import Measure, measured_spec, read_measures
+from workers.measuring import Measure, alone_seconds, measured_spec, read_measures
 from workers.processing import ProcessorSpec
 from workers.progress import Progress
 from workers.quantities import usable_cores
@@ -278,14 +278,7 @@ def _attempt(po_number: str, outcome: str, error: dict[str, Any], measure: Measu
 
 
 def _alone_s(measure: Measure) -> float:
-    """How long an attempt takes with a core at hand.
-
-    The simulation lets those that compute wait for a core; the wait of one that wakes up from waiting is its own.
-    """
-    taken_s = measure.ended - measure.begun
-    undisturbed_s = max(taken_s - measure.queued_s, 1e-9)
-    share = min(1.0, measure.cpu_s / undisturbed_s)
-    return max(measure.cpu_s if measure.cpu_s < taken_s else 0.0, taken_s - share * measure.queued_s)
+    return alone_seconds(measure.ended - measure.begun, measure.cpu_s, measure.queued_s)
 
 
 def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, settings: RunSettings) -> Costs:

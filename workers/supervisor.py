@@ -45,7 +45,7 @@ from workers.run_control import CONTROL_NAME, ControlFile, read_order
 from workers.signals import SignalInbox
 from workers.staff import Staff
 from workers.worker import RELIEF_S, WorkerSettings
-from workers.worker_files import Phase, Status
+from workers.worker_files import Phase, Status, Usage
 from workers.worker_process import EVIDENCE_S, EVIDENCE_STEP_S, WorkerProcess
 
 if TYPE_CHECKING:  # what only some programs use: the others start the sooner
@@ -192,6 +192,7 @@ class Supervisor:
         self._staff = Staff(jobs, get_context(start_method), self._work_dir, self.run_id, self._worker_settings)
         self._oom_kills = 0
         self._dead: list[WorkerProcess] = []  # ended, and not yet settled with the queue
+        self.usage = Usage()  # of the workers that have ended by themselves
         self._keeps_files = False  # what workers have left must be read by whoever resumes
         self._may_be_done = True
         self._halted = ""
@@ -625,6 +626,7 @@ class Supervisor:
             self._close_attempt(worker, status, is_out_of_memory, now)
         failpoint.hit("supervisor.before_release")
         self._ask("release_worker", worker.worker_id)
+        self.usage = self.usage.with_other(worker.files.usage() or Usage())
         level = logging.INFO if status.phase >= Phase.RECYCLING else logging.WARNING
         logger.log(level, "worker ended (%s)", worker.how_it_ended(), extra=_ids(worker, status))
 

@@ -29,9 +29,9 @@ from poqueue.client import PendingCall, QueueClient, connect
 from poqueue.errors import JournalError, PoqueueError, ServiceError
 from poqueue.packing import unpack_grant
 from poqueue.task import Grant, Lease, Report
-from workers.own_process import become_worker, rss_bytes
+from workers.own_process import become_worker, cpu_seconds, most_rss_bytes, queued_seconds, rss_bytes
 from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, load_target, run_attempt
-from workers.worker_files import Phase, WorkerWriter, private
+from workers.worker_files import Phase, Usage, WorkerWriter, private
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ class Worker:
         self._has_more = False  # as many as were asked for, so there may be more
         self._ahead: _Ahead | None = None
         self._tasks_done = 0
+        self._busy_s = 0.0
         self._pace_s = 1.0  # how long a task takes; the first ones come singly
         with _boot_failure_to(files):
             self._processor = Processor(load_target(settings.spec))
@@ -128,8 +129,10 @@ class Worker:
         with _boot_failure_to(files):
             self._processor.setup(context)
         files.phase(Phase.WORKING)
+        cpu_s, queued_s = cpu_seconds(), queued_seconds()
         try:
             self._serve(worker_id, client, context)
+            files.used(Usage(cpu_seconds() - cpu_s, self._busy_s, queued_seconds() - queued_s, most_rss_bytes()))
             self._teardown()
         except Terminated:
             self._teardown()
@@ -259,6 +262,7 @@ class Worker:
             # The disk is full: the PO stays in hand, and nothing else is begun, until the queue knows of its end.
             files.begin(lease.token, lease.attempt, time.monotonic(), UNLIMITED_S, lease.po_number, lease.task_id)
         self._tasks_done += 1
+        self._busy_s += report.processing_time
         self._pace_s = 0.7 * self._pace_s + 0.3 * (time.monotonic() - begin)
 
     def _appetite(self, held: int = 0) -> int:

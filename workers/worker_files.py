@@ -9,6 +9,7 @@ One private folder a worker process:
     owned    processes and paths that are to be removed if the worker is killed, a JSON object a line.
     mark     mapped by the worker alone, and so by all that it forks.
     boot     why the worker could not start.
+    usage    what it has used, of a worker that ended by itself.
 """
 
 import contextlib
@@ -70,6 +71,29 @@ class Status(NamedTuple):
     output_start: int
     po_number: str
     task_id: str
+
+
+class Usage(NamedTuple):
+    """What workers have used from their first PO to their own end; times in seconds.
+
+    Attributes:
+        cpu_s: computing, of worker and children.
+        busy_s: time in attempts.
+        queued_s: ready to compute, but without a core.
+        max_rss_bytes: the most that a worker and one child of it have held.
+    """
+
+    cpu_s: float = 0.0
+    busy_s: float = 0.0
+    queued_s: float = 0.0
+    max_rss_bytes: int = 0
+
+    def with_other(self, other: "Usage") -> "Usage":
+        """Of both together."""
+        return Usage(
+            self.cpu_s + other.cpu_s, self.busy_s + other.busy_s, self.queued_s + other.queued_s,
+            max(self.max_rss_bytes, other.max_rss_bytes),
+        )  # fmt: skip
 
 
 class WorkerWriter:
@@ -161,6 +185,11 @@ class WorkerWriter:
         with open(self.folder / "boot", "wb", opener=private) as file:
             file.write(text)
 
+    def used(self, usage: Usage) -> None:
+        """The worker ends by itself; this is worth no failure."""
+        with contextlib.suppress(OSError), open(self.folder / "usage", "w", encoding="utf-8", opener=private) as file:
+            json.dump(usage, file)
+
     def _write(self, token: int, attempt: int, started: float, limit: float, po_number: bytes, task_id: bytes) -> None:
         """Into the place that does not hold, and only then, in one step, it does: this process may stop anywhere in between."""
         self._turn = turn = (self._turn + 1) & 255
@@ -245,6 +274,13 @@ class WorkerReader:
     def boot_failure(self) -> str:
         """Why the worker could not start, or nothing."""
         return self._text("boot")
+
+    def usage(self) -> Usage | None:
+        """What the worker has used, if it ended by itself."""
+        try:
+            return Usage._make(json.loads(self._text("usage")))
+        except (ValueError, TypeError):  # it did not, or there was no room
+            return None
 
     def owned(self) -> Iterator[dict[str, Any]]:
         """What the worker named to be removed."""

@@ -166,10 +166,34 @@ def test_a_finished_run_is_learned_from_without_running_anything(tmp_path: Path,
 
     assert found["pos"] == 11
     assert found["measured"]["attempts"] == 12
-    assert found["measured"]["kind"] == "unknown"
+    assert found["measured"]["kind"] in ("waits", "both", "computes")
+    assert found["measured"]["rss_bytes"] > 5_000_000
     assert [row["jobs"] for row in found["what_if"]] == [1, 4]
     assert "the run took" in text
     assert (tmp_path / "trail").read_bytes() == trail
+
+
+COMPUTES = (
+    "import time\n\ndef process(po):\n    end = time.process_time() + 0.03\n    while time.process_time() < end: pass\n"
+)
+WAITS = "import time\n\ndef process(po):\n    time.sleep(0.05)\n"
+
+
+def test_a_run_tells_whether_its_work_waits_or_computes_and_so_how_many_workers_pay(tmp_path: Path) -> None:
+    path = orders(tmp_path, *["x"] * 160)
+    found = {}
+    for name, text in (("computes", COMPUTES), ("waits", WAITS)):
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+        poqueue(
+            "run", str(path), "-p", f"{name}:process", "--app-dir", ".", "--run-dir", name, "-j", "4", "-q", cwd=tmp_path
+        ).check(0)  # fmt: skip
+        found[name] = json.loads(poqueue("tune", name, "--json", cwd=tmp_path).check(0).out)
+
+    for name, told in found.items():
+        assert told["measured"]["kind"] == name
+    assert found["waits"]["advice"]["jobs"]["advice"] > 4
+    if (os.cpu_count() or 1) <= 4:
+        assert found["computes"]["advice"]["jobs"]["advice"] <= 4
 
 
 def test_a_run_that_goes_on_and_one_that_was_killed_are_learned_from_too(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError, JournalError
 from poqueue.journal import Kind
 from tests.unit.sample_journal import JournalMaker
+from workers.measurement import measured_from_history
 from workers.past_run import attempts_of_report, read_past_run
 from workers.run_record import RunRecord
 
@@ -73,6 +74,39 @@ def test_the_journal_counts_and_not_what_a_report_beside_it_says(tmp_path: Path)
 
     assert len(past.attempts) == len(TOLD)
     assert (past.seconds, past.note) == (9.0, "")
+
+
+def test_what_the_workers_used_tells_whether_the_work_computes(tmp_path: Path) -> None:
+    a_journal(a_run(tmp_path))
+    a_report(tmp_path, workers_used={"cpu_s": 4.0, "busy_s": 5.0, "queued_s": 0.0, "max_rss_bytes": 50_000_000})
+
+    measurement = measured_from_history(read_past_run(tmp_path).attempts)
+
+    assert measurement.cpu_share == pytest.approx(0.8) and measurement.kind == "computes"
+    assert measurement.rss_bytes == 50_000_000
+    assert measurement.seconds == pytest.approx([0.75, 1.5, 2.0])
+
+
+def test_time_that_attempts_stood_in_line_for_a_core_is_not_their_own(tmp_path: Path) -> None:
+    """Eight workers on two cores: each attempt took four times as long as alone."""
+    a_journal(a_run(tmp_path))
+    a_report(tmp_path, workers_used={"cpu_s": 1.25, "busy_s": 5.0, "queued_s": 3.75, "max_rss_bytes": 1})
+
+    measurement = measured_from_history(read_past_run(tmp_path).attempts)
+
+    assert measurement.seconds == pytest.approx([0.75 / 4, 1.5 / 4, 2.0 / 4])
+    assert measurement.cpu_share == pytest.approx(1.0)
+    assert measurement.hung == {"B": 60.2}
+
+
+@pytest.mark.parametrize(
+    "used", [None, 5, {}, {"cpu_s": 1.0}, {"cpu_s": 0.0, "busy_s": 0.0, "queued_s": 0.0, "max_rss_bytes": 0}]
+)
+def test_where_usage_is_not_told_nothing_is_made_up(used: Any, tmp_path: Path) -> None:
+    a_journal(a_run(tmp_path))
+    a_report(tmp_path, workers_used=used)
+
+    assert measured_from_history(read_past_run(tmp_path).attempts).cpu_share is None
 
 
 def test_a_run_that_has_not_come_to_its_end_is_learned_from_as_far_as_it_got(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from poqueue.payload import freeze_plain_result, thaw_result
 from poqueue.task import Report, TaskResult
-from workers.worker_files import MAX_LINE_CHARS, OutputLine, Phase, WorkerReader, WorkerWriter
+from workers.worker_files import MAX_LINE_CHARS, OutputLine, Phase, Usage, WorkerReader, WorkerWriter
 
 
 @pytest.fixture
@@ -50,6 +50,17 @@ def everything(reader: WorkerReader) -> list[OutputLine]:
 
 def test_the_folder_is_for_this_user_alone(reader: WorkerReader, writer: WorkerWriter) -> None:
     assert reader.folder.stat().st_mode & 0o077 == 0
+
+
+def test_what_a_worker_used_is_known_only_once_it_has_said_so(reader: WorkerReader, writer: WorkerWriter) -> None:
+    assert reader.usage() is None
+
+    writer.used(Usage(1.5, 2.0, 0.25, 50))
+
+    assert reader.usage() == Usage(1.5, 2.0, 0.25, 50)
+    assert Usage(1.0, 2.0, 3.0, 7).with_other(Usage(0.5, 0.5, 0.5, 4)) == Usage(1.5, 2.5, 3.5, 7)
+    (reader.folder / "usage").write_text("[1.5, 2.0")
+    assert reader.usage() is None
 
 
 def test_a_fresh_worker_is_booting_and_holds_nothing(reader: WorkerReader) -> None:
