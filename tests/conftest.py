@@ -22,7 +22,10 @@ MARK = "POQUEUE_TEST_MARK"
 GONE_WITHIN_S = 5.0
 FORKSERVER_FDS = 6  # what this process keeps open for its fork server, once
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts with & ignore it
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # what a shell starts with & ignores it, and would pass that on
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise under nohup
 
 
 @pytest.fixture

@@ -192,8 +192,6 @@ def test_a_run_tells_whether_its_work_waits_or_computes_and_so_how_many_workers_
     for name, told in found.items():
         assert told["measured"]["kind"] == name
     assert found["waits"]["advice"]["jobs"]["advice"] > 4
-    if (os.cpu_count() or 1) <= 4:
-        assert found["computes"]["advice"]["jobs"]["advice"] <= 4
 
 
 def test_a_run_that_goes_on_and_one_that_was_killed_are_learned_from_too(tmp_path: Path) -> None:
