@@ -22,10 +22,9 @@ MARK = "POQUEUE_TEST_MARK"
 GONE_WITHIN_S = 5.0
 FORKSERVER_FDS = 6  # what this process keeps open for its fork server, once
 
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # what a shell starts with & ignores it, and would pass that on
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise under nohup
+# What a shell starts with & ignores INT, and what nohup starts HUP; the commands under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
