@@ -17,7 +17,8 @@ def _end_at_interrupts() -> None:
 
     An exception would be lost if it came in the callback of a weak reference, and each import has one.
     """
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # not if whoever started it ignores Ctrl-C
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ from poqueue.tuning import MIN_TIMEOUT_S, START_SAVES, WORKER_BYTES, Machine, re
 from workers.measurement import Measurement, percentile
 from workers.quantities import MAX_DURATION_S, MAX_JOBS, megabytes, span_text
 from workers.safe_text import safe_text
+from workers.sample import CRASHES
 from workers.setting_values import Timeout
 from workers.settings import RunSettings
 
 TIMEOUT_OF_LONGEST, TIMEOUT_OF_P95 = 3.0, 5.0
 MAX_EXTRAPOLATION = 16  # times as many workers as were measured at once; what they talk to may not stand more
 COMPUTING_DELAY_S = 0.1
+COMPUTES_ONLY = 0.95  # of the time of attempts; below, they wait for something
 WORTH_IT = 1.10  # more workers are worth it while the batch is not within this of the shortest time
 MEMORY_SHARE = 0.8
 CANDIDATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -136,7 +138,7 @@ def recommended_retry_delay(measurement: Measurement, current_s: float, reasons:
     delay_s = current_s
     if not measurement.retried:
         reasons["retry_delay"] = "as set: nothing was retried, so there is nothing to learn from"
-    elif measurement.kind != "computes":
+    elif not _fails_alone(measurement):
         reasons["retry_delay"] = (
             "as set: how long what the work waits for needs to recover, a measurement does not tell"
         )
@@ -146,6 +148,13 @@ def recommended_retry_delay(measurement: Measurement, current_s: float, reasons:
             "the work computes, so no service needs time to recover, and at the end of a batch workers stand still for a delay"
         )
     return delay_s
+
+
+def _fails_alone(measurement: Measurement) -> bool:
+    """Whether nothing but the POs' own computing can have failed: no service, and no want of memory."""
+    asks_for_time = any(attempt.retry_after_s is not None for history in measurement.histories for attempt in history)
+    is_crash = any(kind in CRASHES for kind in measurement.failures)
+    return (measurement.cpu_share or 0.0) >= COMPUTES_ONLY and not asks_for_time and not is_crash
 
 
 def _as_set(timeout: Timeout) -> float | str:

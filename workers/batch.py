@@ -365,7 +365,8 @@ class _Run:
         self._ended = bytearray(len(book.orders))
         self._counts = {"succeeded": 0, "failed": 0, "not_run": 0}
         self._report: dict[str, Any] = {}
-        self._usage = Usage()
+        before = read_report(run_dir) if resuming is not None else None
+        self._usage = (Usage.of_run(before["run"]) if before is not None else None) or Usage()
         self._not_run: list[dict[str, Any]] | None = None
         self._begun = time.monotonic()
 
@@ -466,7 +467,7 @@ class _Run:
                 if self._has_gaps:
                     self._tell_again(supervisor)
                 self._results.flush()
-                self._usage = supervisor.usage
+                self._usage = self._usage.with_other(supervisor.usage)
                 if end.reason != "done":
                     self._not_run = self._unfinished(supervisor)
                 self._report = build_report(

@@ -35,7 +35,7 @@ class Measurement:
 
     Attributes:
         source: what was measured, for people.
-        seconds: of the attempts that ended well, ascending.
+        seconds: of the attempts that ended well, ascending, as they were beside each other; histories: each as if alone.
         failures: failed attempts by type.
         hung: POs of which an attempt was killed by its timeout, with the longest that one ran.
         retried, recovered: POs that were retried, and those of them that ended well.
@@ -84,12 +84,12 @@ def measured_from_history(attempts: Iterable[AttemptRecord]) -> Measurement:
     """
     groups = _by_po(one for one in attempts if one.outcome not in ("interrupted", "running"))
     everything = [one for group in groups for one in group]
-    well = sorted(one.seconds for one in everything if one.outcome == "completed" and one.seconds is not None)
+    well = sorted(_taken_s(one) for one in everything if one.outcome == "completed" and one.seconds is not None)
     failures = Counter(one.error_type or "error" for one in everything if one.outcome != "completed")
     if not well:
         listed = ", ".join(f"{count} x {safe_text(kind, 60)}" for kind, count in failures.most_common(3))
         raise OrdersError(f"no attempt ended well ({listed or 'there was none'}): there is nothing to learn from")
-    usual_s = statistics.median(well)
+    usual_s = statistics.median(one.seconds or 0.0 for one in everything if one.outcome == "completed")
     retried = [group for group in groups if len(group) > 1]
     retries = [one for group in retried for one in group[1:]]
     computed = [(getattr(one, "cpu_s", None), one.seconds) for one in everything]
@@ -126,10 +126,15 @@ def _by_po(attempts: Iterable[AttemptRecord]) -> list[list[AttemptRecord]]:
     return groups
 
 
+def _taken_s(one: AttemptRecord) -> float:
+    """As it was, other attempts beside it."""
+    return getattr(one, "taken_s", None) or one.seconds or 0.0
+
+
 def _longest_of(attempts: Iterable[AttemptRecord]) -> dict[str, float]:
     longest: dict[str, float] = {}
     for one in attempts:
-        longest[one.po_number] = max(longest.get(one.po_number, 0.0), one.seconds or 0.0)
+        longest[one.po_number] = max(longest.get(one.po_number, 0.0), _taken_s(one))
     return longest
 
 

@@ -99,6 +99,17 @@ def queued_seconds() -> float:
 
 
 def most_rss_bytes() -> int:
-    """The most held so far: by this process and the largest child that it has waited for, which are there at the same time."""
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return (own.ru_maxrss + children.ru_maxrss) * _MAXRSS_UNIT
+    """The most held so far: by this process and the largest child that it has waited for, which are there at the same time.
+
+    Not ru_maxrss of this process: that begins with what its parent held when it was started.
+    """
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _MAXRSS_UNIT
+    return _peak_rss_bytes() + children
+
+
+def _peak_rss_bytes() -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT

@@ -24,6 +24,7 @@ from workers.sample import MeasuredAttempt
 from workers.worker_files import Usage
 
 CANCELLED_ERROR = "Cancelled"
+BESIDE_S = 0.0005  # what a worker computes between two attempts, at most
 UNTOLD = ("interrupted", "running")  # such an attempt tells nothing of how long one takes
 
 
@@ -66,30 +67,26 @@ def _keeps_no_journal(run_dir: Path) -> bool:
     return read_run_record(run_dir).settings.get("journal") is False
 
 
-def usage_of(run: dict[str, Any]) -> Usage | None:
-    """What the workers have used, as the report of a run tells."""
-    try:
-        usage = Usage(**run["workers_used"])
-    except (KeyError, TypeError):
-        return None
-    return usage if usage.busy_s > 0.0 else None
-
-
-def with_usage(attempts: Iterable[MeasuredAttempt], usage: Usage | None) -> list[MeasuredAttempt]:
+def with_usage(told: Iterable[MeasuredAttempt], usage: Usage | None) -> list[MeasuredAttempt]:
     """Each attempt with its part of the computing, and as long as it would have been with a core at hand."""
+    attempts = list(told)
     if usage is None:
-        return list(attempts)
-    computing_s = min(usage.cpu_s, usage.busy_s)  # beside very short POs most of it lies between them
-    alone_s = max(computing_s, alone_seconds(usage.busy_s, computing_s, usage.queued_s))
+        return attempts
+    computing_s = usage.cpu_s
+    if computing_s < usage.busy_s + BESIDE_S * len(attempts):  # else they kept several cores busy
+        computing_s = min(computing_s, usage.busy_s)
+    queued_s = min(usage.queued_s, max(0.0, usage.busy_s - computing_s))  # the rest lay between attempts
+    alone_s = alone_seconds(usage.busy_s, computing_s, queued_s)
     stretch, share = usage.busy_s / alone_s, computing_s / alone_s
     return [
         replace(
-            one, seconds=one.seconds / stretch, cpu_s=share * one.seconds / stretch, max_rss_bytes=usage.max_rss_bytes
+            one, seconds=one.seconds / stretch, cpu_s=share * one.seconds / stretch, max_rss_bytes=usage.max_rss_bytes,
+            taken_s=one.seconds,
         )
         if one.seconds is not None and one.error_type != TIMEOUT_ERROR
         else one
         for one in attempts
-    ]
+    ]  # fmt: skip
 
 
 def _changed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +113,7 @@ def _from_journal(run_dir: Path, history: RunHistory) -> PastRun:
     for attempt in history.attempts:
         by_task[attempt.task_id].append(attempt)
     told = [one for task in by_task.values() for one in _told(task, max_retries)]
-    attempts = with_usage(told, usage_of(history.run))
+    attempts = with_usage(told, Usage.of_run(history.run))
     is_whole = history.run.get("reason") == "done" and not history.pauses and "resumed" not in history.run
     is_as_set = len({attempt.slot for attempt in history.attempts}) <= jobs  # nobody has scaled it up
     return PastRun(
@@ -161,7 +158,7 @@ def _from_report(run_dir: Path) -> PastRun:
         )
     run, tasks = report["run"], report["tasks"]
     return PastRun(
-        with_usage(attempts_of_report(tasks), usage_of(run)),
+        with_usage(attempts_of_report(tasks), Usage.of_run(run)),
         [int(task["priority"]) for task in tasks],
         _changed(run["settings"]),
         int(run["settings"]["jobs"]["value"]),

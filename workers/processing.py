@@ -21,6 +21,7 @@ from poqueue.errors import ProcessorError
 from poqueue.payload import FrozenResult, freeze_plain_result, thaw
 from poqueue.plain import NotPlainError, plain, plain_details
 from poqueue.task import Lease, Report, TaskResult
+from workers.signals import Interrupt, Termination
 
 MAX_RESULT_BYTES = 10_000_000
 MAX_MESSAGE_CHARS = 8_000
@@ -181,6 +182,8 @@ def _import_target(spec: ProcessorSpec) -> Any:
                 "install it, or name the folder it is in with --app-dir DIR"
             ) from None
         raise ProcessorError(f"processor {path!r}: importing {module_name} failed: {_last_line(error)}") from error
+    except (Interrupt, Termination):
+        raise  # that came from outside
     except SystemExit as error:
         raise ProcessorError(
             f"processor {path!r}: importing {module_name} ended the process (exit {error.code})"

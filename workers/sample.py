@@ -1,6 +1,7 @@
 """A sample of a batch, run for real: which POs, what each attempt took, and what the pool itself costs."""
 
 import contextlib
+import signal
 import statistics
 import tempfile
 import time
@@ -46,6 +47,7 @@ class MeasuredAttempt:
         outcome: "completed", "failed" (the PO's last attempt), "retry" or "interrupted".
         is_final: it failed in a way that no further attempt could help.
         cpu_s, max_rss_bytes: None where they were not measured.
+        taken_s: how long it took as it was, where that differs; a timeout goes by this.
     """
 
     po_number: str
@@ -56,6 +58,7 @@ class MeasuredAttempt:
     retry_after_s: float | None = None
     cpu_s: float | None = None
     max_rss_bytes: int | None = None
+    taken_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +136,9 @@ def run_sample(
             spec = measured_spec(spec, folder / "measures", warms_up=bool(orders))
             supervisor = _supervisor(spec, settings, jobs, folder, watch, progress, signals)
             end = _run(supervisor, orders, priorities, watch)
-        if end.reason == "interrupted":
-            raise SampleInterruptedError(end.signal)
+            late = [number for number in iter(signals.take, None) if number != signal.SIGQUIT]
+        if end.reason == "interrupted" or late:
+            raise SampleInterruptedError(end.signal or late[0])
         measures = list(read_measures(folder / "measures"))
         attempts = list(_attempts(watch, measures))
         costs = _costs(watch, measures, jobs, settings)
@@ -273,7 +277,7 @@ def _attempt(po_number: str, outcome: str, error: dict[str, Any], measure: Measu
         return MeasuredAttempt(po_number, seconds, outcome, error_type)
     return MeasuredAttempt(
         po_number, _alone_s(measure), outcome, error_type, measure.is_final, measure.retry_after_s, measure.cpu_s,
-        measure.max_rss_bytes,
+        measure.max_rss_bytes, measure.ended - measure.begun,
     )  # fmt: skip
 
 
@@ -292,6 +296,7 @@ def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, settings: RunS
     last_s = max((measure.ended for measure in measures), default=watch.closed)
     dispatch_s, dispatch_cpu_s = _dispatch(watch, attempts, {measure.pid for measure in measures})
     tasks = max(1, len(watch.ends))
+    later = jobs - ahead_of(jobs, usable_cores())
     return Costs(
         start_s=watch.has_queue - watch.begun,
         boot_s=boot_s,
@@ -301,7 +306,7 @@ def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, settings: RunS
         kill_s=_kill_s(watch, settings.task_timeout.seconds),
         end_s=max(0.0, watch.closed - last_s - watch.report_s - jobs * leave_s),
         report_s=watch.report_s / tasks,
-        spawn_s=(watch.started - watch.has_queue) / max(1, jobs - ahead_of(jobs, usable_cores())),
+        spawn_s=(watch.started - watch.has_queue) / later if later else typical.spawn_s,
         add_s=watch.added_s / tasks,
         leave_s=leave_s,
         setup_s=setup_s,

@@ -15,15 +15,24 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _raised: list[int] = []
 
 
+class Interrupt(KeyboardInterrupt):
+    """Raised by INT, and by nobody else."""
+
+
+class Termination(SystemExit):
+    """Raised by TERM, and by nobody else."""
+
+
 def raise_interrupts() -> None:
     """INT raises KeyboardInterrupt and TERM SystemExit from now on; the next inbox takes what got lost on the way."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _raise)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
     _raised.append(number)
-    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+    raise Interrupt if number == signal.SIGINT else Termination(128 + number)
 
 
 class SignalInbox:

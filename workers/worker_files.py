@@ -88,6 +88,15 @@ class Usage(NamedTuple):
     queued_s: float = 0.0
     max_rss_bytes: int = 0
 
+    @classmethod
+    def of_run(cls, run: dict[str, Any]) -> "Usage | None":
+        """As the report of a run tells it."""
+        try:
+            usage = cls(**run["workers_used"])
+        except (KeyError, TypeError):
+            return None
+        return usage if usage.busy_s > 0.0 else None
+
     def with_other(self, other: "Usage") -> "Usage":
         """Of both together."""
         return Usage(

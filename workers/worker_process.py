@@ -14,6 +14,7 @@ from workers.worker_files import Phase, Status, WorkerReader
 
 EVIDENCE_S = 0.5  # how long to wait at most for the whole stack of a hung worker
 EVIDENCE_STEP_S = 0.003
+EVIDENCE_REST_S = 0.1  # what has not grown for so long is all there is
 
 
 @dataclass(slots=True)
@@ -27,6 +28,7 @@ class Kill:
     stage: str = "evidence"
     stack_from: int = 0
     stack: str = ""
+    stack_grown: float = 0.0
 
 
 class WorkerProcess:
@@ -125,7 +127,7 @@ class WorkerProcess:
         kill = self.kill
         if kill is None:
             return
-        if kill.stage == "evidence" and (now >= kill.due or self._has_stack(kill)):
+        if kill.stage == "evidence" and (now >= kill.due or self._has_stack(kill, now)):
             self._terminate(kill, now + grace_s)
         elif kill.stage == "term" and now >= kill.due:
             if kill.token and not control.is_same_after_stop(self.pid, lambda: self.status().token == kill.token):
@@ -149,9 +151,13 @@ class WorkerProcess:
             return min(self.kill.due, time.monotonic() + EVIDENCE_STEP_S)
         return self.kill.due
 
-    def _has_stack(self, kill: Kill) -> bool:
-        kill.stack = self.files.stack()[kill.stack_from :]
-        return is_whole_stack(kill.stack)
+    def _has_stack(self, kill: Kill, now: float) -> bool:
+        """Unchanged since the last look, and known to be whole, or unchanged for long."""
+        text = self.files.stack()[kill.stack_from :]
+        if text != kill.stack:
+            kill.stack, kill.stack_grown = text, now
+            return False
+        return is_whole_stack(text) or (bool(text) and now - kill.stack_grown >= EVIDENCE_REST_S)
 
     def _terminate(self, kill: Kill, due: float) -> None:
         if not kill.stack and kill.token:

@@ -5,6 +5,7 @@ import csv
 import json
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -316,7 +317,10 @@ done = []
 def hook(event, arguments):
     if not done and event == os.environ["SWALLOW_EVENT"] and str(arguments[0]).endswith(os.environ["SWALLOW_AT"]):
         done.append(event)
-        Last()
+        if "SWALLOW_NOT" not in os.environ:
+            Last()
+        else:
+            os.kill(os.getpid(), int(os.environ["SWALLOW_SIGNAL"]))
 
 sys.addaudithook(hook)
 """
@@ -338,6 +342,27 @@ def test_no_interrupt_is_lost_where_python_swallows_exceptions(
     }
     with started("run", "orders.csv", *BEHAVE, "--stop-grace", "0s", cwd=tmp_path, env=env) as run:
         assert run.wait(20.0).code in (128 + number, -number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_not_taken_for_a_fault_of_the_processor_that_is_imported(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SWALLOWED)
+    write_orders(tmp_path / "orders.csv", "A,hang")
+    env = {
+        "PYTHONPATH": f"{ROOT}:{tmp_path / 'site'}",
+        "SWALLOW_SIGNAL": str(int(number)),
+        "SWALLOW_EVENT": "open",
+        "SWALLOW_AT": f"dossier.{sys.implementation.cache_tag}.pyc",
+        "SWALLOW_NOT": "1",
+    }
+    with started("run", "orders.csv", cwd=tmp_path, env=env) as run:
+        ended = run.wait(20.0).check(128 + number)
+
+    assert "processor" not in ended.err
+    assert not (tmp_path / "runs").exists()
 
 
 # ── SIGKILL ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.console import APP_DIR, BEHAVE, SAMPLE, Ended, poqueue, started, tree, wait_until
+from tests.integration.console import APP_DIR, BEHAVE, ROOT, SAMPLE, Ended, poqueue, started, tree, wait_until
 
 TUNE = ("-j", "2", "--no-progress")
 
@@ -273,6 +273,35 @@ def test_a_sample_in_which_nothing_ends_well_gives_no_advice(tmp_path: Path, tem
 
     assert "nothing to learn from" in ended.err and "RuntimeError" in ended.err
     assert ended.out == ""
+
+
+INTERRUPTED_AT_THE_END = """
+import os, signal, sys
+
+if "tune" in sys.argv:
+    from workers.supervisor import Supervisor
+
+    close = Supervisor.close
+
+    def interrupted_close(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        close(self)
+
+    Supervisor.close = interrupted_close
+"""
+
+
+def test_an_interrupt_after_the_last_po_of_the_sample_counts_too(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, *["ok"] * 6)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(INTERRUPTED_AT_THE_END, encoding="utf-8")
+    env = {"TMPDIR": str(temporary), "PYTHONPATH": f"{ROOT}:{tmp_path / 'site'}"}
+
+    ended = poqueue("tune", str(path), *BEHAVE, *TUNE, cwd=tmp_path, env=env)
+
+    assert ended.check(130).out == ""
+    assert "interrupted" in ended.err
+    assert tree(temporary) == set()
 
 
 def test_an_interrupted_sample_ends_everything_and_advises_nothing(tmp_path: Path, temporary: Path) -> None:

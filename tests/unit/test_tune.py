@@ -232,7 +232,8 @@ def test_hopeless_pos_get_one_retry_and_those_that_recover_as_many_as_they_need(
 
 
 @pytest.mark.parametrize(
-    ("cpu_s", "retried", "delay_s"), [(0.95, True, 0.1), (0.95, False, 5.0), (0.05, True, 5.0), (None, True, 5.0)]
+    ("cpu_s", "retried", "delay_s"),
+    [(0.97, True, 0.1), (0.97, False, 5.0), (0.8, True, 5.0), (0.05, True, 5.0), (None, True, 5.0)],
 )
 def test_only_work_that_computes_need_not_wait_for_its_retry(
     cpu_s: float | None, retried: bool, delay_s: float
@@ -241,6 +242,15 @@ def test_only_work_that_computes_need_not_wait_for_its_retry(
     measurement = measured_from_history([replace(one, cpu_s=cpu_s) for one in attempts])
 
     assert advised(measurement)["advice"]["retry_delay"]["advice"] == delay_s
+
+
+@pytest.mark.parametrize(
+    "failed", [badly(77, kind="OutOfMemory"), replace(badly(77, kind="RetryLater"), retry_after_s=2.0)]
+)
+def test_where_memory_or_a_service_was_missing_a_retry_waits_as_set(failed: MeasuredAttempt) -> None:
+    attempts = [replace(one, cpu_s=1.0) for one in (*(well(n) for n in range(20)), failed, well(77))]
+
+    assert advised(measured_from_history(attempts))["advice"]["retry_delay"]["advice"] == 5.0
 
 
 def test_a_shorter_retry_delay_is_in_the_prediction() -> None:
