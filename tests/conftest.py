@@ -1,6 +1,7 @@
 """What every test with processes must leave behind: nothing."""
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -46,6 +47,7 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
 
     yield mark
 
+    gc.collect()  # what an exception of the test has held
     more_fds = 0 if had_forkserver else FORKSERVER_FDS
     complaints = _wait_for_nothing(lambda: _leftovers(mark, folder, threads, fds + more_fds))
     _clear_away(mark)

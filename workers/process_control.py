@@ -177,9 +177,26 @@ def _is_living(process: "psutil.Process") -> bool:
 # ---------------------------------------------------------------------- ending
 
 
-def ask_for_stack(pid: int) -> None:
-    """Have faulthandler in the worker write where its Python code is; works while C code holds the interpreter."""
-    _signal(pid, signal.SIGUSR1)
+def ask_for_stack(pid: int) -> bool:
+    """Have faulthandler in the worker write where its Python code is; works while C code holds the interpreter.
+
+    Returns:
+        False, and nothing was asked, if it is not there yet, or a processor has removed it: the signal would end the worker.
+    """
+    is_there = _catches(pid, signal.SIGUSR1)
+    if is_there:
+        _signal(pid, signal.SIGUSR1)
+    return is_there
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    except (OSError, StopIteration, IndexError):
+        return False
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def is_stopped(pid: int) -> bool:

@@ -437,15 +437,11 @@ class Supervisor:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
             logger.warning("stack of the supervisor:\n%s", file.read())
-        workers = [
-            worker for worker in self._staff.workers if worker.status().phase > Phase.BOOTING
-        ]  # others would die
-        before = [len(worker.files.stack()) for worker in workers]
-        for worker in workers:
-            control.ask_for_stack(worker.pid)
+        before = [len(worker.files.stack()) for worker in self._staff.workers]
+        asked = [control.ask_for_stack(worker.pid) for worker in self._staff.workers]
         deadline = time.monotonic() + EVIDENCE_S
-        for worker, start in zip(workers, before, strict=True):
-            while not is_whole_stack(worker.files.stack()[start:]) and time.monotonic() < deadline:
+        for worker, start, is_asked in zip(self._staff.workers, before, asked, strict=True):
+            while is_asked and not is_whole_stack(worker.files.stack()[start:]) and time.monotonic() < deadline:
                 time.sleep(EVIDENCE_STEP_S)
             text = worker.files.stack()[start:] or "(no answer)"
             logger.warning("stack of the worker:\n%s", text, extra=_ids(worker, worker.status()))

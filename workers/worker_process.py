@@ -120,7 +120,8 @@ class WorkerProcess:
         self.kill = Kill(reason, token, now, now + (EVIDENCE_S if wants_evidence else 0.0))
         if wants_evidence:
             self.kill.stack_from = len(self.files.stack())
-            control.ask_for_stack(self.pid)
+            if not control.ask_for_stack(self.pid):
+                self.kill.due = now
 
     def advance_kill(self, now: float, grace_s: float) -> None:
         """Go one step further when it is time: evidence, then TERM, then KILL. A PO that ended meanwhile ends the kill."""

@@ -210,6 +210,21 @@ def test_quit_writes_down_every_stack_and_goes_on(tmp_path: Path) -> None:
     assert set(outcomes(tmp_path / "r").values()) == {"succeeded"}
 
 
+def test_quit_does_no_harm_to_workers_that_are_only_starting(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok", "B,ok")
+    with started("run", "orders.csv", *BEHAVE, "--run-dir", "r", "-j", "2", cwd=tmp_path) as run:
+        wait_until((tmp_path / "r" / "results.csv").exists, "the run listens to signals")
+        for _ in range(40):
+            if run.process.poll() is None:
+                run.send(signal.SIGQUIT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.process.wait(0.01)
+        ended = run.wait().check(0)
+
+    assert "could not start" not in ended.err
+    assert set(outcomes(tmp_path / "r").values()) == {"succeeded"}
+
+
 def test_a_po_that_waits_for_its_retry_is_not_run_after_ctrl_c(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "A,fail", "B,ok")
     with started("run", "orders.csv", *BEHAVE, "--run-dir", "r", "-j", "1", "--retry-delay", "1h", cwd=tmp_path) as run:
