@@ -318,61 +318,53 @@ def test_an_interrupt_while_a_processor_is_imported_leaves_nothing(tmp_path: Pat
     assert not (tmp_path / "runs").exists()
 
 
-SWALLOWED = """
+RINGS = """
 import os, sys
 
 class Last:
     def __del__(self):  # where Python prints what a handler raises, and goes on
-        os.kill(os.getpid(), int(os.environ["SWALLOW_SIGNAL"]))
-        for _ in range(1000):
-            pass
+        ring()
+
+def ring():
+    os.kill(os.getpid(), int(os.environ["RING_SIGNAL"]))
+    for _ in range(1000):
+        pass
 
 done = []
 
 def hook(event, arguments):
-    if not done and event == os.environ["SWALLOW_EVENT"] and str(arguments[0]).endswith(os.environ["SWALLOW_AT"]):
+    if not done and event == os.environ["RING_EVENT"] and str(arguments[0]).endswith(os.environ["RING_AT"]):
         done.append(event)
-        if "SWALLOW_NOT" not in os.environ:
-            Last()
-        else:
-            os.kill(os.getpid(), int(os.environ["SWALLOW_SIGNAL"]))
+        Last() if os.environ["RING_HOW"] == "swallowed" else ring()
 
 sys.addaudithook(hook)
 """
 
 
+def rung(event: str, at: str, number: int, how: str, tmp_path: Path) -> dict[str, str]:
+    """The environment of a command that gets a signal at the first audit event of this kind whose argument ends so."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(RINGS)
+    write_orders(tmp_path / "orders.csv", "A,hang")
+    rings = {"RING_SIGNAL": str(int(number)), "RING_EVENT": event, "RING_AT": at, "RING_HOW": how}
+    return {"PYTHONPATH": f"{ROOT}:{tmp_path / 'site'}", **rings}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("event", "at"), [("import", "workers.batch"), ("open", "orders.csv")])
 def test_no_interrupt_is_lost_where_python_swallows_exceptions(
-    event: str, at: str, number: signal.Signals, tmp_path: Path
+    event: str, at: str, number: int, tmp_path: Path
 ) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SWALLOWED)
-    write_orders(tmp_path / "orders.csv", "A,hang")
-    env = {
-        "PYTHONPATH": f"{ROOT}:{tmp_path / 'site'}",
-        "SWALLOW_SIGNAL": str(int(number)),
-        "SWALLOW_EVENT": event,
-        "SWALLOW_AT": at,
-    }
+    env = rung(event, at, number, "swallowed", tmp_path)
+
     with started("run", "orders.csv", *BEHAVE, "--stop-grace", "0s", cwd=tmp_path, env=env) as run:
         assert run.wait(20.0).code in (128 + number, -number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_is_not_taken_for_a_fault_of_the_processor_that_is_imported(
-    number: signal.Signals, tmp_path: Path
-) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SWALLOWED)
-    write_orders(tmp_path / "orders.csv", "A,hang")
-    env = {
-        "PYTHONPATH": f"{ROOT}:{tmp_path / 'site'}",
-        "SWALLOW_SIGNAL": str(int(number)),
-        "SWALLOW_EVENT": "open",
-        "SWALLOW_AT": f"dossier.{sys.implementation.cache_tag}.pyc",
-        "SWALLOW_NOT": "1",
-    }
+def test_an_interrupt_is_not_taken_for_a_fault_of_the_processor_that_is_imported(number: int, tmp_path: Path) -> None:
+    env = rung("open", f"dossier.{sys.implementation.cache_tag}.pyc", number, "raised", tmp_path)
+
     with started("run", "orders.csv", cwd=tmp_path, env=env) as run:
         ended = run.wait(20.0).check(128 + number)
 

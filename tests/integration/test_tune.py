@@ -194,6 +194,21 @@ def test_a_run_tells_whether_its_work_waits_or_computes_and_so_how_many_workers_
     assert found["waits"]["advice"]["jobs"]["advice"] > 4
 
 
+def test_what_was_used_before_a_resume_still_counts(tmp_path: Path) -> None:
+    path = orders(tmp_path, *["ok"] * 6)
+
+    def used() -> dict[str, float]:
+        report = json.loads((tmp_path / "r" / "report.json").read_text())
+        return dict(report["run"]["workers_used"])
+
+    poqueue("run", str(path), *BEHAVE, "--run-dir", "r", "-q", cwd=tmp_path).check(0)
+    before = used()
+    poqueue("run", "--resume", "r", "-q", cwd=tmp_path).check(5)
+
+    assert before["busy_s"] > 0.0 and before["cpu_s"] > 0.0
+    assert used() == before
+
+
 def test_a_run_that_goes_on_and_one_that_was_killed_are_learned_from_too(tmp_path: Path) -> None:
     path = orders(tmp_path, "ok", "wait", "ok")
     words = ["run", str(path), *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "1"]

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.integration.console import ROOT
 from workers import own_process
 from workers import process_control as control
 
@@ -320,3 +321,29 @@ def test_the_fork_server_preloads_nothing_where_a_file_has_the_name_of_a_module(
 
     assert control._is_shadowed(tmp_path) is is_shadowed
     assert not control._is_shadowed(Path(control.__file__).parents[1])
+
+
+# ── what a process says of itself ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_most_that_a_process_held_is_not_what_its_parent_held() -> None:
+    """ru_maxrss begins with that, also of a program that is started anew."""
+    large = b"x" * 300_000_000
+    look = "from workers.own_process import most_rss_bytes; print(most_rss_bytes())"
+
+    told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+    assert len(large) > 2 * int(told) > 10_000_000
+    assert own_process.most_rss_bytes() > len(large)
+
+
+def test_nothing_is_asked_of_a_process_that_would_die_of_it() -> None:
+    program = "import signal, sys; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()
+
+        assert control.ask_for_stack(process.pid) is False
+
+        process.stdin.close()
+        assert process.wait(20.0) == 0
