@@ -108,11 +108,10 @@ class Metrics:
         if worker is not None:
             worker.busy_s += held_s if busy_s is None or busy_s > held_s else busy_s
 
-    def attempt_ended(self, retry_count: int, succeeded: bool) -> None:
-        """A task's attempt succeeded or failed."""
-        if retry_count:
-            self.retries_ended += 1
-            self.retries_succeeded += succeeded
+    def retry_ended(self, *, succeeded: bool) -> None:
+        """An attempt after the first one succeeded or failed."""
+        self.retries_ended += 1
+        self.retries_succeeded += succeeded
 
     def completed(self, duration_s: float, now: float) -> None:
         """A task ended well after `duration_s` seconds of work."""

@@ -56,7 +56,7 @@ class Moves:
         entry.completed_at = at
         self._ledger.finish(entry, S.COMPLETED, now)
         if entry.retry_count:
-            self._metrics.attempt_ended(entry.retry_count, succeeded=True)
+            self._metrics.retry_ended(succeeded=True)
         self._metrics.completed(duration_s, now)
         if self._timeouts is not None:
             self._timeouts.note(entry.group, duration_s)
@@ -146,7 +146,8 @@ class Moves:
         return self._schedule.end(entry)
 
     def _note_error(self, entry: Entry, details: dict[str, Any], at: float) -> None:
-        self._metrics.attempt_ended(entry.retry_count, succeeded=False)
+        if entry.retry_count:
+            self._metrics.retry_ended(succeeded=False)
         occurrence = _occurrence(entry, details, at)
         self._errors.add(occurrence["error_type"], occurrence["message"], entry.po_number, at)
         entry.error_history = [*(entry.error_history or ()), occurrence]

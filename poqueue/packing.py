@@ -10,7 +10,7 @@ than instances of a class. Whoever sends packs, whoever receives unpacks; both e
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from poqueue.payload import FrozenPo, FrozenResult, freeze_po
+from poqueue.payload import FrozenResult, freeze_po
 from poqueue.task import Event, Grant, Lease, ProcessingTask, Report, ReportParts, TaskRecord
 
 
@@ -18,7 +18,8 @@ class FrozenTask(NamedTuple):
     """What a caller says of a new task, its data frozen; travels in the place of a ProcessingTask."""
 
     task_id: str
-    po_data: FrozenPo
+    po_number: str
+    payload: bytes
     priority: int
     max_retries: int | None
     retry_delay: float | None
@@ -49,7 +50,10 @@ def pack_task(task: Any, as_json: bool) -> tuple[Any, ...]:
 
 def pack_reports(reports: Sequence[Report]) -> list[tuple[Any, ...]]:
     """Reports as tuples."""
-    return [(*report[:3], report[3] and tuple(report[3]), *report[4:]) for report in reports]
+    return [
+        (task_id, token, seconds, result and tuple(result), error, after_s, gives_up)
+        for task_id, token, seconds, result, error, after_s, gives_up in reports
+    ]
 
 
 def unpack_grant(answer: tuple[list[tuple[Any, ...]], bool]) -> Grant:
@@ -69,18 +73,16 @@ def unpack_parts(answer: tuple[Any, ...]) -> ReportParts:
     return ReportParts([TaskRecord._make(record) for record in records], *figures)
 
 
-def _unpack_task(packed: tuple[Any, ...]) -> FrozenTask:
-    task_id, number, payload, *rest = packed
-    return FrozenTask(task_id, FrozenPo(number, payload), *rest)
-
-
 def _unpack_report(packed: tuple[Any, ...]) -> Report:
-    task_id, token, seconds, result, *rest = packed
-    return Report(task_id, token, seconds, result and FrozenResult(*result), *rest)
+    result = packed[3]
+    if result is None:
+        return Report._make(packed)
+    task_id, token, seconds, _, error, after_s, gives_up = packed
+    return Report(task_id, token, seconds, FrozenResult._make(result), error, after_s, gives_up)
 
 
 def _unpack_adding(tasks: Any, *rest: Any) -> tuple[Any, ...]:
-    return [_unpack_task(one) if type(one) is tuple else one for one in tasks], *rest
+    return [FrozenTask._make(one) if type(one) is tuple else one for one in tasks], *rest
 
 
 def _unpack_exchange(worker_id: Any, reports: Any = (), *rest: Any) -> tuple[Any, ...]:

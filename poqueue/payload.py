@@ -10,13 +10,6 @@ from poqueue import fast_json
 from poqueue.task import ProcessingTask, TaskRecord, TaskResult
 
 
-class FrozenPo(NamedTuple):
-    """A PO's number, and its data as bytes; travels in the place of po_data."""
-
-    po_number: str
-    payload: bytes
-
-
 class FrozenResult(NamedTuple):
     """What the queue needs to know of a result, and the whole of it as bytes; travels in the place of a TaskResult."""
 
@@ -75,25 +68,24 @@ def is_json(blob: bytes) -> bool:
     return blob[:1] in (b"{", b"[")
 
 
-def freeze_po(po_data: Any, as_json: bool = False) -> FrozenPo:
+def freeze_po(po_data: Any, as_json: bool = False) -> tuple[str, bytes]:
     """Check and freeze a PO.
+
+    Returns:
+        Its number, and its data as bytes.
 
     Raises:
         ValueError: it is no dict, has no usable po_number (non-blank str, or int), or cannot be frozen.
     """
-    if type(po_data) is FrozenPo:
-        if as_json and not is_json(po_data.payload):
-            raise ValueError("invalid task data: a queue with a journal takes it as JSON")
-        return po_data
     if not isinstance(po_data, dict):
         raise ValueError(f"invalid task data: po_data must be a dict, got {type(po_data).__name__}")
     number = po_data.get("po_number")
-    if type(number) is bool or not isinstance(number, str | int):
+    if type(number) is not str and (type(number) is bool or not isinstance(number, str | int)):
         raise ValueError(f"invalid task data: po_number must be text or a whole number, got {number!r}")
     text = str(number).strip()
     if not text:
         raise ValueError("invalid task data: po_number is blank")
-    return FrozenPo(text, freeze(po_data, "task data", as_json))
+    return text, freeze(po_data, "task data", as_json)
 
 
 def freeze_result(result: Any, as_json: bool = False) -> FrozenResult:
@@ -118,6 +110,17 @@ def freeze_plain_result(result: TaskResult) -> FrozenResult:
         ValueError, TypeError: it holds something else.
     """
     return _frozen(result, fast_json.encode_finite(_fields_of(result)).encode())
+
+
+def freeze_plain_success(downloads: list[Any], seconds: float, data: dict[str, Any]) -> FrozenResult:
+    """The same for a success of so many seconds (0 or more), without a TaskResult in between."""
+    payload = fast_json.encode_finite((True, downloads, seconds, None, data)).encode()
+    return FrozenResult(True, seconds, None, payload)
+
+
+def refreeze(payload: bytes) -> FrozenResult:
+    """The frozen result that a payload is of."""
+    return _frozen(thaw_result(payload), payload)
 
 
 def _fields_of(result: TaskResult) -> tuple[Any, ...]:

@@ -47,7 +47,7 @@ from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
 from poqueue.moves import Moves
 from poqueue.packing import FrozenTask
-from poqueue.payload import freeze_po, freeze_result, thaw_task
+from poqueue.payload import freeze_po, freeze_result, is_json, thaw_task
 from poqueue.replay import boot_id, reconfigure, replay
 from poqueue.schedule import Schedule
 from poqueue.task import (
@@ -62,7 +62,7 @@ from poqueue.task import (
     TaskResult,
 )
 from poqueue.task import TaskStatus as S
-from poqueue.verdict import Verdict, broken_off, failed_attempt, final, retry_delay_s
+from poqueue.verdict import Verdict, broken_off, failed_attempt, final, retry_delay_s, taken_s
 
 logger = logging.getLogger(__name__)
 
@@ -791,7 +791,7 @@ class TaskQueue:
     # ------------------------------------------------------------------ guards (no change yet)
 
     def _admit(self, task: ProcessingTask | FrozenTask, priority: int) -> Entry:
-        if not isinstance(task, ProcessingTask | FrozenTask):
+        if type(task) is not FrozenTask and not isinstance(task, ProcessingTask):
             raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")
         if not isinstance(task.group, str):
             raise ValueError(f"invalid task: group must be text, got {task.group!r}")
@@ -803,7 +803,7 @@ class TaskQueue:
             priority = task.priority
             if type(priority) is not int or not 1 <= priority <= 10:
                 check_whole(priority, "priority", minimum=1, maximum=10)
-        po_number, payload = freeze_po(task.po_data, as_json=self._journal is not None)
+        po_number, payload = self._po_of(task)
         config = self._config
         retries, delay, timeout = task.max_retries, task.retry_delay, task.task_timeout
         if retries is None:
@@ -821,6 +821,14 @@ class TaskQueue:
         return Entry(
             task.task_id or _new_id(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, task.group
         )
+
+    def _po_of(self, task: ProcessingTask | FrozenTask) -> tuple[str, bytes]:
+        needs_json = self._journal is not None
+        if not isinstance(task, FrozenTask):
+            return freeze_po(task.po_data, needs_json)
+        if needs_json and not is_json(task.payload):
+            raise ValueError("invalid task data: a queue with a journal takes it as JSON")
+        return task.po_number, task.payload
 
     def _guard_new_ids(self, admitted: list[Entry]) -> None:
         fresh = set()
@@ -1022,7 +1030,7 @@ class TaskQueue:
         moves = self._moves
         is_news = False  # something more may be leased now
         if kind is Kind.COMPLETED and result is not None:
-            is_news = moves.complete(entry, result.payload, verdict.duration_s(now) or 0.0, seconds, now, at)
+            is_news = moves.complete(entry, result.payload, taken_s(entry, result, now), seconds, now, at)
             self._note("completed", entry)
             self._count_end(succeeded=True)
         elif kind is Kind.FAILED:
@@ -1066,7 +1074,9 @@ class TaskQueue:
         self._note(kind, entry, message)
 
     def _count_end(self, *, succeeded: bool) -> None:
-        if self._halt.is_set and (reason := self._halt.count(succeeded=succeeded)):
+        if not self._halt.is_set:
+            return
+        if reason := self._halt.count(succeeded=succeeded):
             self._is_draining = True
             self._note("halted", None, reason)
             self._work.notify_all()

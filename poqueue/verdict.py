@@ -38,16 +38,21 @@ class Verdict(NamedTuple):
         )  # fmt: skip
 
     def duration_s(self, now: float) -> float | None:
-        """What counts as the time that the task took, if it is done: what its processor says, else that of the lease."""
+        """What counts as the time that the task took, if it is done."""
         if self.kind is not Kind.COMPLETED or self.result is None:
             return None
-        return self.result.processing_time or now - self.entry.leased
+        return taken_s(self.entry, self.result, now)
+
+
+def taken_s(entry: Entry, result: FrozenResult, now: float) -> float:
+    """What counts as the time that a task took: what its processor says, or else that of the lease."""
+    return result.processing_time or now - entry.leased
 
 
 def final(entry: Entry, result: FrozenResult, seconds: float | None) -> Verdict:
     """A report with a result: done, or failed by the processor's own word."""
     if result.success:
-        return Verdict(Kind.COMPLETED, entry, None, result, seconds=seconds)
+        return Verdict(Kind.COMPLETED, entry, None, result, 0.0, seconds)
     details = described({"error_message": result.error_message or "failed"})
     return Verdict(Kind.FAILED, entry, details, result, seconds=seconds)
 

@@ -52,7 +52,7 @@ from workers.worker_files import Usage
 
 logger = logging.getLogger(__name__)
 
-ADD_AT_ONCE = 1000
+ADD_AT_ONCE = 250  # a message that fits the caches of the processors on its way
 ADD_ROWS_AT_ONCE = 20_000
 ADD_AGAIN_S = 0.5
 SHOWN_ROWS = 20

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from poqueue.errors import ProcessorError
-from poqueue.payload import FrozenResult, freeze_plain_result, thaw
+from poqueue.payload import FrozenResult, freeze_plain_result, freeze_plain_success, thaw
 from poqueue.plain import NotPlainError, plain, plain_details
 from poqueue.task import Lease, Report, TaskResult
 from workers.signals import Interrupt, Termination
@@ -361,20 +361,21 @@ def _seconds_of(result: TaskResult, measured: float) -> float:
 
 def _as_result(value: Any, seconds: float) -> FrozenResult:
     """Whatever a processor returned, as a frozen result of plain data."""
-    if value is None:
-        result = TaskResult(True, [], seconds)
+    if isinstance(value, dict):
+        fields = plain(value)
+        frozen = freeze_plain_success(_as_list(fields.pop("downloads", None)), seconds, fields)
+    elif value is None:
+        frozen = freeze_plain_success([], seconds, {})
     elif isinstance(value, TaskResult):
         message = None if value.error_message is None else str(value.error_message)[:MAX_MESSAGE_CHARS]
         downloads, data = _as_list(plain(value.downloads)), plain(value.data) or {}
         if not isinstance(data, dict):
             raise NotPlainError(f"the result's data is a {type(data).__name__}; a dict is needed")
-        result = TaskResult(bool(value.success), downloads, _seconds_of(value, seconds), message, data)
-    elif isinstance(value, dict):
-        fields = plain(value)
-        result = TaskResult(True, _as_list(fields.pop("downloads", None)), seconds, None, fields)
+        frozen = freeze_plain_result(
+            TaskResult(bool(value.success), downloads, _seconds_of(value, seconds), message, data)
+        )
     else:
         raise NotPlainError(f"the processor returned a {type(value).__name__}; return a dict, a TaskResult or None")
-    frozen = freeze_plain_result(result)
     if len(frozen.payload) > MAX_RESULT_BYTES:
         raise ResultTooLarge(f"the result takes {len(frozen.payload):,} bytes; at most {MAX_RESULT_BYTES:,} are kept")
     return frozen

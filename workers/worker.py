@@ -16,8 +16,8 @@ import threading
 import time
 import traceback
 
-# signal.getsignal tries, by an exception, to make an enum of our function: ten times the time
-from _signal import getsignal  # type: ignore[import-not-found]
+# those of the module signal make enums of what they take and give: up to ten times the time
+from _signal import getsignal, pthread_sigmask  # type: ignore[import-not-found]
 from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -39,12 +39,13 @@ WAIT_S = 5.0
 LEASE_AHEAD_S = 0.025
 HOLD_S = 0.050  # a lease held ahead is begun within this time, or not at all
 RELIEF_S = 5 * HOLD_S  # a PO that takes this long holds others up: the supervisor sees to them
-MAX_LEASES = 64
+MAX_LEASES = 128
 STRAY_CHILD_EXIT = 70
 BOOT_EXIT = 3
 ASK_AGAIN_S = 0.1  # between tries to reach a queue that is away, or that cannot write its journal
 CONNECT_WITHIN_S = 60.0
 UNLIMITED_S = 1e9
+_SIG_SETMASK = int(signal.SIG_SETMASK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Worker:
         with _boot_failure_to(files):
             self._processor = Processor(load_target(settings.spec))
         self._turn = 0
-        self._home = os.getcwd()
+        self._home = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._streams = streams
         self._umask = os.umask(0o077)
@@ -159,7 +160,7 @@ class Worker:
         grant = self._exchange(worker_id, client, limit)
         if self._reports:
             self._reports = []
-            self._files.reports_told()
+            self._files.reports.told()
         if is_last or grant.stop:
             self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)
             return False
@@ -193,7 +194,7 @@ class Worker:
             return
         self._ahead = _Ahead(call, self._reports, limit, until)
         self._reports = []
-        self._files.telling_reports()
+        self._files.reports.telling()
 
     def _take_answer(self) -> None:
         """What was asked for ahead. If the answer is lost its reports are told again, and its leases undone, by the next turn."""
@@ -207,7 +208,7 @@ class Worker:
             logger.debug("the queue is away: %s", error)
             self._reports = ahead.reports + self._reports
             return
-        self._files.reports_told(all_of_them=False)
+        self._files.reports.told(all_of_them=False)
         self._take(grant, ahead.limit, ahead.until)
 
     def _take(self, grant: Grant, limit: int, until: float) -> None:
@@ -253,7 +254,7 @@ class Worker:
             os._exit(STRAY_CHILD_EXIT)  # the processor forked, and this is the child coming back into our loop
         if _term_came and report.error is not None:
             raise Terminated  # that was no end of its own; the supervisor knows why it was told to end
-        self._is_kept = files.keep_report(report)
+        self._is_kept = files.reports.keep(report)
         failpoint.hit("worker.report_kept")
         self._reports.append(report)
         self._tidy_up()
@@ -283,15 +284,10 @@ class Worker:
     def _tidy_up(self) -> None:
         """Undo what a processor may leave behind for the next PO: folder, umask, our signal handler, unwritten text."""
         self._streams.restore()
-        try:
-            is_away = os.getcwd() != self._home
-        except OSError:  # it removed the folder it stood in
-            is_away = True
-        if is_away:
-            os.chdir(self._home)
+        os.fchdir(self._home)
         os.umask(self._umask)
-        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm of this PO must not ring in the next one
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        signal.alarm(0)  # an alarm of this PO, set by whatever call, must not ring in the next one
+        pthread_sigmask(_SIG_SETMASK, self._mask)
         if getsignal(signal.SIGTERM) is not _on_term:
             signal.signal(signal.SIGTERM, _on_term)
 

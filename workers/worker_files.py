@@ -4,8 +4,7 @@ One private folder a worker process:
     status   a few fields in shared memory: phase, lease token, PO, since when, time limit. Written by the worker alone.
     output   stdout, stderr and log records of the processor, with an invisible line at the end of each PO that wrote.
     stack    where the Python code is, written by faulthandler when the supervisor asks (SIGUSR1).
-    reports  attempts that are over and not yet told to the queue, a line each (JSON, tab, result): what is done is never done
-             again. Two files: one is filled while those in the other are being told.
+    kept     attempts that are over and not yet told to the queue, with reports and reports2 (kept_reports).
     owned    processes and paths that are to be removed if the worker is killed, a JSON object a line.
     mark     mapped by the worker alone, and so by all that it forks.
     boot     why the worker could not start.
@@ -26,9 +25,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from poqueue import fast_json
-from poqueue.payload import FrozenResult
 from poqueue.task import Report
+from workers.kept_reports import KEPT_BYTES, KEPT_FILE, REPORT_FILES, ReportKeeper, read_kept
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +39,6 @@ MAX_READ_LINES = 2_000
 LAST_WORDS_BYTES = 1_000_000
 MAX_BEHIND_BYTES = 64_000_000
 _MAX_BOOT_CHARS = 8_000
-REPORT_FILES = ("reports", "reports2")
 
 
 def private(path: str, flags: int) -> int:
@@ -119,8 +116,7 @@ class WorkerWriter:
         self._turn = 0
         self.output_fd = os.open(folder / "output", os.O_WRONLY | os.O_APPEND)
         self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)
-        self._report_fds = [os.open(folder / name, os.O_WRONLY | os.O_APPEND) for name in REPORT_FILES]
-        self._filled = 0  # which of them is
+        self.reports = ReportKeeper(folder)
 
     def phase(self, phase: Phase) -> None:
         """Say how far the worker has come, with nothing in hand."""
@@ -146,37 +142,6 @@ class WorkerWriter:
     def idle(self) -> None:
         """Nothing is in hand."""
         self._write(0, 0, 0.0, 0.0, b"", b"")
-
-    def keep_report(self, report: Report) -> bool:
-        """An attempt is over: should this process die before it can tell the queue, the supervisor will.
-
-        Returns:
-            False if there is no room for it on the disk.
-        """
-        result = report.result
-        told = None if result is None else result[:3]
-        line = fast_json.encode((*report[:3], told, *report[4:])).encode()
-        payload = b"" if result is None else result.payload  # JSON too, and so without a tab or a line end of its own
-        data = b"%b\t%b\n" % (line, payload)
-        try:
-            fd = self._report_fds[self._filled]
-            written = os.write(fd, data)
-            if written == len(data):
-                return True
-            os.ftruncate(fd, os.fstat(fd).st_size - written)  # a part would be taken for the whole, or spoil the next
-        except OSError as error:
-            logger.debug("a report cannot be kept: %s", error)
-        return False
-
-    def telling_reports(self) -> None:
-        """The reports so far are on their way to the queue, later ones not; those before must have been told."""
-        self._filled ^= 1
-
-    def reports_told(self, *, all_of_them: bool = True) -> None:
-        """The queue has taken all reports so far, or only those that were on their way."""
-        if all_of_them:
-            os.ftruncate(self._report_fds[self._filled], 0)
-        os.ftruncate(self._report_fds[self._filled ^ 1], 0)
 
     def log(self, record: logging.LogRecord, text: str) -> None:
         """A log record, kept apart from plain output by its level and logger."""
@@ -240,8 +205,10 @@ class WorkerReader:
             os.close(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT, 0o600))
         with open(self.folder / "mark", "wb", opener=private) as file:
             file.write(b"\0")
+        with open(self.folder / KEPT_FILE, "wb", opener=private) as file:
+            file.write(bytes(KEPT_BYTES))  # not a hole: to touch one while the disk is full is a SIGBUS
         with open(self.folder / "status", "w+b", opener=private) as file:
-            file.write(bytes(_STATUS_BYTES))  # not a hole: to touch one while the disk is full is a SIGBUS
+            file.write(bytes(_STATUS_BYTES))
             file.flush()
             self._map = mmap.mmap(file.fileno(), _STATUS_BYTES)
 
@@ -298,16 +265,8 @@ class WorkerReader:
                 yield json.loads(line)
 
     def untold_reports(self) -> list[Report]:
-        """What a worker has finished and perhaps not told; a line that it died over is left out."""
-        reports = []
-        for line in (line for name in REPORT_FILES for line in self._bytes(name).split(b"\n")[:-1]):
-            with contextlib.suppress(ValueError, TypeError, AttributeError, LookupError):
-                told, _, payload = line.partition(b"\t")
-                task_id, token, seconds, result, *rest = json.loads(told)
-                if result is not None:
-                    result = FrozenResult(result[0], result[1], result[2], payload)
-                reports.append(Report(task_id, token, seconds, result, *rest))
-        return sorted(reports, key=lambda report: report.token)
+        """What the worker has finished and perhaps not told."""
+        return read_kept(self.folder)
 
     def output(self, is_dead: bool = False) -> list[OutputLine]:
         """The lines written since the last call whose PO is known; of a dead worker, all to the last.

@@ -18,10 +18,10 @@ from poqueue.payload import thaw_result
 from poqueue.task import Event
 from tests.benchmarks.pools import Outcomes, Po, PoolUnavailable
 from tests.benchmarks.work import make_po
+from workers.batch import ADD_AT_ONCE
 from workers.supervisor import Supervisor
 
 PROCESSOR = "tests.benchmarks.work:process"
-ADD_AT_ONCE = 1000  # as a batch does
 KEEPER = "KEEPER"
 POLL_S = 0.005
 

@@ -26,8 +26,7 @@ def writer(reader: WorkerReader) -> Iterator[WorkerWriter]:
     writer = WorkerWriter(reader.folder, reader.mark)
     yield writer
     os.close(writer.output_fd)
-    for fd in writer._report_fds:
-        os.close(fd)
+    writer.reports.close()
     writer._map.close()
 
 
@@ -208,12 +207,12 @@ def test_reports_come_back_whole(reader: WorkerReader, writer: WorkerWriter) -> 
         Report("D", 4, 0.1, None, {"error_type": "GiveUp"}, None, True),
     ]
     for report in reports:
-        writer.keep_report(report)
+        writer.reports.keep(report)
 
     assert reader.untold_reports() == reports
     assert thaw_result(reader.untold_reports()[0].result.payload).data == {"é": [1, None, 2.5]}
 
-    writer.reports_told()
+    writer.reports.told()
 
     assert reader.untold_reports() == []
 
@@ -225,24 +224,24 @@ def test_reports_on_their_way_stay_until_they_are_told_and_later_ones_beyond(
         return [report.task_id for report in reader.untold_reports()]
 
     for number, task_id in enumerate("ABCD"):
-        writer.keep_report(Report(task_id, number, 0.5, freeze_plain_result(TaskResult(True))))
+        writer.reports.keep(Report(task_id, number, 0.5, freeze_plain_result(TaskResult(True))))
         if task_id == "B":
-            writer.telling_reports()
+            writer.reports.telling()
     assert untold() == ["A", "B", "C", "D"]
 
-    writer.reports_told(all_of_them=False)
+    writer.reports.told(all_of_them=False)
     assert untold() == ["C", "D"]
 
-    writer.telling_reports()
-    writer.keep_report(Report("E", 5, 0.5, freeze_plain_result(TaskResult(True))))
+    writer.reports.telling()
+    writer.reports.keep(Report("E", 5, 0.5, freeze_plain_result(TaskResult(True))))
     assert untold() == ["C", "D", "E"]
 
-    writer.reports_told()
+    writer.reports.told()
     assert untold() == []
 
 
 def test_a_report_that_its_worker_died_over_is_left_out(reader: WorkerReader, writer: WorkerWriter) -> None:
-    writer.keep_report(Report("A", 1, 0.5, freeze_plain_result(TaskResult(True))))
+    writer.reports.keep(Report("A", 1, 0.5, freeze_plain_result(TaskResult(True))))
     with open(reader.folder / "reports", "ab") as file:
         file.write(b'["B", 2, 0.5, [true, 0.5, nu')
 
@@ -255,7 +254,7 @@ def test_a_report_that_its_worker_died_over_is_left_out(reader: WorkerReader, wr
 def test_junk_among_the_reports_is_left_out(junk: bytes, reader: WorkerReader, writer: WorkerWriter) -> None:
     with open(reader.folder / "reports", "ab") as file:
         file.write(junk + b"\n")
-    writer.keep_report(Report("A", 1, 0.5, freeze_plain_result(TaskResult(True))))
+    writer.reports.keep(Report("A", 1, 0.5, freeze_plain_result(TaskResult(True))))
 
     assert [report.task_id for report in reader.untold_reports()] == ["A"]
 

@@ -1,0 +1,188 @@
+"""Reports outlive their worker, wherever it dies and whatever their size, and a reader never sees a mixture of two."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poqueue.payload import freeze_plain_result
+from poqueue.task import Report, TaskResult
+from workers import kept_reports
+from workers.kept_reports import HALF_BYTES, KEPT_BYTES, KEPT_FILE, REPORT_FILES, ReportKeeper, read_kept
+
+
+def make_files(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / KEPT_FILE).write_bytes(bytes(KEPT_BYTES))
+    for name in REPORT_FILES:
+        (folder / name).write_bytes(b"")
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[ReportKeeper]:
+    make_files(tmp_path)
+    keeper = ReportKeeper(tmp_path)
+    yield keeper
+    keeper.close()
+
+
+def report(token: int, size: int = 10, task_id: str = "") -> Report:
+    result = freeze_plain_result(
+        TaskResult(token % 7 != 0, [], 0.5, None if token % 7 else "no", {"x": f"{token}," * size})
+    )
+    return Report(task_id or f"t{token}", token, token / 8, result)
+
+
+def failed(token: int) -> Report:
+    return Report(f"t{token}", token, 0.1, None, {"error_type": "X", "message": "\u2028"}, 3.0, give_up=True)
+
+
+def test_a_small_result_is_kept_without_a_file_and_a_large_one_in_a_file(keeper: ReportKeeper, tmp_path: Path) -> None:
+    assert keeper.keep(report(1))
+    assert [(tmp_path / name).stat().st_size for name in REPORT_FILES] == [0, 0]
+
+    assert keeper.keep(report(2, size=HALF_BYTES))
+    assert (tmp_path / REPORT_FILES[0]).stat().st_size > HALF_BYTES
+
+    assert read_kept(tmp_path) == [report(1), report(2, size=HALF_BYTES)]
+
+
+@pytest.mark.parametrize("task_id", ["\ud800", "é\0\t\n", "x" * 5000])
+def test_any_task_id_comes_back(task_id: str, keeper: ReportKeeper, tmp_path: Path) -> None:
+    keeper.keep(report(3, task_id=task_id))
+
+    assert read_kept(tmp_path) == [report(3, task_id=task_id)]
+
+
+def test_a_half_is_filled_to_its_last_byte_and_not_beyond(keeper: ReportKeeper, tmp_path: Path) -> None:
+    keeper.telling()
+    keeper.keep(report(900))  # in the second half
+    keeper.told(all_of_them=False)
+    keeper.telling()  # and the first one is filled now
+    tokens = range(1, 1200)
+    for token in tokens:
+        assert keeper.keep(report(token))
+
+    assert (tmp_path / REPORT_FILES[0]).stat().st_size > 0, "this test must fill the half"
+    assert [one.token for one in read_kept(tmp_path)] == sorted([900, *tokens])
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("keep"), st.sampled_from([0, 1, 100, 3000, 15_000, 40_000])),
+        st.tuples(st.sampled_from(["fail", "tell", "told", "all told"]), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=steps)
+def test_what_is_kept_is_what_was_not_told(
+    steps: list[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("kept")
+    make_files(folder)
+    keeper = ReportKeeper(folder)
+    under_way: list[Report] = []
+    later: list[Report] = []
+    is_under_way = False
+    for token, (step, size) in enumerate(steps, 1):
+        if step in ("keep", "fail"):
+            later.append(report(token, size) if step == "keep" else failed(token))
+            assert keeper.keep(later[-1])
+        elif step == "tell" and not is_under_way:
+            keeper.telling()
+            under_way, later, is_under_way = later, [], True
+        elif step == "told" and is_under_way:
+            keeper.told(all_of_them=False)
+            under_way, is_under_way = [], False
+        elif step == "all told":
+            keeper.told()
+            under_way, later, is_under_way = [], [], False
+        assert read_kept(folder) == under_way + later
+    keeper.close()
+
+
+class _Died(BaseException):
+    pass
+
+
+class _Writes:
+    """The worker dies in the middle of keeping a report: after so many writes into memory."""
+
+    def __init__(self, map_: Any, lives: int) -> None:
+        self._map, self._lives = map_, lives
+
+    def _write(self) -> None:
+        if not self._lives:
+            raise _Died
+        self._lives -= 1
+
+    def __setitem__(self, place: slice, data: bytes) -> None:
+        self._write()
+        self._map[place] = data
+
+    def pack(self, form: Any, place: int, values: tuple[Any, ...]) -> None:
+        self._write()
+        form.pack_into(self._map, place, *values)
+
+
+class _Form:
+    def __init__(self, form: Any) -> None:
+        self._form, self.size = form, form.size
+
+    def pack_into(self, kept: _Writes, place: int, *values: Any) -> None:
+        kept.pack(self._form, place, values)
+
+
+@pytest.mark.parametrize("lives", range(5))
+def test_a_report_counts_from_the_last_write_on_and_not_before(
+    lives: int, keeper: ReportKeeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper.keep(report(50, size=500))  # what is left of it lies where the next ones go
+    keeper.told()
+    keeper.keep(report(1))
+    real = keeper._map
+    with monkeypatch.context() as patch:
+        for name in ("_WORD", "_REST_OF_HEAD"):
+            patch.setattr(kept_reports, name, _Form(getattr(kept_reports, name)))
+        keeper._map = _Writes(real, lives)  # type: ignore[assignment]
+        try:
+            keeper.keep(report(2, size=20))
+            is_whole = True
+        except _Died:
+            is_whole = False
+    keeper._map = real
+
+    assert is_whole is (lives == 4)
+    assert read_kept(tmp_path) == [report(1), report(2, size=20)][: 1 + is_whole]
+
+
+class _ReadSlowly:
+    """A half is emptied and filled again while it is copied for the first time: the copy is of both."""
+
+    def __init__(self, keeper: ReportKeeper) -> None:
+        self._keeper = keeper
+        self._has_gone_on = False
+
+    def __getitem__(self, place: slice) -> bytes:
+        if place.stop - place.start < HALF_BYTES or self._has_gone_on:
+            return self._keeper._map[place]
+        self._has_gone_on = True
+        middle = place.start + 40  # behind the head of the first record
+        before = self._keeper._map[place.start : middle]
+        self._keeper.told()
+        self._keeper.keep(report(2, size=20))
+        return before + self._keeper._map[middle : place.stop]
+
+
+def test_a_reader_of_a_worker_that_goes_on_sees_no_mixture_of_two(keeper: ReportKeeper) -> None:
+    keeper.keep(report(1, size=30))
+
+    half = kept_reports._read_half(_ReadSlowly(keeper), 0)  # type: ignore[arg-type]
+
+    assert list(kept_reports._records(half)) == [report(2, size=20)]

@@ -1,0 +1,164 @@
+"""Reports that are not yet told to the queue, kept where they outlive their worker: what is done is never done again.
+
+    kept                in shared memory, for results that fit: two halves, each
+                            8 bytes   how often the half was emptied, so that a reader sees whether it was meanwhile
+                            records   length of the whole, lease token, seconds, length of the id; task id, result (JSON)
+                            8 bytes   zero, where the next record will say its length
+    reports, reports2   files, for the rest: a line each (JSON, tab, result)
+
+One half, and one file, is filled while what is in the other is being told. A record counts once its length stands there,
+which is written last: the worker may be killed anywhere before. Lengths are in places that are multiples of 8, so that no
+reader sees half of one. To keep a result that fits takes no call of the system.
+"""
+
+import json
+import logging
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from poqueue import fast_json
+from poqueue.payload import FrozenResult, refreeze
+from poqueue.task import Report
+
+logger = logging.getLogger(__name__)
+
+KEPT_FILE = "kept"
+REPORT_FILES = ("reports", "reports2")
+HALF_BYTES = 65_536
+KEPT_BYTES = 2 * HALF_BYTES
+_WORD = struct.Struct("@Q")  # one store of the processor, never half a number
+_HEAD = struct.Struct("@QQdQ")
+_REST_OF_HEAD = struct.Struct("@QdQ")
+
+
+class ReportKeeper:
+    """The worker's side."""
+
+    def __init__(self, folder: Path) -> None:
+        with open(folder / KEPT_FILE, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), KEPT_BYTES)
+        self._fds = [os.open(folder / name, os.O_WRONLY | os.O_APPEND) for name in REPORT_FILES]
+        self._has_lines = [False, False]
+        self._emptied = [0, 0]
+        self._filled = 0  # which half is
+        self._next = _WORD.size  # where the next record goes
+        self._last = HALF_BYTES - _WORD.size  # where the zero may be at the latest
+
+    def keep(self, report: Report) -> bool:
+        """An attempt is over: should this process die before it can tell the queue, the supervisor will.
+
+        Returns:
+            False if there is no room for it on the disk.
+        """
+        result = report.result
+        if result is None:
+            return self._keep_line(report, None, b"")
+        task_id = report.task_id.encode("utf-8", "surrogatepass")
+        start = self._next
+        body = start + _HEAD.size
+        end = body + len(task_id) + len(result.payload)
+        following = _aligned(end)
+        if following > self._last:
+            return self._keep_line(report, result[:3], result.payload)
+        kept = self._map
+        kept[body:end] = task_id + result.payload
+        _REST_OF_HEAD.pack_into(kept, start + _WORD.size, report.token, report.processing_time, len(task_id))
+        _WORD.pack_into(kept, following, 0)
+        _WORD.pack_into(kept, start, end - start)
+        self._next = following
+        return True
+
+    def telling(self) -> None:
+        """The reports so far are on their way to the queue, later ones not; those before must have been told."""
+        self._filled ^= 1
+        self._next = self._filled * HALF_BYTES + _WORD.size
+        self._last = (self._filled + 1) * HALF_BYTES - _WORD.size
+
+    def told(self, *, all_of_them: bool = True) -> None:
+        """The queue has taken all reports so far, or only those that were on their way."""
+        self._empty(self._filled ^ 1)
+        if all_of_them:
+            self._empty(self._filled)
+            self._next = self._filled * HALF_BYTES + _WORD.size
+
+    def _empty(self, half: int) -> None:
+        start = half * HALF_BYTES
+        self._emptied[half] += 1
+        _WORD.pack_into(self._map, start, self._emptied[half])
+        _WORD.pack_into(self._map, start + _WORD.size, 0)
+        if self._has_lines[half]:
+            os.ftruncate(self._fds[half], 0)
+            self._has_lines[half] = False
+
+    def _keep_line(self, report: Report, told: tuple[object, ...] | None, payload: bytes) -> bool:
+        line = fast_json.encode((*report[:3], told, *report[4:])).encode()
+        data = b"%b\t%b\n" % (line, payload)  # the payload is JSON too, and so without a tab or a line end of its own
+        fd = self._fds[self._filled]
+        self._has_lines[self._filled] = True
+        try:
+            written = os.write(fd, data)
+            if written == len(data):
+                return True
+            os.ftruncate(fd, os.fstat(fd).st_size - written)  # a part would be taken for the whole, or spoil the next
+        except OSError as error:
+            logger.debug("a report cannot be kept: %s", error)
+        return False
+
+    def close(self) -> None:
+        """Let go; what is kept stays."""
+        self._map.close()
+        for fd in self._fds:
+            os.close(fd)
+
+
+def read_kept(folder: Path) -> list[Report]:
+    """What a worker has finished and perhaps not told, in the order of its leases; what it died over is left out."""
+    reports = []
+    with suppress(FileNotFoundError):
+        with open(folder / KEPT_FILE, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as kept:
+            halves = [_read_half(kept, start) for start in range(0, KEPT_BYTES, HALF_BYTES)]
+        reports = [report for half in halves for report in _records(half)]
+    for name in REPORT_FILES:
+        with suppress(FileNotFoundError):
+            reports += _lines((folder / name).read_bytes())
+    return sorted(reports, key=lambda report: report.token)
+
+
+def _read_half(kept: mmap.mmap, start: int) -> bytes:
+    """As it was at some moment: records that an emptied half is filled with anew would lie across those of before."""
+    while True:
+        before = kept[start : start + _WORD.size]
+        half = kept[start : start + HALF_BYTES]
+        if kept[start : start + _WORD.size] == before:
+            return half
+
+
+def _records(half: bytes) -> Iterator[Report]:
+    start = _WORD.size
+    while start + _HEAD.size <= HALF_BYTES:
+        length, token, seconds, id_length = _HEAD.unpack_from(half, start)
+        if not length:
+            return
+        body, end = start + _HEAD.size, start + length
+        with suppress(ValueError, TypeError):
+            task_id = half[body : body + id_length].decode("utf-8", "surrogatepass")
+            yield Report(task_id, token, seconds, refreeze(half[body + id_length : end]))
+        start = _aligned(end)
+
+
+def _aligned(place: int) -> int:
+    return (place + 7) & -8
+
+
+def _lines(data: bytes) -> Iterator[Report]:
+    for line in data.split(b"\n")[:-1]:
+        with suppress(ValueError, TypeError, AttributeError, LookupError):
+            told, _, payload = line.partition(b"\t")
+            task_id, token, seconds, result, *rest = json.loads(told)
+            if result is not None:
+                result = FrozenResult(result[0], result[1], result[2], payload)
+            yield Report(task_id, token, seconds, result, *rest)
