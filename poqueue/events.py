@@ -13,7 +13,7 @@ from typing import Any
 
 from poqueue.ledger import Entry
 from poqueue.payload import thaw_task
-from poqueue.task import Event, ProcessingTask
+from poqueue.task import Event, ProcessingTask, instance
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class EventFeed:
     def note(self, kind: str, entry: Entry | None, error: str) -> bool:
         """Number an event and keep it, with its task as it is now; True if readers are to hear of it at once."""
         self.last += 1
-        self._events.append(Event(self.last, kind, entry.record() if entry is not None else None, error))
+        self._events.append(instance(Event, (self.last, kind, entry and entry.record(), error)))
         if kind in ENDS_OF_ATTEMPTS:
             return False
         self.last_urgent = self.last

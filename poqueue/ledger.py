@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from poqueue.task import TaskRecord
+from poqueue.task import TaskRecord, instance
 from poqueue.task import TaskStatus as S
 
 TRANSITIONS: dict[S, frozenset[S]] = {  # every arrow a task may take; nothing else in the project writes a status
@@ -84,12 +84,12 @@ class Entry:
 
     def record(self) -> TaskRecord:
         """What the queue knows of the task, its payload and result unopened."""
-        return TaskRecord(
+        return instance(TaskRecord, (
             self.task_id, self.payload, self.priority, self.status, self.attempt, self.retry_count,
             self.max_retries, self.retry_delay, self.task_timeout, self.worker_id,
-            self.created_at, self.assigned_at, self.completed_at, self.result, list(self.error_history or ()),
+            self.created_at, self.assigned_at, self.completed_at, self.result, [*(self.error_history or ())],
             self.interruptions, self.po_number,
-        )  # fmt: skip
+        ))  # fmt: skip
 
 
 class Ledger:

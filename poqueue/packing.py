@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from poqueue.payload import FrozenResult, freeze_po
-from poqueue.task import Event, Grant, Lease, ProcessingTask, Report, ReportParts, TaskRecord
+from poqueue.task import Event, Grant, Lease, ProcessingTask, Report, ReportParts, TaskRecord, instance
 
 
 class FrozenTask(NamedTuple):
@@ -59,12 +59,15 @@ def pack_reports(reports: Sequence[Report]) -> list[tuple[Any, ...]]:
 def unpack_grant(answer: tuple[list[tuple[Any, ...]], bool]) -> Grant:
     """The answer to an exchange."""
     leases, stop = answer
-    return Grant([Lease._make(lease) for lease in leases], stop)
+    return Grant([instance(Lease, lease) for lease in leases], stop)
 
 
 def unpack_events(answer: list[tuple[Any, ...]]) -> list[Event]:
     """The answer to read_events."""
-    return [Event(number, kind, record and TaskRecord._make(record), error) for number, kind, record, error in answer]
+    return [
+        instance(Event, (number, kind, record and instance(TaskRecord, record), error))
+        for number, kind, record, error in answer
+    ]
 
 
 def unpack_parts(answer: tuple[Any, ...]) -> ReportParts:
@@ -78,7 +81,7 @@ def _unpack_report(packed: tuple[Any, ...]) -> Report:
     if result is None:
         return Report._make(packed)
     task_id, token, seconds, _, error, after_s, gives_up = packed
-    return Report(task_id, token, seconds, FrozenResult._make(result), error, after_s, gives_up)
+    return instance(Report, (task_id, token, seconds, FrozenResult._make(result), error, after_s, gives_up))
 
 
 def _unpack_adding(tasks: Any, *rest: Any) -> tuple[Any, ...]:

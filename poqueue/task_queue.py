@@ -60,6 +60,7 @@ from poqueue.task import (
     ReportParts,
     TaskRecord,
     TaskResult,
+    instance,
 )
 from poqueue.task import TaskStatus as S
 from poqueue.verdict import Verdict, broken_off, failed_attempt, final, retry_delay_s, taken_s
@@ -928,25 +929,14 @@ class TaskQueue:
         return is_written
 
     def _lease_many(self, worker_id: str, limit: int, verdicts: Sequence[Verdict] = ()) -> list[Lease]:
+        timeouts = self._timeouts
         return [
-            Lease(
-                entry.task_id,
-                entry.token,
-                entry.attempt,
-                entry.attempt + entry.max_retries - entry.retry_count,
-                self._limit_s(entry),
-                entry.po_number,
-                entry.payload,
-            )
+            instance(Lease, (
+                entry.task_id, entry.token, entry.attempt, entry.attempt + entry.max_retries - entry.retry_count,
+                entry.task_timeout if timeouts is None else _limit_s(entry, timeouts), entry.po_number, entry.payload,
+            ))
             for entry in self._lease(worker_id, limit, verdicts)
-        ]
-
-    def _limit_s(self, entry: Entry) -> float:
-        if self._timeouts is None:
-            return entry.task_timeout
-        latest = entry.error_history[-1] if entry.error_history else {}
-        was_cut_off = latest.get("error_type") == TIMEOUT_ERROR
-        return self._timeouts.limit_s(entry.group, entry.task_timeout, was_cut_off=was_cut_off)
+        ]  # fmt: skip
 
     def _may_lease_first(self, worker_id: str, verdicts: Sequence[Verdict]) -> bool:
         """Whether the next leases are the same before and after these verdicts: then one transaction does for both."""
@@ -969,7 +959,8 @@ class TaskQueue:
         if keeps is not None:
             held = self._ledger.held_by(worker_id)
             if len(held) > len(verdicts):
-                others = [entry for entry in held if entry.token not in verdicts and entry.token not in keeps]
+                in_hand = verdicts.keys() | keeps
+                others = [entry for entry in held if entry.token not in in_hand]
                 verdicts |= {entry.token: Verdict(Kind.UNDONE, entry) for entry in others}
         return list(verdicts.values())
 
@@ -1209,6 +1200,12 @@ def _new_id() -> str:
     digits = os.urandom(16).hex()
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+
+
+def _limit_s(entry: Entry, timeouts: AdaptiveTimeout) -> float:
+    latest = entry.error_history[-1] if entry.error_history else {}
+    was_cut_off = latest.get("error_type") == TIMEOUT_ERROR
+    return timeouts.limit_s(entry.group, entry.task_timeout, was_cut_off=was_cut_off)
 
 
 def _row(entry: Entry, rank: int, at: float) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from poqueue.ledger import Entry
 from poqueue.payload import FrozenResult
 from poqueue.retry import backoff_s
 from poqueue.task import TaskStatus as S
+from poqueue.task import instance
 
 INTERRUPTED_ERROR = "Interrupted"  # the error_type of an attempt that ended with its run
 MAX_CRASHES = 3  # a PO that was running when the whole run crashed, this often and once more, is taken for the cause
@@ -52,7 +53,7 @@ def taken_s(entry: Entry, result: FrozenResult, now: float) -> float:
 def final(entry: Entry, result: FrozenResult, seconds: float | None) -> Verdict:
     """A report with a result: done, or failed by the processor's own word."""
     if result.success:
-        return Verdict(Kind.COMPLETED, entry, None, result, 0.0, seconds)
+        return instance(Verdict, (Kind.COMPLETED, entry, None, result, 0.0, seconds))
     details = described({"error_message": result.error_message or "failed"})
     return Verdict(Kind.FAILED, entry, details, result, seconds=seconds)
 

@@ -21,7 +21,7 @@ from workers import process_control as control
 
 logger = logging.getLogger(__name__)
 
-EVENTS_AT_ONCE = 2000
+EVENTS_AT_ONCE = 250  # a message that fits the caches of the processors on its way
 EVENTS_WAIT_S = 5.0
 EVENTS_GATHER_S = 0.05
 MAX_TIMEOUTS = 2  # calls in a row without an answer, each of CALL_TIMEOUT_S
