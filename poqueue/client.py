@@ -144,9 +144,13 @@ class QueueClient:
         return self.add_tasks([task], priority)[0]
 
     def add_tasks(self, tasks: Iterable[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
-        as_json = self._wants_json()
-        ids: list[str] = self.call("add_tasks", [pack_task(task, as_json) for task in tasks], priority)
+        ids: list[str] = self.call("add_tasks", self.pack_tasks(tasks), priority)
         return ids
+
+    def pack_tasks(self, tasks: Iterable[ProcessingTask]) -> list[tuple[Any, ...]]:
+        """Tasks in the form in which `begin("add_tasks", ...)` sends them."""
+        as_json = self._wants_json()
+        return [pack_task(task, as_json) for task in tasks]
 
     def get_next_task(self, worker_id: str) -> ProcessingTask | None:
         return _thaw_or_none(self.call("get_next_task", worker_id))

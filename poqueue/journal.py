@@ -65,6 +65,11 @@ class Kind(IntEnum):
     CANCELLED = 14  # a waiting task was ended as failed
 
 
+# what is looked at for each PO, as in poqueue.task
+LEASED, DONE = Kind.LEASED, Kind.COMPLETED
+ENDS, WAITS = (Kind.COMPLETED, Kind.FAILED), (Kind.RETRY, Kind.RETRIED)
+
+
 class Record(NamedTuple):
     """One line of the log. `at` is UTC seconds; `due` monotonic seconds of the boot it was written in.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from poqueue.task import TaskRecord, instance
+from poqueue.task import PENDING, PROCESSING, TaskRecord, instance
 from poqueue.task import TaskStatus as S
 
 TRANSITIONS: dict[S, frozenset[S]] = {  # every arrow a task may take; nothing else in the project writes a status
@@ -68,7 +68,7 @@ class Entry:
         self.ready = ready
         self.created_at = created_at
         self.group = group
-        self.status = S.PENDING
+        self.status = PENDING
         self.attempt = 0
         self.retry_count = 0
         self.interruptions = 0
@@ -100,9 +100,11 @@ class Ledger:
         self.cleared = 0
         self.counts: dict[S, int] = dict.fromkeys(S, 0)  # kept apart from history: retention lowers none of them
         self._by_id: dict[str, Entry] = {}
-        self._by_status: dict[S, dict[str, Entry]] = {status: {} for status in S}
+        self._by_status: dict[S, dict[int, Entry]] = {
+            status: {} for status in S
+        }  # by rank: neighbours lie side by side
         self._by_po: dict[str, Entry | list[Entry]] = {}
-        self._by_worker: dict[str, dict[str, Entry]] = {}
+        self._by_worker: dict[str, dict[int, Entry]] = {}  # likewise
         self._held: dict[str, dict[int, Entry]] = {}  # worker -> token -> what it holds now
         self._finished: deque[tuple[float, Entry]] = deque()
         self._expired = 0  # how many have left at the front of `_finished`, so that a place in it stays what it is
@@ -120,8 +122,8 @@ class Ledger:
     def add(self, entry: Entry) -> None:
         """Take a new task in, as PENDING."""
         self._by_id[entry.task_id] = entry
-        self._by_status[S.PENDING][entry.task_id] = entry
-        self.counts[S.PENDING] += 1
+        self._by_status[PENDING][entry.rank] = entry
+        self.counts[PENDING] += 1
         self.added += 1
         known = self._by_po.setdefault(entry.po_number, entry)
         if known is not entry:  # rare: most PO numbers are held by one task, which then needs no list
@@ -132,12 +134,12 @@ class Ledger:
 
     def lease(self, entry: Entry) -> None:
         """The task's worker holds it from now on."""
-        self.move(entry, S.PROCESSING)
+        self.move(entry, PROCESSING)
         worker_id = entry.worker_id or ""
         if worker_id not in self._held:
             self._held[worker_id] = {}
             self._by_worker.setdefault(worker_id, {})
-        self._held[worker_id][entry.token] = self._by_worker[worker_id][entry.task_id] = entry
+        self._held[worker_id][entry.token] = self._by_worker[worker_id][entry.rank] = entry
 
     def held_by(self, worker_id: str) -> list[Entry]:
         """What a worker holds now, in the order of the leases."""
@@ -152,13 +154,13 @@ class Ledger:
         before = entry.status
         if status not in TRANSITIONS[before]:
             raise AssertionError(f"task {entry.task_id}: {before.name} may not become {status.name}")
-        if before is S.PROCESSING:
+        if before is PROCESSING:
             self._let_go(entry)
-        task_id = entry.task_id
-        del self._by_status[before][task_id]
-        self._by_status[status][task_id] = entry
-        self.counts[before] -= 1
-        self.counts[status] += 1
+        rank, by_status, counts = entry.rank, self._by_status, self.counts
+        del by_status[before][rank]
+        by_status[status][rank] = entry
+        counts[before] -= 1
+        counts[status] += 1
         entry.status = status
 
     def finish(self, entry: Entry, status: S, now: float) -> None:
@@ -170,7 +172,7 @@ class Ledger:
     def forget_worker(self, entry: Entry, worker_id: str) -> None:
         """The worker never began the task."""
         tasks = self._by_worker.get(worker_id, {})
-        tasks.pop(entry.task_id, None)
+        tasks.pop(entry.rank, None)
         if not tasks:
             self._by_worker.pop(worker_id, None)
 
@@ -191,7 +193,7 @@ class Ledger:
 
     def clear(self, entry: Entry) -> None:
         """Drop a task and count it as cleared."""
-        if entry.status is S.PROCESSING:
+        if entry.status is PROCESSING:
             self._let_go(entry)
         self.counts[entry.status] -= 1
         self.cleared += 1
@@ -234,7 +236,7 @@ class Ledger:
 
     def _drop(self, entry: Entry) -> None:
         del self._by_id[entry.task_id]
-        del self._by_status[entry.status][entry.task_id]
+        del self._by_status[entry.status][entry.rank]
         known = self._by_po[entry.po_number]
         if isinstance(known, list) and len(known) > 1:
             known.remove(entry)

@@ -11,6 +11,7 @@ from poqueue.error_log import ErrorLog, error_message_of, error_type_of
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import Metrics
 from poqueue.schedule import Schedule
+from poqueue.task import COMPLETED, PENDING, PROCESSING
 from poqueue.task import TaskStatus as S
 
 
@@ -54,7 +55,7 @@ class Moves:
         is_news = self._stop(entry, busy_s, now)
         entry.result = result
         entry.completed_at = at
-        self._ledger.finish(entry, S.COMPLETED, now)
+        self._ledger.finish(entry, COMPLETED, now)
         if entry.retry_count:
             self._metrics.retry_ended(succeeded=True)
         self._metrics.completed(duration_s, now)
@@ -124,15 +125,15 @@ class Moves:
     def clear(self, entry: Entry, now: float) -> bool:
         """The task is gone, whatever its status."""
         is_news = False
-        if entry.status is S.PROCESSING:
+        if entry.status is PROCESSING:
             is_news = self._stop(entry, None, now)
-        elif entry.status in (S.PENDING, S.RETRY_PENDING):
+        elif entry.status in (PENDING, S.RETRY_PENDING):
             self._schedule.remove(entry)
         self._ledger.clear(entry)
         return is_news
 
     def _put_back(self, entry: Entry) -> None:
-        self._ledger.move(entry, S.PENDING)
+        self._ledger.move(entry, PENDING)
         entry.worker_id, entry.token = None, 0
         self._schedule.put_back(entry)
 

@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 from poqueue import fast_json
-from poqueue.task import ProcessingTask, TaskRecord, TaskResult
+from poqueue.task import ProcessingTask, TaskRecord, TaskResult, instance
 
 
 class FrozenResult(NamedTuple):
@@ -115,7 +115,7 @@ def freeze_plain_result(result: TaskResult) -> FrozenResult:
 def freeze_plain_success(downloads: list[Any], seconds: float, data: dict[str, Any]) -> FrozenResult:
     """The same for a success of so many seconds (0 or more), without a TaskResult in between."""
     payload = fast_json.encode_finite((True, downloads, seconds, None, data)).encode()
-    return FrozenResult(True, seconds, None, payload)
+    return instance(FrozenResult, (True, seconds, None, payload))
 
 
 def refreeze(payload: bytes) -> FrozenResult:

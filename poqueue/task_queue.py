@@ -42,7 +42,7 @@ from poqueue.error_log import ErrorLog, described
 from poqueue.errors import JournalError, QueueError, QueueFullError, TaskNotFoundError, WorkerMismatchError
 from poqueue.events import UNSET, EventDelivery, EventFeed
 from poqueue.halt import HaltPolicy
-from poqueue.journal import Journal, Kind, Record
+from poqueue.journal import DONE, ENDS, LEASED, Journal, Kind, Record
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
 from poqueue.moves import Moves
@@ -51,7 +51,10 @@ from poqueue.payload import freeze_po, freeze_result, is_json, thaw_task
 from poqueue.replay import boot_id, reconfigure, replay
 from poqueue.schedule import Schedule
 from poqueue.task import (
+    COMPLETED,
     DEFAULT_PRIORITY,
+    PENDING,
+    PROCESSING,
     Event,
     Grant,
     Lease,
@@ -227,8 +230,8 @@ class TaskQueue:
         frozen = freeze_result(result, as_json=self._journal is not None)
         with self._lock:
             entry = self._require(task_id)
-            if entry.status is not S.PROCESSING or entry.worker_id != worker_id:
-                holder = f"held by {entry.worker_id}" if entry.status is S.PROCESSING else entry.status.value
+            if entry.status is not PROCESSING or entry.worker_id != worker_id:
+                holder = f"held by {entry.worker_id}" if entry.status is PROCESSING else entry.status.value
                 raise WorkerMismatchError(f"task {task_id} is {holder}; the report of {worker_id} changes nothing")
             self._settle([final(entry, frozen, frozen.processing_time or None)])
         self._delivery.deliver()
@@ -359,7 +362,7 @@ class TaskQueue:
             How many were broken off.
         """
         with self._lock:
-            live = {entry.token: entry for entry in self._ledger.of_status(S.PROCESSING)}
+            live = {entry.token: entry for entry in self._ledger.of_status(PROCESSING)}
             broken = [broken_off(live.pop(token), reason, is_crash) for token in begun if token in live]
             others = [Verdict(Kind.UNDONE, entry) for entry in live.values()] if all_others else []
             self._settle([*broken, *others])
@@ -388,7 +391,7 @@ class TaskQueue:
         """
         with self._lock:
             found = [self._ledger.get(task_id) for task_id in dict.fromkeys(task_ids)]
-            dropped = [entry for entry in found if entry is not None and entry.status is not S.PROCESSING]
+            dropped = [entry for entry in found if entry is not None and entry.status is not PROCESSING]
             self._settle([Verdict(Kind.CLEARED, entry) for entry in dropped])
         self._delivery.deliver()
         return len(dropped)
@@ -405,9 +408,9 @@ class TaskQueue:
         """
         with self._lock:
             entry = self._require(task_id)
-            if entry.status in (S.COMPLETED, S.FAILED):
+            if entry.status in (COMPLETED, S.FAILED):
                 return "finished"
-            if entry.status is S.PROCESSING:
+            if entry.status is PROCESSING:
                 self._note("cancel", entry)
                 return "stopping"
             self._settle(
@@ -430,7 +433,7 @@ class TaskQueue:
     def get_leases(self) -> dict[int, TaskRecord]:
         """What runs now: lease token to the task's record (payload unopened)."""
         with self._lock:
-            return {entry.token: entry.record() for entry in self._ledger.of_status(S.PROCESSING)}
+            return {entry.token: entry.record() for entry in self._ledger.of_status(PROCESSING)}
 
     def get_finished(self, start: int = 0, limit: int = 1000) -> tuple[list[TaskRecord], int]:
         """Tasks that have ended, in the order of their ends, from a place in that order; and the place to go on from.
@@ -454,9 +457,9 @@ class TaskQueue:
             reason = str(self._fault or "") or self._held_because
             return {
                 "total_tasks": self._ledger.added,
-                "pending_tasks": counts[S.PENDING],
-                "processing_tasks": counts[S.PROCESSING],
-                "completed_tasks": counts[S.COMPLETED],
+                "pending_tasks": counts[PENDING],
+                "processing_tasks": counts[PROCESSING],
+                "completed_tasks": counts[COMPLETED],
                 "failed_tasks": counts[S.FAILED],
                 "retry_tasks": counts[S.RETRY_PENDING],
                 "queue_length": self._waiting(),
@@ -484,7 +487,7 @@ class TaskQueue:
                     self._write([Record(Kind.RESUMED, None, None, self._wall_clock())])
             self._is_paused = False
             self._work.notify_all()
-            waiting, running = self._waiting(), self._ledger.counts[S.PROCESSING]
+            waiting, running = self._waiting(), self._ledger.counts[PROCESSING]
         logger.info("queue resumed: %d waiting, %d running", waiting, running)
 
     def hold_queue(self, reason: str) -> None:
@@ -501,7 +504,7 @@ class TaskQueue:
         Returns:
             How many were removed. They are gone for good: a later report of one raises TaskNotFoundError.
         """
-        statuses = [S.PENDING, S.RETRY_PENDING] if preserve_processing else [S.PENDING, S.RETRY_PENDING, S.PROCESSING]
+        statuses = [PENDING, S.RETRY_PENDING] if preserve_processing else [PENDING, S.RETRY_PENDING, PROCESSING]
         with self._lock:
             dropped = [entry for status in statuses for entry in self._ledger.of_status(status)]
             self._settle([Verdict(Kind.CLEARED, entry) for entry in dropped])
@@ -568,7 +571,7 @@ class TaskQueue:
                 "throughput_last_minute": metrics.throughput(now),
                 "throughput_last_hour": metrics.throughput(now, HOUR_S),
                 "retry_rate": percentage(metrics.tasks_retried, metrics.tasks_started),
-                "failure_rate": percentage(counts[S.FAILED], counts[S.FAILED] + counts[S.COMPLETED]),
+                "failure_rate": percentage(counts[S.FAILED], counts[S.FAILED] + counts[COMPLETED]),
                 "queue_wait_time": metrics.average_wait_s(),
                 "worker_utilization": metrics.utilization(now, self._ledger.held_since()),
                 "events_dropped": self._delivery.dropped,
@@ -599,7 +602,7 @@ class TaskQueue:
         """What a report is built from, payloads and results unopened; whoever wants one can build it without the queue."""
         with self._lock:
             return ReportParts(
-                [e.record() for e in self._ledger if include_completed or e.status is not S.COMPLETED],
+                [e.record() for e in self._ledger if include_completed or e.status is not COMPLETED],
                 self.get_queue_status(),
                 self.get_performance_metrics(),
                 self.get_error_summary(),
@@ -670,7 +673,7 @@ class TaskQueue:
         with self._lock:
             metrics, counts = self._metrics, self._ledger.counts
             measured = tuning.Measured(
-                counts[S.COMPLETED], counts[S.FAILED], metrics.tasks_retried,
+                counts[COMPLETED], counts[S.FAILED], metrics.tasks_retried,
                 metrics.average_duration_s(), metrics.duration_max_s,
                 percentage(metrics.retries_succeeded, metrics.retries_ended), metrics.histogram.buckets(),
             )  # fmt: skip
@@ -913,7 +916,7 @@ class TaskQueue:
         """Write leases, and verdicts before them. If it fails the tasks stand in their places again."""
         records = [verdict.record(at, now) for verdict in verdicts]
         records += [
-            Record(Kind.LEASED, entry.rank, token, at, worker_id) for token, entry in enumerate(taken, self._token + 1)
+            Record(LEASED, entry.rank, token, at, worker_id) for token, entry in enumerate(taken, self._token + 1)
         ]
         is_written = False
         try:
@@ -942,7 +945,7 @@ class TaskQueue:
         """Whether the next leases are the same before and after these verdicts: then one transaction does for both."""
         if self._may_not_lease(worker_id) or self._halt.is_set or self._schedule.has_aside:
             return False
-        return all(verdict.kind in (Kind.COMPLETED, Kind.FAILED) for verdict in verdicts)
+        return all(verdict.kind in ENDS for verdict in verdicts)
 
     def _decide_reports(
         self, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None
@@ -951,7 +954,7 @@ class TaskQueue:
         verdicts: dict[int, Verdict] = {}
         for report in reports:
             entry = self._ledger.get(report.task_id)
-            is_live = entry is not None and entry.status is S.PROCESSING and entry.token == report.token
+            is_live = entry is not None and entry.status is PROCESSING and entry.token == report.token
             if entry is None or not is_live or entry.worker_id != worker_id:
                 logger.info("report of %s on task %s came too late; ignored", worker_id, report.task_id)
             elif report.token not in verdicts:
@@ -977,9 +980,9 @@ class TaskQueue:
 
     def _retry(self, entry: Entry, details: dict[str, Any], after_s: float | None) -> bool:
         """Decide on a failed attempt, by the state the task is in."""
-        if entry.status in (S.PENDING, S.RETRY_PENDING):
+        if entry.status in (PENDING, S.RETRY_PENDING):
             return True
-        if entry.status is S.COMPLETED:
+        if entry.status is COMPLETED:
             return False
         if entry.status is S.FAILED:
             if entry.retry_count >= entry.max_retries:
@@ -1020,7 +1023,7 @@ class TaskQueue:
         kind, entry, details, result, delay_s, seconds = verdict
         moves = self._moves
         is_news = False  # something more may be leased now
-        if kind is Kind.COMPLETED and result is not None:
+        if kind is DONE and result is not None:
             is_news = moves.complete(entry, result.payload, taken_s(entry, result, now), seconds, now, at)
             self._note("completed", entry)
             self._count_end(succeeded=True)
@@ -1050,7 +1053,7 @@ class TaskQueue:
             moves.interrupt(entry, details or {}, bool((details or {}).get("is_crash")), now, at)
             self._work_comes(1)
         elif kind is Kind.CLEARED:
-            was_running = entry.status is S.PROCESSING
+            was_running = entry.status is PROCESSING
             is_news = moves.clear(entry, now)
             if was_running:
                 self._note("dropped", entry)
@@ -1095,9 +1098,9 @@ class TaskQueue:
         self._config = replace(self._config, **found.settings)
         delayed = self._ledger.of_status(S.RETRY_PENDING)
         self._schedule.rebuild(
-            self._ledger.of_status(S.PENDING), [(e.ready, e) for e in delayed], self._ledger.of_status(S.PROCESSING)
+            self._ledger.of_status(PENDING), [(e.ready, e) for e in delayed], self._ledger.of_status(PROCESSING)
         )
-        self._empty_is_news = bool(self._waiting() or self._ledger.counts[S.PROCESSING])
+        self._empty_is_news = bool(self._waiting() or self._ledger.counts[PROCESSING])
         self._ledger.expire(now - self._config.retention_s)
 
     def _write(self, records: Sequence[Record], tasks: Sequence[tuple[Any, ...]] = ()) -> None:
@@ -1148,7 +1151,7 @@ class TaskQueue:
             self._news.notify_all()
 
     def _note_if_empty(self) -> None:
-        if self._empty_is_news and not self._waiting() and not self._ledger.counts[S.PROCESSING]:
+        if self._empty_is_news and not self._waiting() and not self._ledger.counts[PROCESSING]:
             self._empty_is_news = False
             self._note("empty", None)
 
@@ -1159,11 +1162,11 @@ class TaskQueue:
 
     def _waiting(self) -> int:
         counts = self._ledger.counts
-        return counts[S.PENDING] + counts[S.RETRY_PENDING]
+        return counts[PENDING] + counts[S.RETRY_PENDING]
 
     def _estimate_s(self) -> float | None:
         """Seconds until everything is done, by the recent rate; the last retry's delay and one run are a lower bound."""
-        running = self._ledger.counts[S.PROCESSING]
+        running = self._ledger.counts[PROCESSING]
         left = self._waiting() + running
         if not left:
             return 0.0

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 from poqueue.config import QueueConfig
 from poqueue.error_log import described
-from poqueue.journal import Kind, Record
+from poqueue.journal import DONE, WAITS, Kind, Record
 from poqueue.ledger import Entry
 from poqueue.payload import FrozenResult
 from poqueue.retry import backoff_s
-from poqueue.task import TaskStatus as S
-from poqueue.task import instance
+from poqueue.task import PROCESSING, instance
 
 INTERRUPTED_ERROR = "Interrupted"  # the error_type of an attempt that ended with its run
 MAX_CRASHES = 3  # a PO that was running when the whole run crashed, this often and once more, is taken for the cause
@@ -30,9 +29,9 @@ class Verdict(NamedTuple):
     def record(self, at: float, now: float) -> Record:
         """The line of the journal's log."""
         entry, result = self.entry, self.result
-        waits = self.kind in (Kind.RETRY, Kind.RETRIED)
+        waits = self.kind in WAITS
         return Record(
-            self.kind, entry.rank, entry.token if entry.status is S.PROCESSING else None, at, entry.worker_id, self.seconds,
+            self.kind, entry.rank, entry.token if entry.status is PROCESSING else None, at, entry.worker_id, self.seconds,
             self.delay_s if waits else self.duration_s(now), now + self.delay_s if waits else None,
             result.payload if result is not None else None,
             json.dumps(self.details, ensure_ascii=True) if self.details is not None else None,
@@ -40,7 +39,7 @@ class Verdict(NamedTuple):
 
     def duration_s(self, now: float) -> float | None:
         """What counts as the time that the task took, if it is done."""
-        if self.kind is not Kind.COMPLETED or self.result is None:
+        if self.kind is not DONE or self.result is None:
             return None
         return taken_s(self.entry, self.result, now)
 
@@ -53,7 +52,7 @@ def taken_s(entry: Entry, result: FrozenResult, now: float) -> float:
 def final(entry: Entry, result: FrozenResult, seconds: float | None) -> Verdict:
     """A report with a result: done, or failed by the processor's own word."""
     if result.success:
-        return instance(Verdict, (Kind.COMPLETED, entry, None, result, 0.0, seconds))
+        return instance(Verdict, (DONE, entry, None, result, 0.0, seconds))
     details = described({"error_message": result.error_message or "failed"})
     return Verdict(Kind.FAILED, entry, details, result, seconds=seconds)
 

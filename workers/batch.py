@@ -9,12 +9,13 @@ matches the orders with the tasks of the journal; what had ended is told again, 
 
 import contextlib
 import errno
+import functools
 import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,7 +54,7 @@ from workers.worker_files import Usage
 logger = logging.getLogger(__name__)
 
 ADD_AT_ONCE = 250  # a message that fits the caches of the processors on its way
-ADD_ROWS_AT_ONCE = 20_000
+ADD_ROWS_AT_ONCE = 20_000  # a call has its limit
 ADD_AGAIN_S = 0.5
 SHOWN_ROWS = 20
 OWN_FILES = frozenset({*RESULT_FILES, JOURNAL_NAME, RECORD_NAME, CONTROL_NAME, LOCK_NAME, "run.log", "manager.log"})
@@ -600,36 +601,24 @@ class _Run:
             )
             for task_id, place in zip(ids, places, strict=True)
         )
-        while chunk := list(itertools.islice(tasks, ADD_AT_ONCE)):
-            self._add(supervisor, chunk)
+        supervisor.add_lots(_lots(tasks), functools.partial(self._add_again, supervisor))
         if self._resuming is not None and self._place_of is not None:
             self._orders = orders
         self._book.orders, self._book.priorities = [], []  # from here on the queue has them
 
-    def _add(self, supervisor: Supervisor, chunk: list[ProcessingTask]) -> None:
-        if (
-            sum(len(task.po_data["rows"]) for task in chunk) > ADD_ROWS_AT_ONCE and len(chunk) > 1
-        ):  # a call has its limit
-            half = len(chunk) // 2
-            self._add(supervisor, chunk[:half])
-            self._add(supervisor, chunk[half:])
-            return
-        self._add_at_once(supervisor, chunk)
-
-    def _add_at_once(self, supervisor: Supervisor, chunk: list[ProcessingTask]) -> None:
-        """Add some; while the journal cannot be written they wait, unless somebody wants the run to end."""
+    def _add_again(self, supervisor: Supervisor, lot: list[ProcessingTask]) -> None:
+        """Add what could not be added; while the journal cannot be written it waits, unless somebody wants the run to end."""
         has_complained = False
         while True:
             try:
-                supervisor.add_tasks(chunk)
-                failpoint.hit("batch.after_add")
+                supervisor.add_tasks(lot)
                 return
             except JournalError as error:
                 if not has_complained:
                     logger.error("the POs wait to be added: %s", error)
                 has_complained = True
             if self._signals.is_waiting:
-                self._not_added += [task.po_data for task in chunk]
+                self._not_added += [task.po_data for task in lot]
                 return
             time.sleep(ADD_AGAIN_S)
 
@@ -769,6 +758,22 @@ def _check_writable(path: Path, orders: Path, run_dir: Path | None = None) -> No
         raise ConfigError(f"{str(path)!r}: the directory cannot be written to")
     if path.exists() and path.samefile(orders):
         raise ConfigError(f"{str(path)!r} is the order file; it is never written to")
+
+
+def _lots(tasks: Iterable[ProcessingTask]) -> Iterator[list[ProcessingTask]]:
+    waiting = iter(tasks)
+    while lot := list(itertools.islice(waiting, ADD_AT_ONCE)):
+        yield from _halved(lot)
+
+
+def _halved(lot: list[ProcessingTask]) -> Iterator[list[ProcessingTask]]:
+    """As often as it takes for each part to be small enough."""
+    if len(lot) == 1 or sum(len(task.po_data["rows"]) for task in lot) <= ADD_ROWS_AT_ONCE:
+        yield lot
+        return
+    half = len(lot) // 2
+    yield from _halved(lot[:half])
+    yield from _halved(lot[half:])
 
 
 def _error_text(latest: Mapping[str, Any], message: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from poqueue.errors import ProcessorError
 from poqueue.payload import FrozenResult, freeze_plain_result, freeze_plain_success, thaw
 from poqueue.plain import NotPlainError, plain, plain_details
-from poqueue.task import Lease, Report, TaskResult
+from poqueue.task import Lease, Report, TaskResult, instance
 from workers.signals import Interrupt, Termination
 
 MAX_RESULT_BYTES = 10_000_000
@@ -298,7 +298,7 @@ def run_attempt(processor: Processor, lease: Lease, context: WorkerContext) -> R
     try:
         value = processor.process(_open_task_data(lease), context)
         seconds = time.perf_counter() - begin
-        return Report(lease.task_id, lease.token, seconds, _as_result(value, seconds))
+        return instance(Report, (lease.task_id, lease.token, seconds, _as_result(value, seconds), None, None, False))
     except Terminated:
         raise
     except BaseException as error:  # the border: nothing a processor raises goes further

@@ -4,6 +4,7 @@ A manager that is gone, or that does not answer for the time of several calls, i
 address and with the same key: workers and clients just connect again. Without a journal its end is the end of the run.
 """
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -93,21 +94,26 @@ class QueueKeeper:
         return self._pending.fileno() if self._pending is not None else None
 
     def take_events(self) -> list[Event]:
-        """What the queue has told since the last call, without waiting for it."""
+        """What the queue has told since the last call, without waiting for it; it gathers the next ones meanwhile."""
         try:
             if self._pending is None:
-                self._pending = self._events_client.begin(
-                    "read_events", self._reader, self._last_event, EVENTS_AT_ONCE, EVENTS_WAIT_S, EVENTS_GATHER_S
-                )
+                self._pending = self._begin_reading()
             if not connection.wait([self._pending.fileno()], 0):
                 self._check_alive()
                 return []
-            events = unpack_events(self._pending.result())
+            pending, self._pending = self._pending, None
+            events = self._noted(unpack_events(pending.result()))
         except ServiceError as error:
             self.replace(error)
             return []
-        self._pending = None
-        return self._noted(events)
+        with contextlib.suppress(ServiceError):  # these are not lost with it: the next call sees to that
+            self._pending = self._begin_reading()
+        return events
+
+    def _begin_reading(self) -> PendingCall:
+        return self._events_client.begin(
+            "read_events", self._reader, self._last_event, EVENTS_AT_ONCE, EVENTS_WAIT_S, EVENTS_GATHER_S
+        )
 
     def take_last_events(self) -> list[Event]:
         """What is left to be told, at the end of a run; an empty list says that it is all."""
@@ -121,10 +127,11 @@ class QueueKeeper:
             raise ManagerLostError("the manager process has ended")
 
     def _noted(self, events: list[Event]) -> list[Event]:
-        for event in events:
-            if event.sequence > self._last_event + 1:
-                logger.warning("%d events were missed", event.sequence - self._last_event - 1)
-            self._last_event = event.sequence
+        if events:
+            missed = events[0].sequence - self._last_event - 1  # within one answer there are no gaps
+            if missed > 0:
+                logger.warning("%d events were missed", missed)
+            self._last_event = events[-1].sequence
         return events
 
     def _open_events(self) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poqueue import failpoint
-from poqueue.client import REPORT_TIMEOUT_S, QueueClient
+from poqueue.client import REPORT_TIMEOUT_S, PendingCall, QueueClient
 from poqueue.error_log import described
 from poqueue.errors import JournalError, ServiceError, TaskNotFoundError, WorkerMismatchError
 from poqueue.service import QueueService, fits_address, leave_if_imported_again
@@ -295,9 +295,46 @@ class Supervisor:
                 self.queue.add_tasks(tasks)
                 return
             except ServiceError as error:
-                self._keeper.replace(error)
-                if tasks and self.queue.find_task(task_id=tasks[0].task_id) is not None:
-                    return  # all or none: it was the answer that was lost
+                if self._were_added(tasks, error):
+                    return
+
+    def add_lots(self, lots: Iterable[list[ProcessingTask]], again: Callable[[list[ProcessingTask]], None]) -> None:
+        """Add tasks as add_tasks does, each lot made and packed while the queue takes the one before.
+
+        Args:
+            again: called with a lot that was not added, since the journal cannot be written or the manager was lost.
+        """
+        before: list[ProcessingTask] = []
+        answer: PendingCall | None = None
+        for lot in lots:
+            packed = self.queue.pack_tasks(lot)
+            self._finish_adding(before, answer, again)
+            before, answer = lot, None
+            try:
+                answer = self.queue.begin("add_tasks", packed)
+            except ServiceError as error:
+                if not self._were_added(lot, error):
+                    again(lot)
+        self._finish_adding(before, answer, again)
+
+    def _finish_adding(
+        self, lot: list[ProcessingTask], answer: PendingCall | None, again: Callable[[list[ProcessingTask]], None]
+    ) -> None:
+        if answer is None:
+            return
+        try:
+            answer.result()
+            failpoint.hit("supervisor.after_add")
+        except ServiceError as error:
+            if not self._were_added(lot, error):
+                again(lot)
+        except JournalError:
+            again(lot)
+
+    def _were_added(self, tasks: list[ProcessingTask], error: ServiceError) -> bool:
+        """All or none were, and it may have been only the answer that was lost with the manager."""
+        self._keeper.replace(error)
+        return bool(tasks) and self.queue.find_task(task_id=tasks[0].task_id) is not None
 
     def ask(self, name: str, *args: Any, **words: Any) -> Any:
         """Call a method of the queue that may be repeated; answers are as the queue's process gives them, unopened.
@@ -459,24 +496,29 @@ class Supervisor:
             self._take_events(events)
 
     def _take_events(self, events: list[Event]) -> None:
+        logs_each = logger.isEnabledFor(logging.DEBUG)
         for event in events:
-            if event.kind == "empty":
-                self._may_be_done = True
-            elif event.kind in ("dropped", "cancel") and event.task is not None:
-                self._stop_task(event.task.worker_id, event.task.task_id, event.kind)
-            elif event.kind == "halted":
-                self._halt_run(event.error)
-            elif event.kind == "notice":
-                self._obey(*read_order(event.error))
-            self._log_event(event)
+            if event.kind != "completed":
+                self._act_on(event)
+            elif logs_each:
+                self._log_event(event)
             if self._on_event is not None:
                 self._on_event(event)
+
+    def _act_on(self, event: Event) -> None:
+        if event.kind == "empty":
+            self._may_be_done = True
+        elif event.kind in ("dropped", "cancel") and event.task is not None:
+            self._stop_task(event.task.worker_id, event.task.task_id, event.kind)
+        elif event.kind == "halted":
+            self._halt_run(event.error)
+        elif event.kind == "notice":
+            self._obey(*read_order(event.error))
+        self._log_event(event)
 
     def _log_event(self, event: Event) -> None:
         task = event.task
         if task is None or event.kind not in ("failed", "retry", "completed"):
-            return
-        if event.kind == "completed" and not logger.isEnabledFor(logging.DEBUG):
             return
         latest = task.error_history[-1] if task.error_history else {}
         ids = {"worker_id": task.worker_id, "task_id": task.task_id, "attempt": task.attempt}

@@ -89,9 +89,8 @@ class PoqueuePool:
         return self._outcomes if self._outcomes.ended_at else self._outcomes.end()
 
     def _add(self, orders: Iterable[Po]) -> None:
-        waiting = iter(orders)
-        while lot := [ProcessingTask(task_id=po["po_number"], po_data=po) for po in islice(waiting, ADD_AT_ONCE)]:
-            self.supervisor.add_tasks(lot)
+        tasks = (ProcessingTask(task_id=po["po_number"], po_data=po) for po in orders)
+        self.supervisor.add_lots(iter(lambda: list(islice(tasks, ADD_AT_ONCE)), []), self.supervisor.add_tasks)
 
     def _keep_going(self) -> None:
         """A run ends when nothing is left: a PO that waits for a far retry keeps an idle one alive."""

@@ -71,7 +71,7 @@ def test_lines_that_only_moved_need_no_leave(tmp_path: Path) -> None:
     "point",
     [
         "recovery.after_drop",
-        *(pytest.param(point, marks=pytest.mark.slow) for point in ("recovery.after_record", "batch.after_add")),
+        *(pytest.param(point, marks=pytest.mark.slow) for point in ("recovery.after_record", "supervisor.after_add")),
     ],
 )
 def test_no_po_is_lost_when_the_edit_is_taken_back_after_a_crash(point: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 WORKER = ("worker.before_exchange", "worker.after_exchange", "worker.begun", "worker.processed", "worker.report_kept")
 MANAGER = ("service.before_answer", "journal.write", "journal.before_commit", "journal.after_commit")
 SUPERVISOR = (
-    "batch.after_record", "batch.after_start_queue", "batch.after_add", "batch.before_finish", "batch.before_report",
+    "batch.after_record", "batch.after_start_queue", "supervisor.after_add", "batch.before_finish", "batch.before_report",
     "results.before_replace", "supervisor.before_settle", "supervisor.before_release",
 )  # fmt: skip
 RESUMING = (
@@ -154,7 +154,7 @@ def test_a_manager_killed_there_is_replaced(name: str, nth: int, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "nth"), [pytest.param("batch.after_add", 1, marks=pytest.mark.slow), ("results.before_replace", 2)]
+    ("name", "nth"), [pytest.param("supervisor.after_add", 1, marks=pytest.mark.slow), ("results.before_replace", 2)]
 )
 def test_a_run_killed_there_is_resumed(name: str, nth: int, tmp_path: Path) -> None:
     assert is_resumed(tmp_path, name, nth)

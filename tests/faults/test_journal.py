@@ -27,6 +27,7 @@ from poqueue import replay as replay_module
 from poqueue import task_queue as queue_module
 from poqueue.errors import JournalError, JournalGoneError, WorkerMismatchError
 from poqueue.journal import Journal, Kind, Record, check_file
+from poqueue.packing import FrozenTask
 from poqueue.service import METHODS, QueueService
 from poqueue.task_queue import FAULT_RETRY_S
 from poqueue.verdict import MAX_CRASHES
@@ -1235,11 +1236,11 @@ def test_a_frozen_value_that_is_no_json_is_refused_as_well(queue: TaskQueue) -> 
     with closing(TaskQueue()) as plain:
         plain.add_task(task("A"))
         payload = plain._ledger.get("A").payload  # type: ignore[union-attr]
-    frozen = queue_module.freeze_po({"po_number": "A"})
-    assert frozen.payload[:1] == payload[:1] != b"{"
+    number, pickled = queue_module.freeze_po({"po_number": "A"})
+    assert pickled[:1] == payload[:1] != b"{"
 
     with pytest.raises(ValueError, match="JSON"):
-        queue.add_task(ProcessingTask("A", frozen))  # type: ignore[arg-type]
+        queue.add_tasks([FrozenTask("A", number, pickled, 5, None, None, None, "")])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="JSON"):
         queue.complete_task("A", "w1", queue_module.freeze_result(success()))  # type: ignore[arg-type]
 
