@@ -1,7 +1,7 @@
 """What went wrong, by type and by hour, in bounded memory."""
 
+import time
 from collections import Counter
-from datetime import UTC, datetime
 from typing import Any
 
 from poqueue.plain import plain_details
@@ -28,13 +28,13 @@ class ErrorLog:
             error_type = OTHER
         self.total += 1
         self._by_type[error_type] += 1
-        moment = datetime.fromtimestamp(wall_time, UTC)
+        moment = time.gmtime(wall_time)
         self._latest[error_type] = {
             "last_message": message,
             "last_po_number": po_number,
-            "last_at": moment.isoformat(timespec="seconds"),
+            "last_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", moment),
         }
-        hour = moment.strftime("%Y-%m-%dT%H:00Z")
+        hour = time.strftime("%Y-%m-%dT%H:00Z", moment)
         self._by_hour[hour] = self._by_hour.get(hour, 0) + 1
         if len(self._by_hour) > self._max_hours:
             self.trim()

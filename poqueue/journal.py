@@ -16,13 +16,13 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from enum import IntEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakValueDictionary
 
 from poqueue import failpoint
 from poqueue.errors import JournalError, JournalGoneError
+from poqueue.records import Record
 
 APPLICATION_ID = 0x504F5155  # "POQU"
 SCHEMA_VERSION = 1
@@ -44,48 +44,6 @@ _ADD_TASK = "INSERT INTO tasks VALUES(?,?,?,?,?,?,?,?,?,?,?)"
 _ADD_RECORD = (
     "INSERT INTO log(kind, rank, token, at, worker, seconds, delay_s, due, result, error) VALUES(?,?,?,?,?,?,?,?,?,?)"
 )
-
-
-class Kind(IntEnum):
-    """What a line of the log says. All from COMPLETED to INTERRUPTED end the lease of their token."""
-
-    LEASED = 1
-    COMPLETED = 2
-    FAILED = 3
-    RETRY = 4  # the attempt failed; the task waits `delay_s`
-    UNDONE = 5  # the lease's attempt was never begun
-    INTERRUPTED = 6  # the attempt was broken off, through no fault that is charged
-    REQUEUED = 7  # somebody asks for a failed task again, with all its retries
-    CLEARED = 8
-    PAUSED = 9
-    RESUMED = 10
-    CONFIGURED = 11
-    OPENED = 12
-    RETRIED = 13  # a failed task that has retries left waits `delay_s`
-    CANCELLED = 14  # a waiting task was ended as failed
-
-
-# what is looked at for each PO, as in poqueue.task
-LEASED, DONE = Kind.LEASED, Kind.COMPLETED
-ENDS, WAITS = (Kind.COMPLETED, Kind.FAILED), (Kind.RETRY, Kind.RETRIED)
-
-
-class Record(NamedTuple):
-    """One line of the log. `at` is UTC seconds; `due` monotonic seconds of the boot it was written in.
-
-    `delay_s` of COMPLETED is the duration that counts in the metrics.
-    """
-
-    kind: int
-    rank: int | None
-    token: int | None
-    at: float
-    worker: str | None = None
-    seconds: float | None = None
-    delay_s: float | None = None
-    due: float | None = None
-    result: bytes | None = None
-    error: str | None = None
 
 
 class Journal:

@@ -1,10 +1,9 @@
 """Reducing any value to plain JSON types: strictly (results) or at any price (error details)."""
 
 import dataclasses
-import datetime as dt
 import math
+import sys
 from collections.abc import Callable
-from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
 from typing import Any, NoReturn
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 MAX_DEPTH = 50
 MAX_DETAIL_CHARS = 64_000
 _SCALARS = frozenset({str, int, bool, type(None)})
-_KEYS = (str, int, float, Decimal, type(None))
+_KEYS = (str, int, float, type(None))
 
 
 class NotPlainError(ValueError):
@@ -60,7 +59,7 @@ def _reduce_dict(value: dict[Any, Any], where: str, depth: int, otherwise: Calla
         if type(key) is str and _is_plain_already(item) and key.isascii() and key not in reduced:
             reduced[key] = item  # nearly all of them: no place needs to be named
             continue
-        if not isinstance(key, _KEYS):
+        if not isinstance(key, _KEYS) and not _is_a(key, "decimal", "Decimal"):
             return otherwise(value, where, f"with a key of type {type(key).__name__}")
         text = str(key)
         if text in reduced:
@@ -78,13 +77,11 @@ def _convert(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, 
     try:
         if isinstance(value, Enum):
             return _reduce(value.value, where, depth + 1, otherwise)
-        if isinstance(value, Decimal):
+        if _is_a(value, "decimal", "Decimal"):
             return str(value) if value.is_finite() else otherwise(value, where, "not a finite number")
-        if isinstance(value, dt.date | dt.time):
+        if _is_a(value, "datetime", "date", "time"):
             return value.isoformat()
-        from uuid import UUID  # only here: few values come this far, and every worker process imports this package
-
-        if isinstance(value, UUID | PurePath):
+        if isinstance(value, PurePath) or _is_a(value, "uuid", "UUID"):
             return _checked_text(str(value), where, otherwise)
         if isinstance(value, str | int | float):  # subclasses: keep the value, drop the class
             base = next(b for b in (str, int, float) if isinstance(value, b))
@@ -105,6 +102,12 @@ def _convert(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, 
             raise
         return otherwise(value, where, f"which failed to convert ({type(error).__name__})")
     return otherwise(value, where, "which has no plain form")
+
+
+def _is_a(value: Any, module: str, *names: str) -> bool:
+    """Whether it is an instance of one of these classes, which it cannot be before somebody has imported their module."""
+    kinds = (getattr(sys.modules.get(module), name, None) for name in names)
+    return any(kind is not None and isinstance(value, kind) for kind in kinds)
 
 
 def _checked_text(text: str, where: str, otherwise: Callable[[Any, str, str], Any]) -> Any:

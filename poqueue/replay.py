@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from poqueue.errors import JournalError
-from poqueue.journal import Journal, Kind, Record
+from poqueue.journal import Journal
 from poqueue.ledger import Entry, Ledger
 from poqueue.moves import Moves
 from poqueue.payload import is_json
+from poqueue.records import Kind, Record
 from poqueue.task import TaskStatus as S
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -13,7 +13,6 @@ import gc
 import logging
 import os
 import pickle
-import secrets
 import signal
 import socket
 import sys
@@ -289,7 +288,7 @@ class QueueService:
         self._on_orphan = on_orphan
         self._directory = directory
         self._made_directory: str | None = None
-        self.key = secrets.token_bytes(32)
+        self.key = os.urandom(32)
         self.address = ""
         self._manager: _Manager | None = None
         self._has_started = False

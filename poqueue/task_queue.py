@@ -24,9 +24,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from poqueue import report as reports_of
 from poqueue.adaptive import TIMEOUT_ERROR, AdaptiveTimeout
 from poqueue.config import (
     DEFAULT_MAX_RETRY_DELAY_S,
@@ -42,13 +41,12 @@ from poqueue.error_log import ErrorLog, described
 from poqueue.errors import JournalError, QueueError, QueueFullError, TaskNotFoundError, WorkerMismatchError
 from poqueue.events import UNSET, EventDelivery, EventFeed
 from poqueue.halt import HaltPolicy
-from poqueue.journal import DONE, ENDS, LEASED, Journal, Kind, Record
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
 from poqueue.moves import Moves
 from poqueue.packing import FrozenTask
 from poqueue.payload import freeze_po, freeze_result, is_json, thaw_task
-from poqueue.replay import boot_id, reconfigure, replay
+from poqueue.records import DONE, ENDS, LEASED, Kind, Record
 from poqueue.schedule import Schedule
 from poqueue.task import (
     COMPLETED,
@@ -67,6 +65,9 @@ from poqueue.task import (
 )
 from poqueue.task import TaskStatus as S
 from poqueue.verdict import Verdict, broken_off, failed_attempt, final, retry_delay_s, taken_s
+
+if TYPE_CHECKING:
+    from poqueue.journal import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -595,6 +596,10 @@ class TaskQueue:
         Raises:
             ValueError: another format.
         """
+        from poqueue import (
+            report as reports_of,
+        )  # only here, as what a journal needs below: every run starts the sooner
+
         reports_of.check_format(format)
         return reports_of.build(self.get_report_parts(include_completed), format)
 
@@ -646,6 +651,8 @@ class TaskQueue:
         Raises:
             ValueError: a value is invalid; nothing was changed.
         """
+        from poqueue.replay import reconfigure  # before anything is changed: an import may fail
+
         given = {"max_retries": max_retries, "retry_delay": retry_delay, "task_timeout": task_timeout}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with self._lock:
@@ -1079,6 +1086,9 @@ class TaskQueue:
 
     def _open_journal(self, path: Path, **how: Any) -> None:
         """Take up what the journal holds."""
+        from poqueue.journal import Journal
+        from poqueue.replay import boot_id
+
         journal = Journal(path, **how)
         try:
             now = self._clock()
@@ -1092,7 +1102,9 @@ class TaskQueue:
         self._journal = journal
         self._change = _Change()
 
-    def _take_up(self, journal: Journal, now: float) -> None:
+    def _take_up(self, journal: "Journal", now: float) -> None:
+        from poqueue.replay import replay
+
         found = replay(journal, self._ledger, self._moves, now, self._wall_clock())
         self._rank, self._token, self._is_paused = found.last_rank, found.last_token, found.is_paused
         self._config = replace(self._config, **found.settings)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from poqueue.config import QueueConfig
 from poqueue.error_log import described
-from poqueue.journal import DONE, WAITS, Kind, Record
 from poqueue.ledger import Entry
 from poqueue.payload import FrozenResult
+from poqueue.records import DONE, WAITS, Kind, Record
 from poqueue.retry import backoff_s
 from poqueue.task import PROCESSING, instance
 

@@ -18,7 +18,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from poqueue.adaptive import TIMEOUT_ERROR
-from poqueue.journal import Kind
+from poqueue.records import Kind
 from poqueue.report import iso_time
 from poqueue.task import TaskStatus
 from workers.processors.dossier import examine

@@ -2,8 +2,8 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from poqueue import fast_json
@@ -23,7 +23,8 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.created % 1 * 1000):03d}+00:00",
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
@@ -44,10 +45,10 @@ class TextFormatter(logging.Formatter):
     """One line for people; nothing a PO contains can break out of it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         ids = [str(getattr(record, "worker_id", "")), str(getattr(record, "po_number", ""))]
         where = " ".join(f"[{part}]" for part in ids if part)
-        text = f"{time} {record.levelname.lower():7} {where + ' ' if where else ''}{record.getMessage()}"
+        text = f"{clock} {record.levelname.lower():7} {where + ' ' if where else ''}{record.getMessage()}"
         return safe_text(text)
 
 

@@ -18,7 +18,6 @@ import faulthandler
 import functools
 import logging
 import os
-import secrets
 import shutil
 import signal
 import tempfile
@@ -169,7 +168,7 @@ class Supervisor:
         self._journal = journal
         self._journal_inode = 0
         self._journal_gone_since: float | None = None
-        self.run_id = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.run_id = f"{os.getpid()}-{os.urandom(4).hex()}"
         self._work_dir = work_dir or Path(tempfile.gettempdir(), f"poqueue-run-{self.run_id}")
         self._output_dir = output_dir or self._work_dir / "output"
         self._start_method = start_method

@@ -5,6 +5,7 @@ It shares no lock with anybody, waits in the manager while there is nothing to d
 """
 
 import faulthandler
+import hmac  # noqa: F401  (for the proof of the key: loaded before the queue is there, not while it waits)
 import logging
 import math
 import multiprocessing

@@ -16,7 +16,6 @@ import json
 import logging
 import mmap
 import os
-import secrets
 import shutil
 import struct
 import time
@@ -196,7 +195,7 @@ class WorkerReader:
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self.mark = f"\x1e{secrets.token_hex(8)} "  # begins the lines that are ours among a processor's output
+        self.mark = f"\x1e{os.urandom(8).hex()} "  # begins the lines that are ours among a processor's output
         self._begin()
 
     def _make_files(self) -> None:

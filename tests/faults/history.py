@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from poqueue.journal import Kind
+from poqueue.records import Kind
 
 CLOCKS_S = 0.05  # the journal's times are UTC, the witnesses' monotonic: a slewed clock moves one against the other
 ENDED = ("succeeded", "failed")

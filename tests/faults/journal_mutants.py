@@ -16,9 +16,10 @@ from poqueue import payload as payload_module
 from poqueue import replay as replay_module
 from poqueue import task_queue as queue_module
 from poqueue.halt import HaltPolicy
-from poqueue.journal import Journal, Kind, Record
+from poqueue.journal import Journal
 from poqueue.ledger import Entry, Ledger
 from poqueue.moves import Moves
+from poqueue.records import Kind, Record
 from poqueue.schedule import Schedule, _Lane
 from poqueue.task import Report, TaskStatus
 from poqueue.task_queue import TaskQueue

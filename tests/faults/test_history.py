@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from poqueue.journal import JOURNAL_NAME, Journal, Kind, Record
+from poqueue.journal import JOURNAL_NAME, Journal
+from poqueue.records import Kind, Record
 from tests.faults.history import Facts, Line, Violation, check, read_facts
 
 POS = ("A", "B")

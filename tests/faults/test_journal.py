@@ -26,8 +26,9 @@ from poqueue import journal as journal_module
 from poqueue import replay as replay_module
 from poqueue import task_queue as queue_module
 from poqueue.errors import JournalError, JournalGoneError, WorkerMismatchError
-from poqueue.journal import Journal, Kind, Record, check_file
+from poqueue.journal import Journal, check_file
 from poqueue.packing import FrozenTask
+from poqueue.records import Kind, Record
 from poqueue.service import METHODS, QueueService
 from poqueue.task_queue import FAULT_RETRY_S
 from poqueue.verdict import MAX_CRASHES
@@ -948,8 +949,7 @@ def test_a_closed_journal_is_one_file(closed_journal: Path) -> None:
 
 
 def boot(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    for module in (queue_module, replay_module):
-        monkeypatch.setattr(module, "boot_id", lambda: name)
+    monkeypatch.setattr(replay_module, "boot_id", lambda: name)
 
 
 def seconds_until_leased(queue: TaskQueue, clock: Clock) -> float:

@@ -28,7 +28,6 @@ from hypothesis.stateful import (
 
 from poqueue import ProcessingTask, TaskQueue, TaskStatus
 from poqueue import replay as replay_module
-from poqueue import task_queue as queue_module
 from poqueue.errors import JournalError, WorkerMismatchError
 from poqueue.task import Lease, Report
 from poqueue.task_queue import FAULT_RETRY_S
@@ -116,11 +115,8 @@ class JournalMachine(RuleBasedStateMachine):
         self.is_paused = False
         self.max_retries = MAX_RETRIES
         self.boot = "boot 0"
-        self.boots = [
-            mock.patch.object(module, "boot_id", lambda: self.boot) for module in (queue_module, replay_module)
-        ]
-        for patch in self.boots:
-            patch.start()
+        self.boot_patch = mock.patch.object(replay_module, "boot_id", lambda: self.boot)
+        self.boot_patch.start()
 
     @initialize(pos=st.lists(st.integers(1, 9), min_size=4, max_size=8))
     def begin(self, pos: list[int]) -> None:
@@ -510,8 +506,7 @@ class JournalMachine(RuleBasedStateMachine):
         finally:
             if hasattr(self, "queue"):
                 self.queue.close_queue()
-            for patch in self.boots:
-                patch.stop()
+            self.boot_patch.stop()
             self.folder.cleanup()
 
     def drain(self) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from poqueue.journal import JOURNAL_NAME, Kind
+from poqueue.journal import JOURNAL_NAME
+from poqueue.records import Kind
 from tests.faults.batches import Batch
 from tests.faults.history import CLOCKS_S
 from tests.faults.test_failpoints import Fault

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from poqueue.journal import Kind
+from poqueue.records import Kind
 from tests.integration.browser import Browser, Page, find_browser
 from tests.unit.sample_journal import STACK, JournalMaker, read, simulate
 from workers.report_files import render

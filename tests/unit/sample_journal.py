@@ -17,7 +17,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from poqueue.journal import Journal, Kind, Record
+from poqueue.journal import Journal
+from poqueue.records import Kind, Record
 from workers.history import RunHistory, history_from_journal
 
 BEGUN_AT = 1_780_000_000.0

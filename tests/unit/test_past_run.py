@@ -9,7 +9,7 @@ import pytest
 from poqueue import ProcessingTask, TaskQueue, TaskResult
 from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError, JournalError
-from poqueue.journal import Kind
+from poqueue.records import Kind
 from tests.unit.sample_journal import JournalMaker
 from workers.measurement import measured_from_history
 from workers.past_run import attempts_of_report, read_past_run

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from poqueue.journal import Kind
+from poqueue.records import Kind
 from tests.unit.sample_journal import BEGUN_AT, JournalMaker, read, simulate
 from workers.report_figures import (
     buckets,

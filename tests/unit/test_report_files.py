@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from poqueue.errors import ConfigError, JournalError
-from poqueue.journal import Kind
+from poqueue.records import Kind
 from tests.unit.sample_journal import JournalMaker, read
 from workers.history import RunHistory
 from workers.report_files import FORMATS, as_document, read_history, render
