@@ -194,12 +194,12 @@ class TaskQueue:
                 self._guard_new_ids(admitted)
                 self._guard_size(len(admitted))
                 with self._change:
-                    now, at, first = self._clock(), self._wall_clock(), self._rank + 1
+                    now, at, count = self._clock(), self._wall_clock(), len(admitted)
                     if self._journal is not None and admitted:
-                        self._write((), [_row(entry, rank, at) for rank, entry in enumerate(admitted, first)])
-                    for rank, entry in enumerate(admitted, first):
+                        self._write((), [_row(entry, rank, at) for rank, entry in enumerate(admitted, self._rank + 1)])
+                    self._rank = last = self._rank + count  # in one step: a signal handler may add tasks in between
+                    for rank, entry in enumerate(admitted, last - count + 1):
                         self._moves.add(entry, rank, now, at)
-                    self._rank += len(admitted)
                 if admitted:
                     self._empty_is_news = True
                     self._wake(len(admitted))
@@ -890,17 +890,16 @@ class TaskQueue:
         if not taken:
             self._settle_now(verdicts)
             return taken
-        at, token = self._wall_clock(), self._token
+        at, count = self._wall_clock(), len(taken)
         if self._journal is not None and not self._can_write_leases(taken, worker_id, verdicts, now, at):
             return []
         if verdicts:
             self._do_all(verdicts, now, at)
         if self._config.start_delay:
             self._next_start = now + self._config.start_delay
-        for entry in taken:
-            token += 1
+        self._token = last = self._token + count  # in one step, as ranks are
+        for token, entry in enumerate(taken, last - count + 1):
             self._moves.lease(entry, token, worker_id, now, at)
-        self._token = token
         if self._full_was_told:
             self._rearm_full()
         return taken
