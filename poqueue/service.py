@@ -62,6 +62,8 @@ class QueueServer(Server):
 
     def accepter(self) -> None:
         """Accept connections of this user, up to a limit; out of descriptors it waits instead of spinning."""
+        import hmac  # noqa: F401  (of the proof of the key: while the first client is on its way)
+
         listening = self.listener._listener._socket
         while True:
             try:

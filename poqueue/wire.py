@@ -54,6 +54,8 @@ def check_private(directory: Path) -> None:
 
 def dial(address: str, key: bytes, time_limit_s: float) -> Any:
     """Connect and prove the key both ways. A kernel time limit covers each read and write, also half-way through."""
+    import hmac  # noqa: F401  (of the proof: loaded while a queue's process that has just started does the same)
+
     plug = socket.socket(socket.AF_UNIX)
     try:
         _connect(plug, address, time_limit_s)
