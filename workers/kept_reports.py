@@ -45,8 +45,7 @@ class ReportKeeper:
         self._has_lines = [False, False]
         self._emptied = [0, 0]
         self._filled = 0  # which half is
-        self._next = _WORD.size  # where the next record goes
-        self._last = HALF_BYTES - _WORD.size  # where the zero may be at the latest
+        self._next = [_WORD.size, HALF_BYTES + _WORD.size]  # where the next record of each half goes
 
     def keep(self, report: Report) -> bool:
         """An attempt is over: should this process die before it can tell the queue, the supervisor will.
@@ -58,38 +57,38 @@ class ReportKeeper:
         if result is None:
             return self._keep_line(report, None, b"")
         task_id = report.task_id.encode("utf-8", "surrogatepass")
-        start = self._next
+        half = self._filled
+        start = self._next[half]
         body = start + _HEAD.size
         end = body + len(task_id) + len(result.payload)
         following = _aligned(end)
-        if following > self._last:
+        if following + _WORD.size > (half + 1) * HALF_BYTES:
             return self._keep_line(report, result[:3], result.payload)
         kept = self._map
         kept[body:end] = task_id + result.payload
         _REST_OF_HEAD.pack_into(kept, start + _WORD.size, report.token, report.processing_time, len(task_id))
         _WORD.pack_into(kept, following, 0)
         _WORD.pack_into(kept, start, end - start)
-        self._next = following
+        self._next[half] = following
         return True
 
     def telling(self) -> None:
-        """The reports so far are on their way to the queue, later ones not; those before must have been told."""
+        """The reports so far are on their way to the queue, later ones not."""
         self._filled ^= 1
-        self._next = self._filled * HALF_BYTES + _WORD.size
-        self._last = (self._filled + 1) * HALF_BYTES - _WORD.size
 
     def told(self, *, all_of_them: bool = True) -> None:
         """The queue has taken all reports so far, or only those that were on their way."""
         self._empty(self._filled ^ 1)
         if all_of_them:
             self._empty(self._filled)
-            self._next = self._filled * HALF_BYTES + _WORD.size
 
     def _empty(self, half: int) -> None:
         start = half * HALF_BYTES
+        first = start + _WORD.size
         self._emptied[half] += 1
         _WORD.pack_into(self._map, start, self._emptied[half])
-        _WORD.pack_into(self._map, start + _WORD.size, 0)
+        _WORD.pack_into(self._map, first, 0)
+        self._next[half] = first
         if self._has_lines[half]:
             os.ftruncate(self._fds[half], 0)
             self._has_lines[half] = False

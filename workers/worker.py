@@ -116,7 +116,7 @@ class Worker:
         with _boot_failure_to(files):
             self._processor = Processor(load_target(settings.spec))
         self._turn = 0
-        self._home = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+        self._home = os.open(".", os.O_PATH | os.O_DIRECTORY)
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._streams = streams
         self._umask = os.umask(0o077)

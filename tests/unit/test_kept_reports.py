@@ -107,6 +107,14 @@ def test_what_is_kept_is_what_was_not_told(
     keeper.close()
 
 
+def test_reports_whose_telling_failed_stay_when_others_are_on_their_way(keeper: ReportKeeper, tmp_path: Path) -> None:
+    for token in (1, 2, 3):
+        keeper.keep(report(token))
+        keeper.telling()
+
+    assert read_kept(tmp_path) == [report(1), report(2), report(3)]
+
+
 class _Died(BaseException):
     pass
 
