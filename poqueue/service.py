@@ -62,8 +62,7 @@ class QueueServer(Server):
 
     def accepter(self) -> None:
         """Accept connections of this user, up to a limit; out of descriptors it waits instead of spinning."""
-        import hmac  # noqa: F401  (of the proof of the key: while the first client is on its way)
-
+        wire.load_proof()
         listening = self.listener._listener._socket
         while True:
             try:
@@ -356,6 +355,7 @@ class QueueService:
             raise ManagerLostError(f"the manager process died while it started: {error!r}") from None
         self._manager = manager
         self._has_started = True
+        wire.load_proof()
 
     def replace(self, hold: str = "") -> None:
         """Kill the manager process, whatever state it is in, and start another one from the journal: same address, same key.

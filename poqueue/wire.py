@@ -4,6 +4,7 @@ A time limit is the kernel's (SO_RCVTIMEO, SO_SNDTIMEO): it costs nothing a call
 through a message.
 """
 
+import contextlib
 import os
 import socket
 import stat
@@ -52,10 +53,14 @@ def check_private(directory: Path) -> None:
         raise ValueError(f"{directory} must belong to this user with mode 0700")
 
 
+def load_proof() -> None:
+    """Load what multiprocessing needs to prove a key, while there is something else to wait for; it would at the first use."""
+    with contextlib.suppress(ImportError, OSError):
+        import hmac  # noqa: F401
+
+
 def dial(address: str, key: bytes, time_limit_s: float) -> Any:
     """Connect and prove the key both ways. A kernel time limit covers each read and write, also half-way through."""
-    import hmac  # noqa: F401  (of the proof: loaded while a queue's process that has just started does the same)
-
     plug = socket.socket(socket.AF_UNIX)
     try:
         _connect(plug, address, time_limit_s)

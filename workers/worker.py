@@ -5,7 +5,6 @@ It shares no lock with anybody, waits in the manager while there is nothing to d
 """
 
 import faulthandler
-import hmac  # noqa: F401  (for the proof of the key: loaded before the queue is there, not while it waits)
 import logging
 import math
 import multiprocessing
@@ -30,6 +29,7 @@ from poqueue.client import PendingCall, QueueClient, connect
 from poqueue.errors import JournalError, PoqueueError, ServiceError
 from poqueue.packing import unpack_grant
 from poqueue.task import Grant, Lease, Report
+from poqueue.wire import load_proof
 from workers.own_process import become_worker, cpu_seconds, most_rss_bytes, queued_seconds, rss_bytes
 from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, load_target, run_attempt
 from workers.worker_files import Phase, Usage, WorkerWriter, private
@@ -74,6 +74,7 @@ def main(settings: WorkerSettings, orders: "Connection[Any, Any]") -> None:
     try:
         signal.signal(signal.SIGTERM, _on_term)
         worker = Worker(settings, files, streams)
+        load_proof()
         files.phase(Phase.STANDBY)
         try:
             worker_id = orders.recv()
