@@ -73,8 +73,8 @@ MUTANTS = {
     ),
     "anybody may report": Mutant(
         "task_queue.py",
-        "entry.status is not S.PROCESSING or entry.worker_id != worker_id",
-        "entry.status is not S.PROCESSING",
+        "entry.status is not PROCESSING or entry.worker_id != worker_id",
+        "entry.status is not PROCESSING",
         "test_reporting.py::test_a_report_by_another_worker_changes_nothing",
     ),
     "a late report is counted": Mutant(
@@ -85,8 +85,8 @@ MUTANTS = {
     ),
     "completions are not counted": Mutant(
         "ledger.py",
-        "self.counts[status] += 1",
-        "self.counts[status] += status is not S.COMPLETED",
+        "counts[status] += 1",
+        "counts[status] += status is not S.COMPLETED",
         "test_status_and_metrics.py::test_the_counts_agree_with_the_lists",
     ),
     "one attempt too many": Mutant(
@@ -115,14 +115,14 @@ MUTANTS = {
     ),
     "clearing spares the running ones": Mutant(
         "task_queue.py",
-        "[S.PENDING, S.RETRY_PENDING] if preserve_processing else",
-        "[S.PENDING, S.RETRY_PENDING] if preserve_processing is not None else",
+        "[PENDING, S.RETRY_PENDING] if preserve_processing else",
+        "[PENDING, S.RETRY_PENDING] if preserve_processing is not None else",
         "test_clearing.py::test_a_report_on_a_dropped_running_task_finds_no_task_and_counts_nothing",
     ),
     "a pending task is queued twice": Mutant(
         "task_queue.py",
-        "if entry.status in (S.PENDING, S.RETRY_PENDING):\n",
-        "if entry.status in (S.PENDING, S.RETRY_PENDING):\n            self._schedule.put_back(entry)\n",
+        "if entry.status in (PENDING, S.RETRY_PENDING):\n",
+        "if entry.status in (PENDING, S.RETRY_PENDING):\n            self._schedule.put_back(entry)\n",
         "test_retrying.py::test_the_retry_of_a_pending_task_is_granted_and_changes_nothing",
     ),
     "new settings reach old tasks": Mutant(
