@@ -56,6 +56,7 @@ logger = logging.getLogger(__name__)
 output_logger = logging.getLogger(OUTPUT_LOGGER)
 
 TICK_S = 0.2
+EVENTS_TURN_S = 0.05
 SHOW_S = 0.25
 GAP_S = 2.0  # a loop that stood still for longer was stopped, or the machine was; no PO is to blame
 MEMORY_CHECK_S = 1.0
@@ -485,8 +486,9 @@ class Supervisor:
     # ------------------------------------------------------------------ events
 
     def _read_events(self) -> None:
-        """Hand on what the queue tells, without waiting for it."""
-        while events := self._keeper.take_events():
+        """Hand on what the queue tells, without waiting for it; of a flood a part, since other duties cannot wait either."""
+        until = time.monotonic() + EVENTS_TURN_S
+        while time.monotonic() < until and (events := self._keeper.take_events()):
             self._take_events(events)
 
     def take_rest(self) -> None:

@@ -22,6 +22,7 @@ from poqueue import TaskStatus
 from poqueue.errors import JournalError, ServiceError
 from poqueue.service import connect
 from poqueue.simulation import ahead_of
+from poqueue.task import Event
 from tests.conftest import marked
 from tests.integration.stage import Play, history, living, on_stage, perform, po, started_pids, wait_until
 from workers import Supervisor
@@ -216,6 +217,22 @@ def test_a_worker_that_is_killed_while_idle_is_replaced_and_nobody_is_charged(tm
         meanwhile(supervisor, kill_the_idle_one)
 
     assert play.is_completed("A") and not play.tasks["A"].error_history
+
+
+def test_a_flood_of_events_keeps_no_hung_po_alive(tmp_path: Path) -> None:
+    """Whoever takes the events takes longer than the POs do: there are always more of them."""
+    handed_on: list[float] = []
+
+    def take(event: Event) -> None:
+        if event.kind == "completed":
+            time.sleep(0.004)
+            handed_on.append(time.time())
+
+    tasks = [po("H", "hang", tmp_path), *(po(f"P{n}", "quick", tmp_path) for n in range(1500))]
+    play = perform(tmp_path, *tasks, task_timeout=0.3, on_event=take)
+
+    assert len(handed_on) == 1500 and play.errors("H") == ["TaskTimeout"]
+    assert play.tasks["H"].error_history[-1]["at"] < handed_on[1000]
 
 
 def test_a_process_adopts_orphans_only_while_it_has_a_supervisor(tmp_path: Path) -> None:
