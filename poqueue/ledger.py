@@ -136,10 +136,14 @@ class Ledger:
         """The task's worker holds it from now on."""
         self.move(entry, PROCESSING)
         worker_id = entry.worker_id or ""
-        if worker_id not in self._held:
-            self._held[worker_id] = {}
-            self._by_worker.setdefault(worker_id, {})
-        self._held[worker_id][entry.token] = self._by_worker[worker_id][entry.rank] = entry
+        held, tasks = self._held.get(worker_id), self._by_worker.get(worker_id)
+        if held is None:
+            held = self._held[worker_id] = {}
+        if (
+            tasks is None
+        ):  # also while it holds some: an undo forgets it first, and a signal handler may lease in between
+            tasks = self._by_worker[worker_id] = {}
+        held[entry.token] = tasks[entry.rank] = entry
 
     def held_by(self, worker_id: str) -> list[Entry]:
         """What a worker holds now, in the order of the leases."""

@@ -119,7 +119,13 @@ def freeze_plain_success(downloads: list[Any], seconds: float, data: dict[str, A
 
 
 def refreeze(payload: bytes) -> FrozenResult:
-    """The frozen result that a payload is of."""
+    """The frozen result that a payload is of.
+
+    Raises:
+        ValueError, TypeError: it is not that of a plain result, which is JSON; nothing else is opened.
+    """
+    if payload[:1] != b"[":
+        raise ValueError("no result in JSON")
     return _frozen(thaw_result(payload), payload)
 
 

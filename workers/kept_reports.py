@@ -2,13 +2,14 @@
 
     kept                in shared memory, for results that fit: two halves, each
                             8 bytes   how often the half was emptied, so that a reader sees whether it was meanwhile
-                            records   length of the whole, lease token, seconds, length of the id; task id, result (JSON)
+                            records   length of the whole, checksum; lease token, seconds, length of the id, task id,
+                                      result (JSON)
                             8 bytes   zero, where the next record will say its length
     reports, reports2   files, for the rest: a line each (JSON, tab, result)
 
 One half, and one file, is filled while what is in the other is being told. A record counts once its length stands there,
-which is written last: the worker may be killed anywhere before. Lengths are in places that are multiples of 8, so that no
-reader sees half of one. To keep a result that fits takes no call of the system.
+which is written last, and its checksum is right: the worker may be killed anywhere before, and after a loss of power pages of
+the file may be of different moments. To keep a result that fits takes no call of the system.
 """
 
 import json
@@ -19,9 +20,10 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from zlib import crc32
 
 from poqueue import fast_json
-from poqueue.payload import FrozenResult, refreeze
+from poqueue.payload import refreeze
 from poqueue.task import Report
 
 logger = logging.getLogger(__name__)
@@ -30,9 +32,10 @@ KEPT_FILE = "kept"
 REPORT_FILES = ("reports", "reports2")
 HALF_BYTES = 65_536
 KEPT_BYTES = 2 * HALF_BYTES
-_WORD = struct.Struct("@Q")  # one store of the processor, never half a number
-_HEAD = struct.Struct("@QQdQ")
-_REST_OF_HEAD = struct.Struct("@QdQ")
+_WORD = struct.Struct("@Q")
+_HEAD = struct.Struct("@QQ")  # length, checksum of what follows
+_NOT_OURS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)  # what junk raises
+_FACTS = struct.Struct("@QdQ")  # token, seconds, length of the id
 
 
 class ReportKeeper:
@@ -59,14 +62,13 @@ class ReportKeeper:
         task_id = report.task_id.encode("utf-8", "surrogatepass")
         half = self._filled
         start = self._next[half]
-        body = start + _HEAD.size
-        end = body + len(task_id) + len(result.payload)
+        body = _FACTS.pack(report.token, report.processing_time, len(task_id)) + task_id + result.payload
+        end = start + _HEAD.size + len(body)
         following = _aligned(end)
         if following + _WORD.size > (half + 1) * HALF_BYTES:
             return self._keep_line(report, result[:3], result.payload)
         kept = self._map
-        kept[body:end] = task_id + result.payload
-        _REST_OF_HEAD.pack_into(kept, start + _WORD.size, report.token, report.processing_time, len(task_id))
+        kept[start + _WORD.size : end] = _WORD.pack(crc32(body)) + body
         _WORD.pack_into(kept, following, 0)
         _WORD.pack_into(kept, start, end - start)
         self._next[half] = following
@@ -86,8 +88,8 @@ class ReportKeeper:
         start = half * HALF_BYTES
         first = start + _WORD.size
         self._emptied[half] += 1
-        _WORD.pack_into(self._map, start, self._emptied[half])
         _WORD.pack_into(self._map, first, 0)
+        _WORD.pack_into(self._map, start, self._emptied[half])  # from here on it is filled anew
         self._next[half] = first
         if self._has_lines[half]:
             os.ftruncate(self._fds[half], 0)
@@ -117,10 +119,11 @@ class ReportKeeper:
 def read_kept(folder: Path) -> list[Report]:
     """What a worker has finished and perhaps not told, in the order of its leases; what it died over is left out."""
     reports = []
-    with suppress(FileNotFoundError):
-        with open(folder / KEPT_FILE, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as kept:
-            halves = [_read_half(kept, start) for start in range(0, KEPT_BYTES, HALF_BYTES)]
-        reports = [report for half in halves for report in _records(half)]
+    with suppress(FileNotFoundError), open(folder / KEPT_FILE, "rb") as file:
+        if os.fstat(file.fileno()).st_size == KEPT_BYTES:  # else its making was not finished, and nobody was given it
+            with mmap.mmap(file.fileno(), KEPT_BYTES, access=mmap.ACCESS_READ) as kept:
+                halves = [_read_half(kept, start) for start in range(0, KEPT_BYTES, HALF_BYTES)]
+            reports = [report for half in halves for report in _records(half)]
     for name in REPORT_FILES:
         with suppress(FileNotFoundError):
             reports += _lines((folder / name).read_bytes())
@@ -139,14 +142,17 @@ def _read_half(kept: mmap.mmap, start: int) -> bytes:
 def _records(half: bytes) -> Iterator[Report]:
     start = _WORD.size
     while start + _HEAD.size <= HALF_BYTES:
-        length, token, seconds, id_length = _HEAD.unpack_from(half, start)
+        length, checksum = _HEAD.unpack_from(half, start)
         if not length:
             return
-        body, end = start + _HEAD.size, start + length
-        with suppress(ValueError, TypeError):
-            task_id = half[body : body + id_length].decode("utf-8", "surrogatepass")
-            yield Report(task_id, token, seconds, refreeze(half[body + id_length : end]))
-        start = _aligned(end)
+        body = half[start + _HEAD.size : start + length]
+        if crc32(body) == checksum and len(body) >= _FACTS.size:
+            with suppress(*_NOT_OURS):
+                token, seconds, id_length = _FACTS.unpack_from(body)
+                result = _FACTS.size + id_length
+                task_id = body[_FACTS.size : result].decode("utf-8", "surrogatepass")
+                yield Report(task_id, token, seconds, refreeze(body[result:]))
+        start = _aligned(start + length)
 
 
 def _aligned(place: int) -> int:
@@ -155,9 +161,9 @@ def _aligned(place: int) -> int:
 
 def _lines(data: bytes) -> Iterator[Report]:
     for line in data.split(b"\n")[:-1]:
-        with suppress(ValueError, TypeError, AttributeError, LookupError):
+        with suppress(*_NOT_OURS):
             told, _, payload = line.partition(b"\t")
             task_id, token, seconds, result, *rest = json.loads(told)
             if result is not None:
-                result = FrozenResult(result[0], result[1], result[2], payload)
+                result = refreeze(payload)
             yield Report(task_id, token, seconds, result, *rest)

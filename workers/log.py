@@ -14,6 +14,12 @@ OUTPUT_LOGGER = "workers.output"
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
+def _utc(moment: float) -> str:
+    """As datetime.isoformat does it, to the millisecond."""
+    seconds, micros = divmod(round(moment * 1e6), 1_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{micros // 1000:03d}+00:00"
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line, always with the same keys first."""
 
@@ -23,8 +29,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.created % 1 * 1000):03d}+00:00",
+            "time": _utc(record.created),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),

@@ -307,7 +307,7 @@ class Supervisor:
         before: list[ProcessingTask] = []
         answer: PendingCall | None = None
         for lot in lots:
-            packed = self.queue.pack_tasks(lot)
+            packed = self._pack(lot)
             self._finish_adding(before, answer, again)
             before, answer = lot, None
             try:
@@ -316,6 +316,14 @@ class Supervisor:
                 if not self._were_added(lot, error):
                     again(lot)
         self._finish_adding(before, answer, again)
+
+    def _pack(self, lot: list[ProcessingTask]) -> list[tuple[Any, ...]]:
+        """The first time it asks the queue in which form."""
+        while True:
+            try:
+                return self.queue.pack_tasks(lot)
+            except ServiceError as error:
+                self._keeper.replace(error)
 
     def _finish_adding(
         self, lot: list[ProcessingTask], answer: PendingCall | None, again: Callable[[list[ProcessingTask]], None]

@@ -117,7 +117,7 @@ class Worker:
         with _boot_failure_to(files):
             self._processor = Processor(load_target(settings.spec))
         self._turn = 0
-        self._home = os.open(".", os.O_PATH | os.O_DIRECTORY)
+        self._home = os.getcwd()
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._streams = streams
         self._umask = os.umask(0o077)
@@ -286,7 +286,12 @@ class Worker:
     def _tidy_up(self) -> None:
         """Undo what a processor may leave behind for the next PO: folder, umask, our signal handler, unwritten text."""
         self._streams.restore()
-        os.fchdir(self._home)
+        try:
+            is_away = os.getcwd() != self._home
+        except OSError:  # it removed the folder it stood in
+            is_away = True
+        if is_away:
+            os.chdir(self._home)
         os.umask(self._umask)
         signal.alarm(0)  # an alarm of this PO, set by whatever call, must not ring in the next one
         pthread_sigmask(_SIG_SETMASK, self._mask)

@@ -532,6 +532,25 @@ def test_a_signal_handler_may_use_the_queue(kind: str, tmp_path: Path) -> None:
         assert status["total_tasks"] == status["completed_tasks"] == own + ringing.added
 
 
+def test_a_signal_handler_may_lease_while_what_its_worker_held_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = TaskQueue()
+    queue.add_tasks([task("A"), task("B")])
+    queue.exchange("w")
+    got: list[ProcessingTask | None] = []
+    end = queue._schedule.end
+
+    def ring(entry: Any) -> bool:
+        """A signal comes here, in the middle of the undoing."""
+        if not got:
+            got.append(queue.get_next_task("w"))
+        return end(entry)
+
+    monkeypatch.setattr(queue._schedule, "end", ring)
+
+    assert queue.take_back("w") == ["A"]
+    assert got[0] is not None and [each.task_id for each in queue.get_tasks_by_worker("w")] == [got[0].task_id] == ["B"]
+
+
 class _closing:
     def __init__(self, queue: TaskQueue) -> None:
         self.close = queue.close_queue

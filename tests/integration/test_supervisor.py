@@ -235,6 +235,19 @@ def test_a_flood_of_events_keeps_no_hung_po_alive(tmp_path: Path) -> None:
     assert play.tasks["H"].error_history[-1]["at"] < handed_on[1000]
 
 
+def test_a_manager_that_is_lost_before_the_first_lot_is_replaced(tmp_path: Path) -> None:
+    supervisor = Supervisor("tests.integration.villains:process", jobs=1, journal=tmp_path / "journal")
+    supervisor.start_queue()
+    try:
+        os.kill(supervisor._service.pid, signal.SIGKILL)
+        supervisor._service.process.join()
+        supervisor.add_lots([[po("A", "quick", tmp_path)], [po("B", "quick", tmp_path)]], supervisor.add_tasks)
+
+        assert supervisor.ask("get_queue_status")["pending_tasks"] == 2
+    finally:
+        supervisor.close()
+
+
 def test_a_process_adopts_orphans_only_while_it_has_a_supervisor(tmp_path: Path) -> None:
     assert not adopts_orphans()
     with on_stage(tmp_path / "outer", po("A", "quick", tmp_path)) as (outer, _):
