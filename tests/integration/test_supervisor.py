@@ -11,14 +11,14 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from poqueue import TaskStatus
+from poqueue import ProcessingTask, TaskStatus
 from poqueue.errors import JournalError, ServiceError
 from poqueue.service import connect
 from poqueue.simulation import ahead_of
@@ -235,17 +235,63 @@ def test_a_flood_of_events_keeps_no_hung_po_alive(tmp_path: Path) -> None:
     assert play.tasks["H"].error_history[-1]["at"] < handed_on[1000]
 
 
-def test_a_manager_that_is_lost_before_the_first_lot_is_replaced(tmp_path: Path) -> None:
-    supervisor = Supervisor("tests.integration.villains:process", jobs=1, journal=tmp_path / "journal")
+@contextlib.contextmanager
+def queue_to_fill(folder: Path) -> Iterator[Supervisor]:
+    supervisor = Supervisor("tests.integration.villains:process", jobs=1, journal=folder / "journal")
     supervisor.start_queue()
     try:
-        os.kill(supervisor._service.pid, signal.SIGKILL)
-        supervisor._service.process.join()
+        yield supervisor
+    finally:
+        supervisor.close()
+
+
+def kill_manager(supervisor: Supervisor) -> None:
+    os.kill(supervisor._service.pid, signal.SIGKILL)
+    supervisor._service.process.join()
+
+
+def test_a_manager_that_is_lost_before_the_first_lot_is_replaced(tmp_path: Path) -> None:
+    with queue_to_fill(tmp_path) as supervisor:
+        kill_manager(supervisor)
         supervisor.add_lots([[po("A", "quick", tmp_path)], [po("B", "quick", tmp_path)]], supervisor.add_tasks)
 
         assert supervisor.ask("get_queue_status")["pending_tasks"] == 2
-    finally:
-        supervisor.close()
+
+
+@pytest.mark.parametrize(("moment", "expected"), [("before_commit", ["B", "C"]), ("after_commit", [])])
+def test_a_lot_whose_answer_is_lost_is_in_the_queue_once(
+    moment: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added_again: list[str] = []
+    monkeypatch.setenv("POQUEUE_TESTING", "1")
+    monkeypatch.setenv(
+        "POQUEUE_FAILPOINT", f"journal.{moment}:3:kill"
+    )  # in the second lot: the first write says "opened"
+    monkeypatch.setenv("POQUEUE_FAILPOINT_ONCE", str(tmp_path / "once"))
+
+    with queue_to_fill(tmp_path) as supervisor:
+
+        def again(lot: list[ProcessingTask]) -> None:
+            added_again.extend(task.task_id for task in lot)
+            supervisor.add_tasks(lot)
+
+        supervisor.add_lots([[po(name, "quick", tmp_path) for name in lot] for lot in ("A", "BC", "D")], again)
+
+        waiting = supervisor.queue.get_tasks_by_status(TaskStatus.PENDING)
+        assert (added_again, sorted(task.task_id for task in waiting)) == (expected, ["A", "B", "C", "D"])
+
+
+def test_a_lot_that_cannot_be_written_down_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[str] = []
+    monkeypatch.setenv("POQUEUE_TESTING", "1")
+    monkeypatch.setenv("POQUEUE_FAILPOINT", "journal.write:3:raise=28")  # the second lot: the first write says "opened"
+    with queue_to_fill(tmp_path) as supervisor:
+        lots = [[po(name, "quick", tmp_path)] for name in "ABC"]
+
+        supervisor.add_lots(lots, lambda lot: refused.extend(task.task_id for task in lot))
+
+        waiting = supervisor.queue.get_tasks_by_status(TaskStatus.PENDING)
+        assert (refused, {task.task_id for task in waiting}) == (["B"], {"A", "C"})
 
 
 def test_a_process_adopts_orphans_only_while_it_has_a_supervisor(tmp_path: Path) -> None:
