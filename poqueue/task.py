@@ -5,6 +5,8 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 DEFAULT_PRIORITY = 5
+LEASE_AHEAD_S = 0.025  # how much work a worker may hold ahead,
+MAX_LEASES = 128  # and how many leases at most
 instance = tuple.__new__  # instance(Lease, (...)) is Lease(...) in a third of its time; for what is made for each PO
 
 

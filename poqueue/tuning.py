@@ -11,12 +11,10 @@ from typing import Any
 
 from poqueue.config import check_seconds, check_whole
 from poqueue.simulation import COMPLETED, RETRY, TYPICAL_BY_START, Attempt, Costs, History, Prediction, Rules, predict
-from poqueue.task import DEFAULT_PRIORITY
+from poqueue.task import DEFAULT_PRIORITY, LEASE_AHEAD_S, MAX_LEASES
 
 TIMEOUT_FACTOR = 4.0
 MIN_TIMEOUT_S = 1.0
-LEASE_AHEAD_S = 0.025
-MAX_LEASES_AHEAD = 128
 BYTES_PER_TASK = 3_000
 WORKER_BYTES = 60_000_000
 MIN_MEASURED = 20
@@ -199,7 +197,7 @@ def _workers(tasks: int, worker_count: int, machine: Machine, reasons: dict[str,
 
 
 def _leases_ahead(duration_s: float, seen: str, reasons: dict[str, str]) -> int:
-    ahead = max(1, min(MAX_LEASES_AHEAD, int(LEASE_AHEAD_S / duration_s)))
+    ahead = max(1, min(MAX_LEASES, int(LEASE_AHEAD_S / duration_s)))
     reasons["leases_ahead"] = f"about {LEASE_AHEAD_S * 1000:g} ms of work at {seen}; 1 for longer tasks"
     return ahead
 

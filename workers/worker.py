@@ -28,7 +28,7 @@ from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient, connect
 from poqueue.errors import JournalError, PoqueueError, ServiceError
 from poqueue.packing import unpack_grant
-from poqueue.task import Grant, Lease, Report
+from poqueue.task import LEASE_AHEAD_S, MAX_LEASES, Grant, Lease, Report
 from poqueue.wire import load_proof
 from workers.own_process import become_worker, cpu_seconds, most_rss_bytes, queued_seconds, rss_bytes
 from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, load_target, run_attempt
@@ -37,10 +37,8 @@ from workers.worker_files import Phase, Usage, WorkerWriter, private
 logger = logging.getLogger(__name__)
 
 WAIT_S = 5.0
-LEASE_AHEAD_S = 0.025
 HOLD_S = 0.050  # a lease held ahead is begun within this time, or not at all
 RELIEF_S = 5 * HOLD_S  # a PO that takes this long holds others up: the supervisor sees to them
-MAX_LEASES = 128
 STRAY_CHILD_EXIT = 70
 BOOT_EXIT = 3
 ASK_AGAIN_S = 0.1  # between tries to reach a queue that is away, or that cannot write its journal
