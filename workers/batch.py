@@ -9,13 +9,11 @@ matches the orders with the tasks of the journal; what had ended is told again, 
 
 import contextlib
 import errno
-import functools
-import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,9 +51,6 @@ from workers.worker_files import Usage
 
 logger = logging.getLogger(__name__)
 
-ADD_AT_ONCE = 250  # a message that fits the caches of the processors on its way
-ADD_ROWS_AT_ONCE = 20_000  # a call has its limit
-ADD_AGAIN_S = 0.5
 SHOWN_ROWS = 20
 OWN_FILES = frozenset({*RESULT_FILES, JOURNAL_NAME, RECORD_NAME, CONTROL_NAME, LOCK_NAME, "run.log", "manager.log"})
 EXIT_OK, EXIT_FAILED, EXIT_HALTED, EXIT_NOTHING, EXIT_INTERNAL = 0, 1, 4, 5, 70
@@ -356,7 +351,6 @@ class _Run:
         self._resumed: dict[str, int] = {}
         self._had_work = True
         self._has_gaps = False  # whether there was no room for some of the results
-        self._not_added: list[dict[str, Any]] = []
         self._batch = batch
         self._book = book
         self._run_dir = run_dir
@@ -458,9 +452,8 @@ class _Run:
                     self._take_up(supervisor, self._resuming)
                 if self._had_work:
                     supervisor.start_workers()
-                self._add_all(supervisor)
                 try:
-                    end = supervisor.run()
+                    end = supervisor.run(self._tasks_to_add(supervisor))
                 except WorkersCannotStartError as error:
                     logger.error("%s", error)
                     end = RunEnd("halted", message=str(error))
@@ -576,7 +569,7 @@ class _Run:
 
     def _unfinished(self, supervisor: Supervisor) -> list[dict[str, Any]]:
         """The orders that have not ended, as the file has them now."""
-        found = list(self._not_added)
+        found = supervisor.give_up_adding()
         for status in UNFINISHED:
             for record in supervisor.ask("get_tasks_by_status", status, timeout_s=REPORT_TIMEOUT_S):
                 found.append(self._order_of(record.task_id) or thaw(record.payload))
@@ -584,43 +577,30 @@ class _Run:
 
     # --- running
 
-    def _add_all(self, supervisor: Supervisor) -> None:
-        orders, priorities = self._book.orders, self._book.priorities
+    def _tasks_to_add(self, supervisor: Supervisor) -> Iterator[ProcessingTask]:
+        """What the queue does not know yet: of a run that is resumed, the orders after the last that was added."""
+        places, ids = self._places_to_add(supervisor)
+        return self._make_tasks(places, ids)
+
+    def _places_to_add(self, supervisor: Supervisor) -> tuple[Sequence[int], Sequence[str]]:
         known = supervisor.ask("get_queue_status")["total_tasks"] if self._resuming is not None else 0
         if self._match is None:
-            places = list(range(known, len(orders)))
-            ids = [f"t{place + 1}" for place in places]
-        else:
-            assert self._place_of is not None
-            places = self._match.to_add
-            ids = [f"t{number}" for number in range(known + 1, known + 1 + len(places))]
-            self._place_of |= dict(zip(ids, places, strict=True))
-        tasks = (
-            ProcessingTask(
-                task_id=task_id, po_data=orders[place], priority=priorities[place], group=_supplier_of(orders[place])
-            )
-            for task_id, place in zip(ids, places, strict=True)
-        )
-        supervisor.add_lots(_lots(tasks), functools.partial(self._add_again, supervisor))
+            places = range(known, len(self._book.orders))
+            return places, [f"t{place + 1}" for place in places]
+        assert self._place_of is not None
+        to_add = self._match.to_add
+        ids = [f"t{number}" for number in range(known + 1, known + 1 + len(to_add))]
+        self._place_of |= dict(zip(ids, to_add, strict=True))
+        return to_add, ids
+
+    def _make_tasks(self, places: Sequence[int], ids: Sequence[str]) -> Iterator[ProcessingTask]:
+        orders, priorities = self._book.orders, self._book.priorities
+        for task_id, place in zip(ids, places, strict=True):
+            order = orders[place]
+            yield ProcessingTask(task_id=task_id, po_data=order, priority=priorities[place], group=_supplier_of(order))
         if self._resuming is not None and self._place_of is not None:
             self._orders = orders
         self._book.orders, self._book.priorities = [], []  # from here on the queue has them
-
-    def _add_again(self, supervisor: Supervisor, lot: list[ProcessingTask]) -> None:
-        """Add what could not be added; while the journal cannot be written it waits, unless somebody wants the run to end."""
-        has_complained = False
-        while True:
-            try:
-                supervisor.add_tasks(lot)
-                return
-            except JournalError as error:
-                if not has_complained:
-                    logger.error("the POs wait to be added: %s", error)
-                has_complained = True
-            if self._signals.is_waiting:
-                self._not_added += [task.po_data for task in lot]
-                return
-            time.sleep(ADD_AGAIN_S)
 
     def _place(self, task_id: str) -> int | None:
         return int(task_id[1:]) - 1 if self._place_of is None else self._place_of.get(task_id)
@@ -758,22 +738,6 @@ def _check_writable(path: Path, orders: Path, run_dir: Path | None = None) -> No
         raise ConfigError(f"{str(path)!r}: the directory cannot be written to")
     if path.exists() and path.samefile(orders):
         raise ConfigError(f"{str(path)!r} is the order file; it is never written to")
-
-
-def _lots(tasks: Iterable[ProcessingTask]) -> Iterator[list[ProcessingTask]]:
-    waiting = iter(tasks)
-    while lot := list(itertools.islice(waiting, ADD_AT_ONCE)):
-        yield from _halved(lot)
-
-
-def _halved(lot: list[ProcessingTask]) -> Iterator[list[ProcessingTask]]:
-    """As often as it takes for each part to be small enough."""
-    if len(lot) == 1 or sum(len(task.po_data["rows"]) for task in lot) <= ADD_ROWS_AT_ONCE:
-        yield lot
-        return
-    half = len(lot) // 2
-    yield from _halved(lot[:half])
-    yield from _halved(lot[half:])
 
 
 def _error_text(latest: Mapping[str, Any], message: str) -> str:

@@ -2,7 +2,7 @@
 
     while work is left:
         signals   what the operator asked for; a handler only notes it
-        events    outcomes from the queue, handed on
+        queue     tasks that are to be added, a lot at a time; outcomes, handed on
         reap      bury the dead, charge what they had in hand, give back what they had not begun
         enforce   kill what is overdue: evidence, TERM, grace, KILL, proof of death, and only then retry_task
         top up    start what is missing, unless the brake is on
@@ -29,13 +29,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poqueue import failpoint
-from poqueue.client import REPORT_TIMEOUT_S, PendingCall, QueueClient
+from poqueue.client import REPORT_TIMEOUT_S, QueueClient
 from poqueue.error_log import described
 from poqueue.errors import JournalError, ServiceError, TaskNotFoundError, WorkerMismatchError
 from poqueue.service import QueueService, fits_address, leave_if_imported_again
 from poqueue.task import Event, ProcessingTask, Report, TaskRecord, TaskStatus
 from workers import own_process
 from workers import process_control as control
+from workers.feeder import Feeder
 from workers.log import OUTPUT_LOGGER
 from workers.post_mortem import describe_death, describe_timeout, is_whole_stack, signal_name
 from workers.processing import ProcessorSpec, check_importable, load_target
@@ -56,7 +57,7 @@ logger = logging.getLogger(__name__)
 output_logger = logging.getLogger(OUTPUT_LOGGER)
 
 TICK_S = 0.2
-EVENTS_TURN_S = 0.05
+QUEUE_TURN_S = 0.05
 SHOW_S = 0.25
 GAP_S = 2.0  # a loop that stood still for longer was stopped, or the machine was; no PO is to blame
 MEMORY_CHECK_S = 1.0
@@ -186,6 +187,7 @@ class Supervisor:
             **queue_settings,
         )
         self._keeper = QueueKeeper(self._service, {control.RUN_MARK: self.run_id}, self._after_replacement)
+        self._feeder = Feeder(self._keeper)
         self._ask = self._keeper.ask
         self._adoption = own_process.Adoption()
         self._signals = signals if signals is not None else SignalInbox()
@@ -298,47 +300,6 @@ class Supervisor:
                 if self._were_added(tasks, error):
                     return
 
-    def add_lots(self, lots: Iterable[list[ProcessingTask]], again: Callable[[list[ProcessingTask]], None]) -> None:
-        """Add tasks as add_tasks does, each lot made and packed while the queue takes the one before.
-
-        Args:
-            again: called with a lot that was not added, since the journal cannot be written or the manager was lost.
-        """
-        before: list[ProcessingTask] = []
-        answer: PendingCall | None = None
-        for lot in lots:
-            packed = self._pack(lot)
-            self._finish_adding(before, answer, again)
-            before, answer = lot, None
-            try:
-                answer = self.queue.begin("add_tasks", packed)
-            except ServiceError as error:
-                if not self._were_added(lot, error):
-                    again(lot)
-        self._finish_adding(before, answer, again)
-
-    def _pack(self, lot: list[ProcessingTask]) -> list[tuple[Any, ...]]:
-        """The first time it asks the queue in which form."""
-        while True:
-            try:
-                return self.queue.pack_tasks(lot)
-            except ServiceError as error:
-                self._keeper.replace(error)
-
-    def _finish_adding(
-        self, lot: list[ProcessingTask], answer: PendingCall | None, again: Callable[[list[ProcessingTask]], None]
-    ) -> None:
-        if answer is None:
-            return
-        try:
-            answer.result()
-            failpoint.hit("supervisor.after_add")
-        except ServiceError as error:
-            if not self._were_added(lot, error):
-                again(lot)
-        except JournalError:
-            again(lot)
-
     def _were_added(self, tasks: list[ProcessingTask], error: ServiceError) -> bool:
         """All or none were, and it may have been only the answer that was lost with the manager."""
         self._keeper.replace(error)
@@ -381,21 +342,26 @@ class Supervisor:
 
     # ------------------------------------------------------------------ the loop
 
-    def run(self) -> RunEnd:
+    def run(self, tasks: Iterable[ProcessingTask] = ()) -> RunEnd:
         """Work until nothing is left, or until it is interrupted.
+
+        Args:
+            tasks: what is to be added, beside what the queue has. It is added while the first of it is worked on, in this
+                order, each task once whatever is lost on the way; made one by one, as late as possible.
 
         Raises:
             WorkersCannotStartError: workers die before they take a PO.
             ServiceError: the manager is lost, and could not be replaced.
         """
         self._keeps_files = self._journal is not None  # until the end is a good one
+        self._feeder.begin(tasks)
         with self._signals:
             self._last_loop = time.monotonic()
             while not self._is_finished():
                 now = time.monotonic()
                 self._note_gap(now)
                 self._handle_signals(now)
-                self._read_events()
+                self._talk_to_queue()
                 self._reap(now)
                 self._enforce(now)
                 self._top_up(now)
@@ -412,7 +378,7 @@ class Supervisor:
     def _is_finished(self) -> bool:
         if self._is_draining:
             return not self._staff and (not self._dead or self._gives_up())
-        if not self._may_be_done:
+        if not self._may_be_done or not self._feeder.is_done:
             return False
         self._may_be_done = False
         status = self._ask("get_queue_status")
@@ -493,16 +459,28 @@ class Supervisor:
 
     # ------------------------------------------------------------------ events
 
-    def _read_events(self) -> None:
-        """Hand on what the queue tells, without waiting for it; of a flood a part, since other duties cannot wait either."""
-        until = time.monotonic() + EVENTS_TURN_S
-        while time.monotonic() < until and (events := self._keeper.take_events()):
+    def _talk_to_queue(self) -> None:
+        """Add what is to be added and hand on what the queue tells, a part of each in turn, without waiting for it.
+
+        Of a flood only so much, since other duties cannot wait either.
+        """
+        until = time.monotonic() + QUEUE_TURN_S
+        while time.monotonic() < until:
+            has_fed = self._feeder.turn()
+            events = self._keeper.take_events()
             self._take_events(events)
+            if not events and not has_fed:
+                return
 
     def take_rest(self) -> None:
-        """Hand on the last events; harmless when repeated."""
+        """Add the rest, if it can be written down, and hand on the last events; harmless when repeated."""
+        self._feeder.finish()
         while events := self._keeper.take_last_events():
             self._take_events(events)
+
+    def give_up_adding(self) -> list[dict[str, Any]]:
+        """The data of what was to be added by run and is not, and now never will be."""
+        return self._feeder.give_up()
 
     def _take_events(self, events: list[Event]) -> None:
         logs_each = logger.isEnabledFor(logging.DEBUG)
@@ -581,6 +559,7 @@ class Supervisor:
     def _after_replacement(self) -> None:
         """Tell the new queue what its journal does not know, and hear what the old one could not tell any more."""
         self._write_control_file()
+        self._feeder.find_sent()
         if self._ended_before is not None:
             self._set_halt(self.queue.call)
         if self._is_draining:
@@ -904,12 +883,11 @@ class Supervisor:
     def _wait(self) -> None:
         """Until something happens: a worker's end, an answer, a signal, or the next deadline."""
         is_over = self._is_draining and not self._staff and not self._dead
-        if self._signals.is_waiting or self._may_be_done or is_over:
+        if self._signals.is_waiting or (self._may_be_done and self._feeder.is_done) or is_over:
             return
         now = time.monotonic()
         waits_for: list[int] = [self._signals.fileno()]
-        if (answer := self._keeper.fileno) is not None:
-            waits_for.append(answer)
+        waits_for += [fd for fd in (self._keeper.fileno, self._feeder.fileno) if fd is not None]
         waits_for += [worker.sentinel for worker in self._staff]
         until = min([now + TICK_S, *self._moments()])
         connection.wait(waits_for, max(0.0, until - now))
@@ -917,6 +895,8 @@ class Supervisor:
 
     def _moments(self) -> Iterable[float]:
         """When something will have to be done."""
+        if (due := self._feeder.due) is not None:
+            yield due
         for worker in self._staff.workers:
             step = worker.next_step()
             if step is not None:

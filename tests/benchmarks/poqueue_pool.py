@@ -1,14 +1,14 @@
 """poqueue as one of the pools: a Supervisor with timeouts, retries, metrics, events, results and progress on.
 
-It is used as `poqueue run` uses it: tasks are added in lots, the supervisor's loop hands on an event for each PO that
-ends, and its result is opened there. The clock stops with the last of these.
+It is used as `poqueue run` uses it: the supervisor's loop adds the tasks and hands on an event for each PO that ends, and
+its result is opened there. The clock stops with the last of these.
 """
 
 import inspect
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from poqueue.payload import thaw_result
 from poqueue.task import Event
 from tests.benchmarks.pools import Outcomes, Po, PoolUnavailable
 from tests.benchmarks.work import make_po
-from workers.batch import ADD_AT_ONCE
+from workers.feeder import ADD_AT_ONCE
 from workers.supervisor import Supervisor
 
 PROCESSOR = "tests.benchmarks.work:process"
@@ -29,6 +29,10 @@ POLL_S = 0.005
 def has_journal_setting() -> bool:
     """Whether this poqueue can keep a journal."""
     return "journal" in inspect.signature(Supervisor).parameters
+
+
+def _tasks(orders: Iterable[Po]) -> Iterator[ProcessingTask]:
+    return (ProcessingTask(task_id=po["po_number"], po_data=po) for po in orders)
 
 
 class PoqueuePool:
@@ -73,24 +77,26 @@ class PoqueuePool:
     # --- while the clock runs
 
     def run(self, orders: Iterable[Po], within_s: float) -> Outcomes:
-        """A list is added and then run, as a batch is; anything else is fed by a thread while the supervisor's loop turns."""
+        """A list is run as a batch is; anything else is added by a thread while the supervisor's loop turns."""
         self._outcomes = Outcomes()
         alarm = threading.Timer(within_s, self._give_up)
         alarm.daemon = True
         alarm.start()
         if isinstance(orders, list):
             self._expected = {po["po_number"] for po in orders}
-            self._add(orders)
+            self._outcomes.started_at = time.monotonic()
+            self.supervisor.run(_tasks(orders))
         else:
             self._keep_going()
             threading.Thread(target=self._feed, args=(orders,), daemon=True).start()
-        self.supervisor.run()
+            self.supervisor.run()
         alarm.cancel()
         return self._outcomes if self._outcomes.ended_at else self._outcomes.end()
 
     def _add(self, orders: Iterable[Po]) -> None:
-        tasks = (ProcessingTask(task_id=po["po_number"], po_data=po) for po in orders)
-        self.supervisor.add_lots(iter(lambda: list(islice(tasks, ADD_AT_ONCE)), []), self.supervisor.add_tasks)
+        tasks = _tasks(orders)
+        while lot := list(islice(tasks, ADD_AT_ONCE)):
+            self.supervisor.add_tasks(lot)
 
     def _keep_going(self) -> None:
         """A run ends when nothing is left: a PO that waits for a far retry keeps an idle one alive."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import os
 import shutil
 import signal
@@ -24,8 +25,10 @@ from poqueue.service import connect
 from poqueue.simulation import ahead_of
 from poqueue.task import Event
 from tests.conftest import marked
-from tests.integration.stage import Play, history, living, on_stage, perform, po, started_pids, wait_until
+from tests.integration.stage import DEADLINE_S, Play, history, living, on_stage, perform, po, started_pids, wait_until
 from workers import Supervisor
+from workers import feeder as feeder_module
+from workers.feeder import Feeder
 from workers.process_control import helper_pids, marked_processes
 from workers.quantities import usable_cores
 from workers.worker_files import Phase
@@ -250,19 +253,31 @@ def kill_manager(supervisor: Supervisor) -> None:
     supervisor._service.process.join()
 
 
+def filled(supervisor: Supervisor, folder: Path, names: str) -> Feeder:
+    feeder = supervisor._feeder
+    feeder.begin(po(name, "quick", folder) for name in names)
+    feeder.finish()
+    return feeder
+
+
+def waiting(supervisor: Supervisor) -> list[str]:
+    return [task.task_id for task in supervisor.queue.get_tasks_by_status(TaskStatus.PENDING)]
+
+
 def test_a_manager_that_is_lost_before_the_first_lot_is_replaced(tmp_path: Path) -> None:
     with queue_to_fill(tmp_path) as supervisor:
         kill_manager(supervisor)
-        supervisor.add_lots([[po("A", "quick", tmp_path)], [po("B", "quick", tmp_path)]], supervisor.add_tasks)
+        filled(supervisor, tmp_path, "AB")
 
-        assert supervisor.ask("get_queue_status")["pending_tasks"] == 2
+        assert waiting(supervisor) == ["A", "B"]
 
 
-@pytest.mark.parametrize(("moment", "expected"), [("before_commit", ["B", "C"]), ("after_commit", [])])
-def test_a_lot_whose_answer_is_lost_is_in_the_queue_once(
-    moment: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["before_commit", "after_commit"])
+def test_a_lot_whose_answer_is_lost_is_in_the_queue_once_and_in_its_place(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    added_again: list[str] = []
+    monkeypatch.setattr(feeder_module, "FIRST_LOT", 1)
+    monkeypatch.setattr(feeder_module, "ADD_AT_ONCE", 2)
     monkeypatch.setenv("POQUEUE_TESTING", "1")
     monkeypatch.setenv(
         "POQUEUE_FAILPOINT", f"journal.{moment}:3:kill"
@@ -270,28 +285,95 @@ def test_a_lot_whose_answer_is_lost_is_in_the_queue_once(
     monkeypatch.setenv("POQUEUE_FAILPOINT_ONCE", str(tmp_path / "once"))
 
     with queue_to_fill(tmp_path) as supervisor:
+        filled(supervisor, tmp_path, "ABCDEF")
 
-        def again(lot: list[ProcessingTask]) -> None:
-            added_again.extend(task.task_id for task in lot)
-            supervisor.add_tasks(lot)
-
-        supervisor.add_lots([[po(name, "quick", tmp_path) for name in lot] for lot in ("A", "BC", "D")], again)
-
-        waiting = supervisor.queue.get_tasks_by_status(TaskStatus.PENDING)
-        assert (added_again, sorted(task.task_id for task in waiting)) == (expected, ["A", "B", "C", "D"])
+        assert (tmp_path / "once").exists()
+        assert waiting(supervisor) == list("ABCDEF")
 
 
-def test_a_lot_that_cannot_be_written_down_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused: list[str] = []
+def test_a_lot_that_cannot_be_written_down_waits_and_nothing_overtakes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeder_module, "FIRST_LOT", 1)
+    monkeypatch.setattr(feeder_module, "ADD_AT_ONCE", 1)
     monkeypatch.setenv("POQUEUE_TESTING", "1")
     monkeypatch.setenv("POQUEUE_FAILPOINT", "journal.write:3:raise=28")  # the second lot: the first write says "opened"
     with queue_to_fill(tmp_path) as supervisor:
-        lots = [[po(name, "quick", tmp_path)] for name in "ABC"]
+        feeder = filled(supervisor, tmp_path, "ABCD")
 
-        supervisor.add_lots(lots, lambda lot: refused.extend(task.task_id for task in lot))
+        assert feeder.is_refused
+        assert not feeder.is_done
+        assert waiting(supervisor) == ["A"]
 
-        waiting = supervisor.queue.get_tasks_by_status(TaskStatus.PENDING)
-        assert (refused, {task.task_id for task in waiting}) == (["B"], {"A", "C"})
+        while not feeder.is_done:
+            feeder.turn(wait_s=0.1)
+
+        assert not feeder.is_refused
+        assert waiting(supervisor) == list("ABCD")
+
+
+def test_what_was_not_added_is_given_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeder_module, "FIRST_LOT", 1)
+    monkeypatch.setattr(feeder_module, "ADD_AT_ONCE", 1)
+    monkeypatch.setenv("POQUEUE_TESTING", "1")
+    monkeypatch.setenv("POQUEUE_FAILPOINT", ",".join(f"journal.write:{n}:raise=28" for n in range(3, 20)))
+    names = "ABCDEFGHIJKLMN"  # more lots than are made ahead
+    with queue_to_fill(tmp_path) as supervisor:
+        feeder = filled(supervisor, tmp_path, names)
+
+        left = [data["po_number"] for data in feeder.give_up()]
+
+        assert waiting(supervisor) == ["A"]
+        assert left == list(names[1:])
+        assert feeder.is_done
+        assert feeder.give_up() == []
+
+
+def test_a_lot_that_is_too_large_for_one_message_goes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeder_module, "ADD_BYTES_AT_ONCE", 300)
+    with queue_to_fill(tmp_path) as supervisor:
+        filled(supervisor, tmp_path, "ABCDEFGHIJ")
+
+        assert waiting(supervisor) == list("ABCDEFGHIJ")
+
+
+def test_a_po_that_no_message_can_carry_is_an_error_and_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with queue_to_fill(tmp_path) as supervisor:
+        feeder = filled(supervisor, tmp_path, "A")
+        monkeypatch.setattr("poqueue.wire.MAX_REQUEST_BYTES", 5000)
+        feeder.begin([po("B", "quick", tmp_path, text="x" * 5000), po("C", "quick", tmp_path)])
+
+        with pytest.raises(ValueError, match="too large"):
+            feeder.finish()
+
+        assert [data["po_number"] for data in feeder.give_up()] == ["B", "C"]
+        assert waiting(supervisor) == ["A"]
+
+
+def test_a_hung_po_is_killed_while_others_are_still_added(tmp_path: Path) -> None:
+    """A long file takes longer to add than a PO may take."""
+    ends: list[str] = []
+
+    def tasks() -> Iterator[ProcessingTask]:
+        yield po("H", "hang", tmp_path)
+        deadline = time.monotonic() + DEADLINE_S
+        for number in itertools.count():
+            if "H" in ends:
+                return
+            assert time.monotonic() < deadline, "the hung PO lives as long as POs are added"
+            yield po(f"P{number}", "quick", tmp_path)
+
+    def take(event: Event) -> None:
+        if event.kind == "failed" and event.task is not None:
+            ends.append(event.task.task_id)
+
+    with on_stage(tmp_path, task_timeout=0.3, on_event=take) as (supervisor, play):
+        assert supervisor.run(tasks()).reason == "done"
+
+    assert ends == ["H"] and play.errors("H") == ["TaskTimeout"]
+    assert play.is_completed(*(name for name in play.tasks if name != "H"))
 
 
 def test_a_process_adopts_orphans_only_while_it_has_a_supervisor(tmp_path: Path) -> None:

@@ -629,6 +629,17 @@ def test_signals_of_the_terminal_do_not_end_the_manager(service: QueueService, q
     assert os.getsid(service.pid) == service.pid
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no such policy")
+def test_a_request_pushes_nobody_aside(service: QueueService, queue: QueueClient) -> None:
+    """A worker that tells what it has done works on while the manager hears of it, on as few cores as there may be."""
+    queue.get_queue_status()  # a thread serves this client by now
+
+    threads = [int(name) for name in os.listdir(f"/proc/{service.pid}/task")]
+
+    assert len(threads) > 2
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
+
+
 def test_ending_the_service_leaves_neither_process_nor_file() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):

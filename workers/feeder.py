@@ -1,0 +1,176 @@
+"""Filling the queue beside the supervisor's loop: while the queue takes one lot of tasks, the next one is made and packed.
+
+What is in a lot is in the queue once or not at all, whatever is lost on the way; the order of the tasks is kept.
+"""
+
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from multiprocessing import connection
+from typing import Any
+
+from poqueue import failpoint
+from poqueue.client import PendingCall, QueueClient
+from poqueue.errors import JournalError, PoqueueError, ServiceError
+from poqueue.packing import FrozenTask
+from poqueue.payload import thaw
+from poqueue.task import ProcessingTask
+from workers.queue_keeper import QueueKeeper
+
+logger = logging.getLogger(__name__)
+
+FIRST_LOT = 20  # small: nobody works before it is there
+ADD_AT_ONCE = 250  # a message that fits the caches of the processors on its way
+ADD_BYTES_AT_ONCE = 16 * 1024 * 1024  # far below what one call may carry
+LOTS_AHEAD = 8
+ADD_AGAIN_S = 0.5
+Lot = list[tuple[Any, ...]]  # packed tasks
+_ID, _PAYLOAD = map(FrozenTask._fields.index, ("task_id", "payload"))
+
+
+class Feeder:
+    """Adds tasks to the queue in lots, a step at a time."""
+
+    def __init__(self, keeper: QueueKeeper) -> None:
+        self._keeper = keeper
+        self._client: QueueClient | None = None  # of its own: its answer may be due while others call
+        self._tasks: Iterator[ProcessingTask] = iter(())
+        self._has_all = True  # no task is to come
+        self._size = FIRST_LOT
+        self._lots: deque[Lot] = deque()  # to be sent
+        self._sent: Lot | None = None
+        self._answer: PendingCall | None = None
+        self._not_before = 0.0
+        self.is_refused = False  # the journal cannot be written for now
+
+    def begin(self, tasks: Iterable[ProcessingTask]) -> None:
+        """What is to be added from now on, made a lot at a time. Without any it is done at once."""
+        self._tasks, self._has_all = iter(tasks), False
+        self._make()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the queue has them all."""
+        return self._has_all and not self._lots and self._sent is None
+
+    @property
+    def fileno(self) -> int | None:
+        """Ready when there is something to do; None while nothing is under way."""
+        return self._answer.fileno() if self._answer is not None else None
+
+    @property
+    def due(self) -> float | None:
+        """When a lot that was refused is to be sent again."""
+        return self._not_before if self.is_refused else None
+
+    def turn(self, wait_s: float = 0.0) -> bool:
+        """One step: hear that a lot was taken, send the next one, make the one after it. False if there was nothing to do.
+
+        Raises:
+            ServiceError: the manager is lost, and could not be replaced.
+            PoqueueError, ValueError: the queue refuses a task for good.
+        """
+        if self.is_done:
+            return False
+        has_heard = self._hear(wait_s)
+        if self._sent is None and time.monotonic() >= self._not_before:
+            if not self._lots:
+                self._make()
+            self._send()
+        if len(self._lots) >= LOTS_AHEAD or self._has_all:
+            return has_heard
+        self._make()
+        return True
+
+    def finish(self) -> None:
+        """Add the rest now, or as much of it as can be written down. Errors as in turn."""
+        while not self.is_done and not self.is_refused:
+            self.turn(wait_s=1.0)
+
+    def give_up(self) -> list[dict[str, Any]]:
+        """Add no more: the data of all that is not in the queue."""
+        with contextlib.suppress(PoqueueError, ValueError):
+            self.finish()
+        lots = [self._sent] if self._sent is not None else []
+        left = [thaw(task[_PAYLOAD]) for lot in [*lots, *self._lots] for task in lot]
+        left += [task.po_data for task in self._tasks]
+        self._lots.clear()
+        self._sent, self._answer, self._has_all = None, None, True
+        return left
+
+    def find_sent(self) -> None:
+        """The manager was replaced: what was on its way to the old one is in the journal as a whole, or not at all."""
+        if self._client is not None:
+            self._client.close()
+        self._client = self._answer = None
+        if self._sent is not None and self._keeper.queue.find_task(task_id=self._sent[0][_ID]) is None:
+            self._take_back()
+        self._sent = None
+
+    # --- the steps
+
+    def _hear(self, wait_s: float) -> bool:
+        """Whether an answer was there."""
+        answer = self._answer
+        if answer is None or not connection.wait([answer.fileno()], wait_s):
+            return False
+        self._answer = None
+        try:
+            answer.result()
+            failpoint.hit("supervisor.after_add")
+            self._sent, self.is_refused = None, False
+        except ServiceError as error:
+            self._keeper.replace(error)  # which asks for find_sent
+        except JournalError as error:
+            self._take_back()
+            if not self.is_refused:
+                logger.error("the POs wait to be added: %s", error)
+            self.is_refused, self._not_before = True, time.monotonic() + ADD_AGAIN_S
+        except Exception:
+            self._take_back()
+            raise
+        return True
+
+    def _send(self) -> None:
+        if not self._lots:
+            return
+        self._sent = self._lots.popleft()
+        try:
+            if self._client is None:
+                self._client = self._keeper.service.client()
+            self._answer = self._client.begin("add_tasks", self._sent)
+        except ServiceError as error:
+            self._keeper.replace(error)
+        except Exception:
+            self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        """What was sent is not in the queue: it goes again before all others."""
+        if self._sent is not None:
+            self._lots.appendleft(self._sent)
+            self._sent = None
+
+    def _make(self) -> None:
+        tasks = list(islice(self._tasks, self._size))
+        self._has_all = len(tasks) < self._size
+        self._size = ADD_AT_ONCE
+        while tasks:
+            try:
+                self._lots.extend(_parts(self._keeper.queue.pack_tasks(tasks)))
+                return
+            except ServiceError as error:  # the first time it asks the queue in which form
+                self._keeper.replace(error)
+
+
+def _parts(lot: Lot) -> Iterator[Lot]:
+    """As many as it takes for each to be small enough."""
+    if len(lot) == 1 or sum(len(task[_PAYLOAD]) for task in lot) <= ADD_BYTES_AT_ONCE:
+        yield lot
+        return
+    half = len(lot) // 2
+    yield from _parts(lot[:half])
+    yield from _parts(lot[half:])
