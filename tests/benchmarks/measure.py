@@ -1,6 +1,7 @@
 """One measurement in this process: `python -m tests.benchmarks.measure CASE POOL SIZE FILE` writes its figures as JSON.
 
-It leaves without tidying up after itself: whatever a pool leaves running is its caller's to end, and to see.
+It leaves without tidying up after itself: whatever a pool leaves running is its caller's to end, and to see. Worker
+processes import this file again, as they do any program's, so it imports nothing of a pool at its top.
 """
 
 import json
@@ -9,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.cases import CASES
-from tests.benchmarks.pools import PoolUnavailable
-
 
 def measure(case: str, pool: str, size: int) -> dict[str, Any]:
     """The figures, or the reason why there are none."""
+    from tests.benchmarks.cases import CASES
+    from tests.benchmarks.pools import PoolUnavailable
+
     try:
         return {"figures": CASES[case].measure(pool, size)}
     except PoolUnavailable as error:
