@@ -65,7 +65,7 @@ def thaw(blob: bytes) -> Any:
 
 def is_json(blob: bytes) -> bool:
     """Which of the two forms it is in."""
-    return blob[:1] in (b"{", b"[")
+    return blob.startswith((b"{", b"["))
 
 
 def freeze_po(po_data: Any, as_json: bool = False) -> tuple[str, bytes]:
@@ -113,7 +113,7 @@ def freeze_plain_result(result: TaskResult) -> FrozenResult:
 
 
 def freeze_plain_success(downloads: list[Any], seconds: float, data: dict[str, Any]) -> FrozenResult:
-    """The same for a success of so many seconds (0 or more), without a TaskResult in between."""
+    """The same for a success of so many seconds (0 or more), without a TaskResult in between. Errors as there."""
     payload = fast_json.encode_finite((True, downloads, seconds, None, data)).encode()
     return instance(FrozenResult, (True, seconds, None, payload))
 

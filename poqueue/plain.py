@@ -12,6 +12,8 @@ MAX_DEPTH = 50
 MAX_DETAIL_CHARS = 64_000
 _SCALARS = frozenset({str, int, bool, type(None)})
 _KEYS = (str, int, float, type(None))
+_TEXT = frozenset({str})
+_FLAT = _SCALARS | {float}
 
 
 class NotPlainError(ValueError):
@@ -28,6 +30,11 @@ def plain(value: Any) -> Any:
         NotPlainError: anything else, NaN and infinity, two keys with the same text, depth over 50 or a cycle.
     """
     return _reduce(value, "result", 0, _refuse)
+
+
+def is_flat(value: dict[Any, Any]) -> bool:
+    """Whether it holds scalars only, under text: plain already, unless a number is not finite or a text no valid Unicode."""
+    return _TEXT.issuperset(map(type, value)) and _FLAT.issuperset(map(type, value.values()))
 
 
 def plain_details(details: dict[Any, Any]) -> dict[str, Any]:

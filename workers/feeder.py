@@ -46,6 +46,11 @@ class Feeder:
         self._not_before = 0.0
         self.is_refused = False  # the journal cannot be written for now
 
+    def open(self) -> None:
+        """Connect before there is anything to add."""
+        with contextlib.suppress(ServiceError):  # whoever adds something meets it again, and sees to it
+            self._own_client()
+
     def begin(self, tasks: Iterable[ProcessingTask]) -> None:
         """What is to be added from now on, made a lot at a time. Without any it is done at once."""
         self._tasks, self._has_all = iter(tasks), False
@@ -139,14 +144,19 @@ class Feeder:
             return
         self._sent = self._lots.popleft()
         try:
-            if self._client is None:
-                self._client = self._keeper.service.client()
-            self._answer = self._client.begin("add_tasks", self._sent)
+            self._answer = self._own_client().begin("add_tasks", self._sent)
         except ServiceError as error:
             self._keeper.replace(error)
         except Exception:
             self._take_back()
             raise
+
+    def _own_client(self) -> QueueClient:
+        if self._client is None:
+            client = self._keeper.service.client()
+            client.pack_tasks(())  # it asks the queue in which form, which it cannot while an answer is due
+            self._client = client
+        return self._client
 
     def _take_back(self) -> None:
         """What was sent is not in the queue: it goes again before all others."""
@@ -160,9 +170,9 @@ class Feeder:
         self._size = ADD_AT_ONCE
         while tasks:
             try:
-                self._lots.extend(_parts(self._keeper.queue.pack_tasks(tasks)))
+                self._lots.extend(_parts(self._own_client().pack_tasks(tasks)))
                 return
-            except ServiceError as error:  # the first time it asks the queue in which form
+            except ServiceError as error:
                 self._keeper.replace(error)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from poqueue.errors import ProcessorError
 from poqueue.payload import FrozenResult, freeze_plain_result, freeze_plain_success, thaw
-from poqueue.plain import NotPlainError, plain, plain_details
+from poqueue.plain import NotPlainError, is_flat, plain, plain_details
 from poqueue.task import Lease, Report, TaskResult, instance
 from workers.signals import Interrupt, Termination
 
@@ -361,21 +361,34 @@ def _seconds_of(result: TaskResult, measured: float) -> float:
 
 def _as_result(value: Any, seconds: float) -> FrozenResult:
     """Whatever a processor returned, as a frozen result of plain data."""
+    frozen = _as_flat_result(value, seconds) or _as_plain_result(value, seconds)
+    if len(frozen.payload) > MAX_RESULT_BYTES:
+        raise ResultTooLarge(f"the result takes {len(frozen.payload):,} bytes; at most {MAX_RESULT_BYTES:,} are kept")
+    return frozen
+
+
+def _as_flat_result(value: Any, seconds: float) -> FrozenResult | None:
+    """The short way for what nearly all return; None: it must be looked at more closely."""
+    if type(value) is not dict or "downloads" in value or not is_flat(value):
+        return None
+    try:
+        return freeze_plain_success([], seconds, value)
+    except ValueError:  # a NaN, or a text that is none: the long way says where
+        return None
+
+
+def _as_plain_result(value: Any, seconds: float) -> FrozenResult:
     if isinstance(value, dict):
         fields = plain(value)
-        frozen = freeze_plain_success(_as_list(fields.pop("downloads", None)), seconds, fields)
-    elif value is None:
-        frozen = freeze_plain_success([], seconds, {})
-    elif isinstance(value, TaskResult):
+        return freeze_plain_success(_as_list(fields.pop("downloads", None)), seconds, fields)
+    if value is None:
+        return freeze_plain_success([], seconds, {})
+    if isinstance(value, TaskResult):
         message = None if value.error_message is None else str(value.error_message)[:MAX_MESSAGE_CHARS]
         downloads, data = _as_list(plain(value.downloads)), plain(value.data) or {}
         if not isinstance(data, dict):
             raise NotPlainError(f"the result's data is a {type(data).__name__}; a dict is needed")
-        frozen = freeze_plain_result(
+        return freeze_plain_result(
             TaskResult(bool(value.success), downloads, _seconds_of(value, seconds), message, data)
         )
-    else:
-        raise NotPlainError(f"the processor returned a {type(value).__name__}; return a dict, a TaskResult or None")
-    if len(frozen.payload) > MAX_RESULT_BYTES:
-        raise ResultTooLarge(f"the result takes {len(frozen.payload):,} bytes; at most {MAX_RESULT_BYTES:,} are kept")
-    return frozen
+    raise NotPlainError(f"the processor returned a {type(value).__name__}; return a dict, a TaskResult or None")

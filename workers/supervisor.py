@@ -269,6 +269,7 @@ class Supervisor:
                 self._set_halt(self._ask)
             self._watch(time.monotonic())  # before the first PO begins
             self._top_up(time.monotonic())
+            self._feeder.open()
         except BaseException:
             self.close()
             raise

@@ -376,17 +376,12 @@ class _Streams:
 
     def restore(self) -> None:
         """What a processor has closed or replaced is there again; what it has written is handed to the system."""
-        _flush()
+        are_ours = _flush() and sys.stdout is self._stdout and sys.stderr is self._stderr
         if logging.root.manager.disable or self._handler not in logging.root.handlers:
             self._hear()
         if self._poll.poll(0):  # one of them is closed
             self._connect_descriptors()
-        if (
-            sys.stdout is not self._stdout
-            or sys.stderr is not self._stderr
-            or self._stdout.closed
-            or self._stderr.closed
-        ):
+        if not are_ours:
             self._open()
 
     def _hear(self) -> None:
@@ -424,9 +419,14 @@ class _FilesHandler(logging.Handler):
             self.handleError(record)
 
 
-def _flush() -> None:
+def _flush() -> bool:
+    """Hand on what was printed; False if a processor has closed or replaced one of the two."""
+    are_open = True
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError, AttributeError):  # the processor closed or replaced it
+        except (ValueError, AttributeError):
+            are_open = False
+        except OSError:  # no room: it is tried again later
             continue
+    return are_open
