@@ -254,6 +254,7 @@ class Supervisor:
                 self._staff.prepare(time.monotonic())
             self._keeper.open()
             self.queue: QueueClient = self._keeper.queue
+            self._feeder.open()
             if self._journal is not None:
                 self._journal_inode = _inode(self._journal)
             self._write_control_file()
@@ -269,7 +270,6 @@ class Supervisor:
                 self._set_halt(self._ask)
             self._watch(time.monotonic())  # before the first PO begins
             self._top_up(time.monotonic())
-            self._feeder.open()
         except BaseException:
             self.close()
             raise
