@@ -453,7 +453,8 @@ class _Run:
                 if self._had_work:
                     supervisor.start_workers()
                 try:
-                    end = supervisor.run(self._tasks_to_add(supervisor))
+                    places, ids = self._places_to_add(supervisor)
+                    end = supervisor.run(self._make_tasks(places, ids), len(ids))
                 except WorkersCannotStartError as error:
                     logger.error("%s", error)
                     end = RunEnd("halted", message=str(error))
@@ -577,12 +578,8 @@ class _Run:
 
     # --- running
 
-    def _tasks_to_add(self, supervisor: Supervisor) -> Iterator[ProcessingTask]:
-        """What the queue does not know yet: of a run that is resumed, the orders after the last that was added."""
-        places, ids = self._places_to_add(supervisor)
-        return self._make_tasks(places, ids)
-
     def _places_to_add(self, supervisor: Supervisor) -> tuple[Sequence[int], Sequence[str]]:
+        """Which orders the queue does not know yet, and their task ids; a killed run may have added the first of them."""
         known = supervisor.ask("get_queue_status")["total_tasks"] if self._resuming is not None else 0
         if self._match is None:
             places = range(known, len(self._book.orders))

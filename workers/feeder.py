@@ -27,6 +27,7 @@ ADD_AT_ONCE = 250  # a message that fits the caches of the processors on its way
 ADD_BYTES_AT_ONCE = 16 * 1024 * 1024  # far below what one call may carry
 LOTS_AHEAD = 8
 ADD_AGAIN_S = 0.5
+HEAR_S = 0.05  # an answer takes some milliseconds
 Lot = list[tuple[Any, ...]]  # packed tasks
 _ID, _PAYLOAD = map(FrozenTask._fields.index, ("task_id", "payload"))
 
@@ -39,6 +40,7 @@ class Feeder:
         self._client: QueueClient | None = None  # of its own: its answer may be due while others call
         self._tasks: Iterator[ProcessingTask] = iter(())
         self._has_all = True  # no task is to come
+        self._count = 0  # of tasks that are not in the queue
         self._size = FIRST_LOT
         self._lots: deque[Lot] = deque()  # to be sent
         self._sent: Lot | None = None
@@ -51,15 +53,20 @@ class Feeder:
         with contextlib.suppress(ServiceError):  # whoever adds something meets it again, and sees to it
             self._own_client()
 
-    def begin(self, tasks: Iterable[ProcessingTask]) -> None:
-        """What is to be added from now on, made a lot at a time. Without any it is done at once."""
-        self._tasks, self._has_all = iter(tasks), False
+    def begin(self, tasks: Iterable[ProcessingTask], count: int) -> None:
+        """What is to be added from now on, `count` tasks as far as is known, made a lot at a time; done at once if none."""
+        self._tasks, self._has_all, self._count = iter(tasks), False, count
         self._make()
 
     @property
     def is_done(self) -> bool:
         """Whether the queue has them all."""
         return self._has_all and not self._lots and self._sent is None
+
+    def count_left(self) -> int:
+        """How many tasks are known that the queue does not have; it waits a moment for what is on its way. Errors as in turn."""
+        self._hear(HEAR_S)
+        return 0 if self.is_done else max(0, self._count)
 
     @property
     def fileno(self) -> int | None:
@@ -111,9 +118,12 @@ class Feeder:
         if self._client is not None:
             self._client.close()
         self._client = self._answer = None
-        if self._sent is not None and self._keeper.queue.find_task(task_id=self._sent[0][_ID]) is None:
+        if self._sent is None:
+            return
+        if self._keeper.queue.find_task(task_id=self._sent[0][_ID]) is None:
             self._take_back()
-        self._sent = None
+        else:
+            self._note_added()
 
     # --- the steps
 
@@ -126,7 +136,8 @@ class Feeder:
         try:
             answer.result()
             failpoint.hit("supervisor.after_add")
-            self._sent, self.is_refused = None, False
+            self._note_added()
+            self.is_refused = False
         except ServiceError as error:
             self._keeper.replace(error)  # which asks for find_sent
         except JournalError as error:
@@ -157,6 +168,11 @@ class Feeder:
             client.pack_tasks(())  # it asks the queue in which form, which it cannot while an answer is due
             self._client = client
         return self._client
+
+    def _note_added(self) -> None:
+        if self._sent is not None:
+            self._count -= len(self._sent)
+            self._sent = None
 
     def _take_back(self) -> None:
         """What was sent is not in the queue: it goes again before all others."""

@@ -83,14 +83,15 @@ def _status_text(status: dict[str, Any]) -> str:
     from tabulate import tabulate
 
     view = status["view"] or {"workers": (), "elapsed_s": 0.0, "jobs": 0, "phase": "starting", "note": ""}
-    total = status["total_tasks"] - status["cleared_tasks"]
+    to_add = view.get("to_add", 0)
+    total = status["total_tasks"] - status["cleared_tasks"] + to_add
     done = status["completed_tasks"] + status["failed_tasks"]
     left = status["estimated_completion"]
     eta = "not known yet" if left is None else f"{format_duration(round(left))} to go"
     lines = [
         f"{status['run']}: {view['phase']}",
         f"{done} of {total} POs: {status['completed_tasks']} succeeded, {status['failed_tasks']} failed, "
-        f"{status['processing_tasks']} running, {status['retry_tasks']} retrying, {status['pending_tasks']} waiting",
+        f"{status['processing_tasks']} running, {status['retry_tasks']} retrying, {status['pending_tasks'] + to_add} waiting",
         f"{status['throughput']:.3g} POs/s, {eta}, running for {format_duration(round(view['elapsed_s']))}",
     ]
     lines += [safe_text(text) for text in dict.fromkeys((view["note"], status["reason"])) if text]

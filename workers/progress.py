@@ -47,6 +47,7 @@ class Snapshot:
     Attributes:
         total: POs of the run; while reading, those read so far.
         retrying: POs that wait for a retry; they count as work that remains.
+        to_add: how many of the pending ones the queue is still to be given.
         eta_s: None as long as it is not known.
         note: a sentence for the user, shown as long as it is there.
     """
@@ -58,6 +59,7 @@ class Snapshot:
     retrying: int = 0
     running: int = 0
     pending: int = 0
+    to_add: int = 0
     rate_per_s: float = 0.0
     eta_s: float | None = None
     elapsed_s: float = 0.0

@@ -343,19 +343,20 @@ class Supervisor:
 
     # ------------------------------------------------------------------ the loop
 
-    def run(self, tasks: Iterable[ProcessingTask] = ()) -> RunEnd:
+    def run(self, tasks: Iterable[ProcessingTask] = (), count: int = 0) -> RunEnd:
         """Work until nothing is left, or until it is interrupted.
 
         Args:
             tasks: what is to be added, beside what the queue has. It is added while the first of it is worked on, in this
-                order, each task once whatever is lost on the way; made one by one, as late as possible.
+                order, each task once whatever is lost on the way; a few thousand at most are made ahead.
+            count: how many these are, as far as is known; they are shown as waiting.
 
         Raises:
             WorkersCannotStartError: workers die before they take a PO.
             ServiceError: the manager is lost, and could not be replaced.
         """
         self._keeps_files = self._journal is not None  # until the end is a good one
-        self._feeder.begin(tasks)
+        self._feeder.begin(tasks, count)
         with self._signals:
             self._last_loop = time.monotonic()
             while not self._is_finished():
@@ -827,6 +828,7 @@ class Supervisor:
         from workers.progress import Snapshot
 
         self._next_show = now + SHOW_S
+        to_add = self._feeder.count_left()
         status = self._ask("get_queue_status")
         phase = "done" if is_last else ("draining", "draining", "stopping", "stopping")[self._stop_level]
         if not self._stop_level and not is_last:
@@ -836,14 +838,15 @@ class Supervisor:
         self._tell(
             Snapshot(
                 phase=phase,
-                total=status["total_tasks"] - status["cleared_tasks"],
+                total=status["total_tasks"] - status["cleared_tasks"] + to_add,
                 succeeded=status["completed_tasks"],
                 failed=status["failed_tasks"],
                 retrying=status["retry_tasks"],
                 running=status["processing_tasks"],
-                pending=status["pending_tasks"],
+                pending=status["pending_tasks"] + to_add,
+                to_add=to_add,
                 rate_per_s=status["throughput"],
-                eta_s=status["estimated_completion"],
+                eta_s=None if to_add else status["estimated_completion"],
                 elapsed_s=now - self._begun,
                 workers=self._views(now),
                 note=self._note or self._fault or self._holds_because,

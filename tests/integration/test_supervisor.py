@@ -30,6 +30,7 @@ from workers import Supervisor
 from workers import feeder as feeder_module
 from workers.feeder import Feeder
 from workers.process_control import helper_pids, marked_processes
+from workers.progress import Snapshot
 from workers.quantities import usable_cores
 from workers.worker_files import Phase
 
@@ -255,7 +256,7 @@ def kill_manager(supervisor: Supervisor) -> None:
 
 def filled(supervisor: Supervisor, folder: Path, names: str) -> Feeder:
     feeder = supervisor._feeder
-    feeder.begin(po(name, "quick", folder) for name in names)
+    feeder.begin((po(name, "quick", folder) for name in names), len(names))
     feeder.finish()
     return feeder
 
@@ -343,7 +344,7 @@ def test_a_po_that_no_message_can_carry_is_an_error_and_holds_nothing_up(
     with queue_to_fill(tmp_path) as supervisor:
         feeder = filled(supervisor, tmp_path, "A")
         monkeypatch.setattr("poqueue.wire.MAX_REQUEST_BYTES", 5000)
-        feeder.begin([po("B", "quick", tmp_path, text="x" * 5000), po("C", "quick", tmp_path)])
+        feeder.begin([po("B", "quick", tmp_path, text="x" * 5000), po("C", "quick", tmp_path)], 2)
 
         with pytest.raises(ValueError, match="too large"):
             feeder.finish()
@@ -374,6 +375,25 @@ def test_a_hung_po_is_killed_while_others_are_still_added(tmp_path: Path) -> Non
 
     assert ends == ["H"] and play.errors("H") == ["TaskTimeout"]
     assert play.is_completed(*(name for name in play.tasks if name != "H"))
+
+
+def test_what_is_still_to_be_added_is_shown_as_waiting(tmp_path: Path) -> None:
+    """The total is that of the batch from the first look on, whatever is on its way at the moment."""
+    seen: list[Snapshot] = []
+
+    def tasks() -> Iterator[ProcessingTask]:
+        for number in range(3000):
+            if number % 500 == 0:
+                time.sleep(0.3)  # a look is taken in between
+            yield po(f"P{number}", "quick", tmp_path)
+
+    with on_stage(tmp_path, on_show=seen.append) as (supervisor, play):
+        supervisor.run(tasks(), 3000)
+
+    assert {snapshot.total for snapshot in seen} == {3000}
+    assert any(snapshot.to_add for snapshot in seen)
+    assert seen[-1].to_add == 0 and seen[-1].succeeded == len(play.tasks) == 3000
+    assert all(s.succeeded + s.failed + s.running + s.retrying + s.pending == 3000 for s in seen)
 
 
 def test_a_process_adopts_orphans_only_while_it_has_a_supervisor(tmp_path: Path) -> None:
