@@ -139,9 +139,8 @@ class Ledger:
         held, tasks = self._held.get(worker_id), self._by_worker.get(worker_id)
         if held is None:
             held = self._held[worker_id] = {}
-        if (
-            tasks is None
-        ):  # also while it holds some: an undo forgets it first, and a signal handler may lease in between
+        if tasks is None:
+            # also while it holds some: an undo forgets it first, and a signal handler may lease in between
             tasks = self._by_worker[worker_id] = {}
         held[entry.token] = tasks[entry.rank] = entry
 

@@ -164,9 +164,8 @@ def _host_queue(
         signal.signal(number, signal.SIG_IGN)  # it serves until its owner says or dies
     with contextlib.suppress(OSError):
         os.setsid()  # a kill of the terminal's whole group must not take the queue along
-    with contextlib.suppress(
-        AttributeError, OSError
-    ):  # whoever sends a request works on, and is not pushed aside by it
+    # whoever sends a request works on, and is not pushed off its core by the thread that it wakes
+    with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     os.umask(0o077)
     gc.set_threshold(50_000, 20, 20)  # tasks come and stay by the thousand, and hold no cycles worth the looking for

@@ -86,7 +86,7 @@ def _status_text(status: dict[str, Any]) -> str:
     to_add = view.get("to_add", 0)
     total = status["total_tasks"] - status["cleared_tasks"] + to_add
     done = status["completed_tasks"] + status["failed_tasks"]
-    left = status["estimated_completion"]
+    left = None if to_add else status["estimated_completion"]
     eta = "not known yet" if left is None else f"{format_duration(round(left))} to go"
     lines = [
         f"{status['run']}: {view['phase']}",

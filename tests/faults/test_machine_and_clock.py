@@ -20,7 +20,7 @@ from tests.faults.batches import Batch
 from tests.faults.history import CLOCKS_S
 from tests.faults.test_failpoints import Fault
 from tests.faults.test_live_control import reach_status, view
-from tests.integration.console import running, wait_until
+from tests.integration.console import outcomes, poqueue, running, started, wait_until, write_orders
 from workers.guards import MachineGuard
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -279,3 +279,30 @@ def test_the_report_is_whole_or_not_there(small_disk: Path) -> None:
     batch.finish()
     batch.check()
     assert json.loads((batch.run_dir / "report.json").read_text())["accounts"]["succeeded"] == 40
+
+
+def test_orders_that_could_not_be_added_are_listed_and_a_resume_runs_them(tmp_path: Path) -> None:
+    """The disk is full from the second lot on, and somebody gives up."""
+    orders = write_orders(tmp_path / "orders.csv", *numbered(300))
+    full = ",".join(f"journal.write:{nth}:raise=28" for nth in range(3, 2000))  # the first write says "opened"
+    words = (
+        "run",
+        str(orders),
+        "-p",
+        "tests.faults.witness:process",
+        "--option",
+        f"history={tmp_path / 'history'}",
+        "-q",
+    )
+    with started(
+        *words, "--run-dir", "r", cwd=tmp_path, env={"POQUEUE_TESTING": "1", "POQUEUE_FAILPOINT": full}
+    ) as run:
+        wait_until(lambda: run.said("wait to be added"), "a lot is refused")
+        run.send(signal.SIGINT)
+        ended = run.wait()
+
+    assert ended.code == 130
+    assert sorted(outcomes(tmp_path / "r").items()) == sorted((f"P{number}", "not run") for number in range(300))
+
+    poqueue("run", "--resume", "r", "-q", cwd=tmp_path).check(0)
+    assert set(outcomes(tmp_path / "r").values()) == {"succeeded"} and len(outcomes(tmp_path / "r")) == 300

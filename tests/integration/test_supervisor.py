@@ -28,6 +28,7 @@ from tests.conftest import marked
 from tests.integration.stage import DEADLINE_S, Play, history, living, on_stage, perform, po, started_pids, wait_until
 from workers import Supervisor
 from workers import feeder as feeder_module
+from workers import supervisor as supervisor_module
 from workers.feeder import Feeder
 from workers.process_control import helper_pids, marked_processes
 from workers.progress import Snapshot
@@ -280,9 +281,8 @@ def test_a_lot_whose_answer_is_lost_is_in_the_queue_once_and_in_its_place(
     monkeypatch.setattr(feeder_module, "FIRST_LOT", 1)
     monkeypatch.setattr(feeder_module, "ADD_AT_ONCE", 2)
     monkeypatch.setenv("POQUEUE_TESTING", "1")
-    monkeypatch.setenv(
-        "POQUEUE_FAILPOINT", f"journal.{moment}:3:kill"
-    )  # in the second lot: the first write says "opened"
+    # in the second lot: the first write says "opened"
+    monkeypatch.setenv("POQUEUE_FAILPOINT", f"journal.{moment}:3:kill")
     monkeypatch.setenv("POQUEUE_FAILPOINT_ONCE", str(tmp_path / "once"))
 
     with queue_to_fill(tmp_path) as supervisor:
@@ -377,18 +377,31 @@ def test_a_hung_po_is_killed_while_others_are_still_added(tmp_path: Path) -> Non
     assert play.is_completed(*(name for name in play.tasks if name != "H"))
 
 
-def test_what_is_still_to_be_added_is_shown_as_waiting(tmp_path: Path) -> None:
-    """The total is that of the batch from the first look on, whatever is on its way at the moment."""
-    seen: list[Snapshot] = []
+def test_a_stop_is_heeded_while_pos_are_still_added_and_none_is_forgotten(tmp_path: Path) -> None:
+    count = 20_000
 
     def tasks() -> Iterator[ProcessingTask]:
-        for number in range(3000):
-            if number % 500 == 0:
-                time.sleep(0.3)  # a look is taken in between
+        for number in range(count):
+            if number == 500:
+                supervisor.stop()
             yield po(f"P{number}", "quick", tmp_path)
 
+    with on_stage(tmp_path) as (supervisor, play):
+        end = supervisor.run(tasks(), count)
+
+    assert end.reason == "interrupted"
+    assert play.status["completed_tasks"] < count / 8
+    assert play.status["completed_tasks"] + play.status["pending_tasks"] == count
+
+
+def test_what_is_still_to_be_added_is_shown_as_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The total is that of the batch at every look, whatever is on its way at the moment."""
+    monkeypatch.setattr(supervisor_module, "SHOW_S", 0.0)
+    monkeypatch.setattr(supervisor_module, "QUEUE_TURN_S", 0.001)  # a look after each lot
+    seen: list[Snapshot] = []
+
     with on_stage(tmp_path, on_show=seen.append) as (supervisor, play):
-        supervisor.run(tasks(), 3000)
+        supervisor.run((po(f"P{number}", "quick", tmp_path) for number in range(3000)), 3000)
 
     assert {snapshot.total for snapshot in seen} == {3000}
     assert any(snapshot.to_add for snapshot in seen)
