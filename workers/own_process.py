@@ -16,12 +16,17 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MAXRSS_UNIT = 1024  # ru_maxrss counts in this
 
 
-def become_worker(marks: dict[str, str]) -> None:
-    """In a new worker: a session of its own, and an end when its parent ends, even in the middle of a C loop."""
+def become_worker(marks: dict[str, str], *, dies_with_starter: bool) -> None:
+    """In a new worker: a session of its own, and an end when the thread that started it ends, even in the middle of a C loop.
+
+    Args:
+        dies_with_starter: False where that thread may end before the run does.
+    """
     os.environ.update(marks)  # for methods that do not start a new program
     with contextlib.suppress(OSError):
         os.setsid()
-    die_with_parent()
+    if dies_with_starter:
+        die_with_parent()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # only the supervisor decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)

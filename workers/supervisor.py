@@ -21,6 +21,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ class Supervisor:
         self._holds_because = ""
         self._fault = ""
         self._next_watch = 0.0
-        self._is_draining = False
+        self._is_running = self._is_draining = False
         self._stop_level = 0
         self._stop_signal = 0
         self._stop_due = 0.0
@@ -357,6 +358,7 @@ class Supervisor:
         """
         self._keeps_files = self._journal is not None  # until the end is a good one
         self._feeder.begin(tasks, count)
+        self._is_running = True
         with self._signals:
             self._last_loop = time.monotonic()
             while not self._is_finished():
@@ -372,6 +374,7 @@ class Supervisor:
                 self._wait()
             self.take_rest()
             self._show(time.monotonic(), is_last=True)
+        self._is_running = False
         self._keeps_files = bool(self._dead)
         if self._stop_level:
             return RunEnd("interrupted", self._stop_signal)
@@ -786,8 +789,12 @@ class Supervisor:
     def _worker_settings(self, folder: Path, marks: dict[str, str], mark: str) -> WorkerSettings:
         return WorkerSettings(
             self._service.address, self._service.key, folder, self._output_dir, self._spec, marks, mark,
-            self._max_tasks, self._max_memory, self._lease_ahead,
+            self._max_tasks, self._max_memory, self._lease_ahead, self._outlives_workers(),
         )  # fmt: skip
+
+    def _outlives_workers(self) -> bool:
+        """Whether the thread that starts workers now lives as long as they do: what the kernel can tell them is its end."""
+        return self._is_running or threading.current_thread() is threading.main_thread()
 
     # ------------------------------------------------------------------ the machine and the journal
 

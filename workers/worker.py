@@ -61,11 +61,12 @@ class WorkerSettings:
     max_tasks: int | None = None
     max_memory_bytes: int | None = None
     lease_ahead: bool = True
+    dies_with_starter: bool = True
 
 
 def main(settings: WorkerSettings, orders: "Connection[Any, Any]") -> None:
     """The body of a worker process. `orders` gives its worker id when it may begin, or ends it."""
-    become_worker(settings.marks)
+    become_worker(settings.marks, dies_with_starter=settings.dies_with_starter)
     files = WorkerWriter(settings.folder, settings.mark)
     streams = _Streams(files)
     _watch_parent()
@@ -344,7 +345,8 @@ def _on_term(number: int, frame: Any) -> NoReturn:
 
 
 def _watch_parent() -> None:
-    """A second watch beside the kernel's: with a forkserver our parent is not the supervisor."""
+    """A second watch beside the kernel's: with a forkserver our parent is not the supervisor, and of a thread that may end
+    the kernel is not asked to tell."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

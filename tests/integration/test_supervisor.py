@@ -478,17 +478,31 @@ def test_a_supervisor_in_a_thread(tmp_path: Path) -> None:
     assert plays[0].errors("BAD") == ["WorkerKilled"]
 
 
-def test_a_supervisor_started_in_a_thread_that_has_ended(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+def test_a_supervisor_started_in_a_thread_that_has_ended(start_method: str, tmp_path: Path) -> None:
     """The kernel's death signal follows the thread that started a process, not its process."""
-    supervisor = Supervisor("tests.integration.villains:process", jobs=2, task_timeout=20.0)
-    thread = threading.Thread(target=supervisor.start)
+    supervisor = Supervisor("tests.integration.villains:process", jobs=2, start_method=start_method, task_timeout=20.0)
+    both_work = threading.Event()
+
+    def start_and_stay() -> None:
+        supervisor.start()
+        both_work.wait(DEADLINE_S)
+
+    thread = threading.Thread(target=start_and_stay)
     thread.start()
-    thread.join()
     try:
-        supervisor.queue.add_tasks([po(f"G{n}", "good", tmp_path) for n in range(6)])
+        wait_until(lambda: hasattr(supervisor, "queue") or not thread.is_alive(), "the queue is there")
+        supervisor.queue.add_tasks([po(f"G{n}", "wait_for_go", tmp_path) for n in range(6)])
+        wait_until(has_begun(tmp_path, 2), "both workers are in the middle of a PO")
+        starter = thread.native_id
+        both_work.set()
+        wait_until(lambda: not Path(f"/proc/self/task/{starter}").exists(), "the thread is gone, for the kernel too")
+        (tmp_path / "go").touch()
         supervisor.run()
         tasks = [supervisor.queue.find_task(task_id=f"G{n}") for n in range(6)]
     finally:
+        both_work.set()
         supervisor.close()
 
     assert all(task is not None and task.status is TaskStatus.COMPLETED for task in tasks)
