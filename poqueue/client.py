@@ -14,7 +14,7 @@ from poqueue import wire
 from poqueue.error_log import described
 from poqueue.errors import ManagerLostError, PoqueueError
 from poqueue.events import UNSET, HandlerSet
-from poqueue.packing import pack_reports, pack_task, unpack_events, unpack_grant, unpack_parts
+from poqueue.packing import PackedGrant, pack_reports, pack_task, unpack_events, unpack_grant, unpack_parts
 from poqueue.payload import freeze_result, thaw_task
 from poqueue.task import (
     DEFAULT_PRIORITY,
@@ -23,6 +23,7 @@ from poqueue.task import (
     ProcessingTask,
     Report,
     ReportParts,
+    Success,
     TaskRecord,
     TaskResult,
     TaskStatus,
@@ -164,19 +165,31 @@ class QueueClient:
     def exchange(
         self,
         worker_id: str,
-        reports: Sequence[Report] = (),
+        reports: Sequence[Report | Success] = (),
         limit: int = 1,
         wait_s: float = 0.0,
         turn: int = 0,
         keeps: Collection[int] = (),
     ) -> Grant:
-        return unpack_grant(self.call("exchange", worker_id, pack_reports(reports), limit, wait_s, turn, keeps))
+        return unpack_grant(self.exchange_packed(worker_id, reports, limit, wait_s, turn, keeps))
+
+    def exchange_packed(
+        self,
+        worker_id: str,
+        reports: Sequence[Report | Success] = (),
+        limit: int = 1,
+        wait_s: float = 0.0,
+        turn: int = 0,
+        keeps: Collection[int] = (),
+    ) -> PackedGrant:
+        grant: PackedGrant = self.call("exchange_packed", worker_id, pack_reports(reports), limit, wait_s, turn, keeps)
+        return grant
 
     def begin_exchange(
-        self, worker_id: str, reports: Sequence[Report], limit: int, turn: int, keeps: Collection[int]
+        self, worker_id: str, reports: Sequence[Report | Success], limit: int, turn: int, keeps: Collection[int]
     ) -> "PendingCall":
         """An exchange that does not wait: its answer, by unpack_grant, can be fetched while there is other work."""
-        return self.begin("exchange", worker_id, pack_reports(reports), limit, 0.0, turn, keeps)
+        return self.begin("exchange_packed", worker_id, pack_reports(reports), limit, 0.0, turn, keeps)
 
     def retire_worker(self, worker_id: str) -> None:
         self.call("retire_worker", worker_id)
@@ -293,7 +306,13 @@ class QueueClient:
     def read_events(
         self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0, gather_s: float = 0.0
     ) -> list[Event]:
-        return unpack_events(self.call("read_events", reader, after, limit, wait_s, gather_s))
+        return unpack_events(self.read_events_packed(reader, after, limit, wait_s, gather_s))
+
+    def read_events_packed(
+        self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0, gather_s: float = 0.0
+    ) -> list[tuple[Any, ...]]:
+        events: list[tuple[Any, ...]] = self.call("read_events_packed", reader, after, limit, wait_s, gather_s)
+        return events
 
     def close_events(self, reader: int) -> None:
         self.call("close_events", reader)

@@ -7,13 +7,13 @@ the queue; what it raises is logged and swallowed, since the change it hears of 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
 from poqueue.ledger import Entry
 from poqueue.payload import thaw_task
-from poqueue.task import Event, ProcessingTask, instance
+from poqueue.task import ProcessingTask
 
 logger = logging.getLogger(__name__)
 
@@ -105,19 +105,23 @@ class EventDelivery:
 
 
 class EventFeed:
-    """The latest events by number, for readers in other processes; kept only while somebody reads, and until all have."""
+    """The latest events by number, for readers in other processes; kept only while somebody reads, and until all have.
+
+    An event's number is its place in the order of all: none is kept beside it, so that none can be wrong, whatever a signal
+    handler tells in the middle of a step.
+    """
 
     def __init__(self) -> None:
         self.is_read = False  # whether anybody does
         self.last = 0
         self.last_urgent = 0
-        self._events: deque[Event] = deque(maxlen=MAX_FEED)
+        self._events: deque[tuple[str, Entry | tuple[Any, ...] | None, str]] = deque(maxlen=MAX_FEED)
         self._read_to: dict[int, int] = {}
         self._readers = 0
 
     def count(self, after: int) -> int:
         """How many there are with numbers above `after`, those that were dropped included."""
-        return self._events[-1].sequence - after if self._events else 0
+        return self.last - after if self._events else 0
 
     def open(self) -> tuple[int, int]:
         """A new reader's number, and the number of the last event before it."""
@@ -132,22 +136,28 @@ class EventFeed:
         self.is_read = bool(self._read_to)
         self._let_go()
 
-    def note(self, kind: str, entry: Entry | None, error: str) -> bool:
-        """Number an event and keep it, with its task as it is now; True if readers are to hear of it at once."""
-        self.last += 1
-        self._events.append(instance(Event, (self.last, kind, entry and entry.record(), error)))
+    def note(self, kind: str, entries: Sequence[Entry | None], error: str) -> bool:
+        """Keep events, each with its task as it is now; True if readers are to hear of them at once."""
+        if kind == "completed":  # it never changes any more, and its record can wait until somebody reads it
+            self._events.extend([(kind, entry, error) for entry in entries])
+        else:
+            self._events.extend([(kind, entry and entry.packed(), error) for entry in entries])
+        self.last += len(entries)
         if kind in ENDS_OF_ATTEMPTS:
             return False
         self.last_urgent = self.last
         return True
 
-    def read(self, after: int, limit: int) -> list[Event]:
-        """Up to `limit` events with numbers above `after`, oldest first; a gap means that some were dropped."""
-        if self.last <= after or not self._events:
-            return []
-        start = max(0, after + 1 - self._events[0].sequence)
-        stop = min(len(self._events), start + limit)
-        return list(islice(self._events, start, stop))
+    def read(self, after: int, limit: int) -> list[tuple[Any, ...]]:
+        """Up to `limit` events with numbers above `after`, packed, oldest first; a gap means that some were dropped."""
+        events = self._events
+        first = self.last - len(events) + 1
+        start = max(first, after + 1)
+        wanted = islice(events, start - first, start - first + limit)
+        return [
+            (number, kind, task.packed() if type(task) is Entry else task, error)
+            for number, (kind, task, error) in enumerate(wanted, start)
+        ]
 
     def release(self, reader: int, up_to: int) -> None:
         """This reader has seen events up to a number; what all have seen is let go."""
@@ -157,5 +167,6 @@ class EventFeed:
 
     def _let_go(self) -> None:
         up_to = min(self._read_to.values(), default=self.last)
-        while self._events and self._events[0].sequence <= up_to:
-            self._events.popleft()
+        events = self._events
+        while events and self.last - len(events) < up_to:
+            events.popleft()

@@ -4,7 +4,7 @@ Plain and single-threaded: the queue holds the lock. The table below is the only
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,7 @@ TRANSITIONS: dict[S, frozenset[S]] = {  # every arrow a task may take; nothing e
     S.COMPLETED: frozenset(),
 }
 TERMINAL = (S.COMPLETED, S.FAILED)
+_NOTHING: dict[int, "Entry"] = {}
 
 
 class Entry:
@@ -80,16 +81,20 @@ class Entry:
         self.assigned_at: float | None = None
         self.completed_at: float | None = None
         self.result: bytes | None = None
-        self.error_history: list[dict[str, Any]] | None = None
+        self.error_history: list[dict[str, Any]] | None = None  # never changed, only replaced: records hold it too
 
     def record(self) -> TaskRecord:
         """What the queue knows of the task, its payload and result unopened."""
-        return instance(TaskRecord, (
+        return instance(TaskRecord, self.packed())
+
+    def packed(self) -> tuple[Any, ...]:
+        """The record as a plain tuple."""
+        return (
             self.task_id, self.payload, self.priority, self.status, self.attempt, self.retry_count,
             self.max_retries, self.retry_delay, self.task_timeout, self.worker_id,
-            self.created_at, self.assigned_at, self.completed_at, self.result, [*(self.error_history or ())],
+            self.created_at, self.assigned_at, self.completed_at, self.result, self.error_history or (),
             self.interruptions, self.po_number,
-        ))  # fmt: skip
+        )  # fmt: skip
 
 
 class Ledger:
@@ -119,58 +124,60 @@ class Ledger:
         """The task with this id."""
         return self._by_id.get(task_id)
 
-    def add(self, entry: Entry) -> None:
-        """Take a new task in, as PENDING."""
-        self._by_id[entry.task_id] = entry
-        self._by_status[PENDING][entry.rank] = entry
-        self.counts[PENDING] += 1
-        self.added += 1
-        known = self._by_po.setdefault(entry.po_number, entry)
-        if known is not entry:  # rare: most PO numbers are held by one task, which then needs no list
-            if isinstance(known, list):
-                known.append(entry)
-            else:
-                self._by_po[entry.po_number] = [known, entry]
+    def add(self, entries: Collection[Entry]) -> None:
+        """Take new tasks in, as PENDING."""
+        by_id, pending, by_po = self._by_id, self._by_status[PENDING], self._by_po
+        for entry in entries:
+            by_id[entry.task_id] = pending[entry.rank] = entry
+            known = by_po.setdefault(entry.po_number, entry)
+            if known is not entry:  # rare: most PO numbers are held by one task, which then needs no list
+                if isinstance(known, list):
+                    known.append(entry)
+                else:
+                    by_po[entry.po_number] = [known, entry]
+        self.counts[PENDING] += len(entries)
+        self.added += len(entries)
 
-    def lease(self, entry: Entry) -> None:
-        """The task's worker holds it from now on."""
-        self.move(entry, PROCESSING)
-        worker_id = entry.worker_id or ""
+    def lease(self, entries: Sequence[Entry], worker_id: str) -> None:
+        """A worker holds tasks from now on; each has its token."""
+        self.move(entries, PROCESSING)
         held, tasks = self._held.get(worker_id), self._by_worker.get(worker_id)
         if held is None:
             held = self._held[worker_id] = {}
         if tasks is None:
             # also while it holds some: an undo forgets it first, and a signal handler may lease in between
             tasks = self._by_worker[worker_id] = {}
-        held[entry.token] = tasks[entry.rank] = entry
+        for entry in entries:
+            held[entry.token] = tasks[entry.rank] = entry
 
-    def held_by(self, worker_id: str) -> list[Entry]:
-        """What a worker holds now, in the order of the leases."""
-        return list(self._held.get(worker_id, {}).values())
+    def held_by(self, worker_id: str) -> dict[int, Entry]:
+        """What a worker holds now, by token, in the order of the leases; not to be changed."""
+        return self._held.get(worker_id, _NOTHING)
 
     def held_since(self) -> dict[str, float]:
         """When each worker that holds leases now got the first of them, monotonic seconds."""
         return {worker_id: min(entry.leased for entry in held.values()) for worker_id, held in self._held.items()}
 
-    def move(self, entry: Entry, status: S) -> None:
-        """Follow one arrow of the table."""
-        before = entry.status
-        if status not in TRANSITIONS[before]:
-            raise AssertionError(f"task {entry.task_id}: {before.name} may not become {status.name}")
-        if before is PROCESSING:
-            self._let_go(entry)
-        rank, by_status, counts = entry.rank, self._by_status, self.counts
-        del by_status[before][rank]
-        by_status[status][rank] = entry
-        counts[before] -= 1
-        counts[status] += 1
-        entry.status = status
+    def move(self, entries: Sequence[Entry], status: S) -> None:
+        """Follow one arrow of the table, each of these tasks."""
+        by_status, counts, target = self._by_status, self.counts, self._by_status[status]
+        self._let_go(entries)
+        for entry in entries:
+            before, rank = entry.status, entry.rank
+            if status not in TRANSITIONS[before]:
+                raise AssertionError(f"task {entry.task_id}: {before.name} may not become {status.name}")
+            del by_status[before][rank]
+            target[rank] = entry
+            counts[before] -= 1
+            counts[status] += 1
+            entry.status = status
 
-    def finish(self, entry: Entry, status: S, now: float) -> None:
+    def finish(self, entries: Sequence[Entry], status: S, now: float) -> None:
         """Move to COMPLETED or FAILED and remember when, for retention."""
-        self.move(entry, status)
-        entry.finished = now
-        self._finished.append((now, entry))
+        self.move(entries, status)
+        for entry in entries:
+            entry.finished = now
+        self._finished.extend([(now, entry) for entry in entries])
 
     def forget_worker(self, entry: Entry, worker_id: str) -> None:
         """The worker never began the task."""
@@ -196,8 +203,7 @@ class Ledger:
 
     def clear(self, entry: Entry) -> None:
         """Drop a task and count it as cleared."""
-        if entry.status is PROCESSING:
-            self._let_go(entry)
+        self._let_go([entry])
         self.counts[entry.status] -= 1
         self.cleared += 1
         self._drop(entry)
@@ -229,13 +235,14 @@ class Ledger:
         """Whether this end is the task's last one, and the task still known: its id may be another's by now."""
         return entry.status in TERMINAL and entry.finished == at and self._by_id.get(entry.task_id) is entry
 
-    def _let_go(self, entry: Entry) -> None:
-        worker_id = entry.worker_id or ""
-        held = self._held.get(worker_id)
-        if held is not None:
-            held.pop(entry.token, None)
-            if not held:
-                del self._held[worker_id]
+    def _let_go(self, entries: Sequence[Entry]) -> None:
+        """Those of them that a worker holds are not held any more."""
+        all_held = self._held
+        for entry in entries:
+            if entry.status is PROCESSING and (held := all_held.get(entry.worker_id or "")) is not None:
+                held.pop(entry.token, None)
+                if not held:
+                    del all_held[entry.worker_id or ""]
 
     def _drop(self, entry: Entry) -> None:
         del self._by_id[entry.task_id]

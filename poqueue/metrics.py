@@ -1,6 +1,7 @@
 """Durations, rates and utilisation, each kept in a few numbers however long the queue lives."""
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 from math import floor, log2
 
 MINUTE_S = 60.0
@@ -46,11 +47,12 @@ class DurationHistogram:
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
 
-    def add(self, seconds: float) -> None:
-        """One duration; what a processor states may be any number, NaN and infinity too, and counts as nothing."""
-        bucket = floor(log2(seconds) * 8.0) if 1e-6 < seconds < 1e12 else -160
+    def add(self, durations: Iterable[float]) -> None:
+        """So many durations; what a processor states may be any number, NaN and infinity too, and counts as nothing."""
         counts = self._counts
-        counts[bucket] = counts[bucket] + 1 if bucket in counts else 1
+        for seconds in durations:
+            bucket = floor(log2(seconds) * 8.0) if 1e-6 < seconds < 1e12 else -160
+            counts[bucket] = counts[bucket] + 1 if bucket in counts else 1
 
     def buckets(self) -> tuple[tuple[float, int], ...]:
         """(middle of the bucket in seconds, count), the shortest first."""
@@ -86,14 +88,14 @@ class Metrics:
         self._latest_count = 0
         self._workers: dict[str, _WorkerTime] = {}
 
-    def dispatched(self, worker_id: str, attempt: int, ready: float, now: float) -> None:
-        """A lease was handed out for a task that was ready since `ready`."""
+    def dispatched(self, worker_id: str, started: int, waits_s: Sequence[float], now: float) -> None:
+        """Leases were handed out: how many of them first attempts, and for how long each task had been ready."""
         if self.first_dispatch is None:
             self.first_dispatch = now
-        self.dispatches += 1
-        self.tasks_started += attempt == 1
-        if now > ready:
-            self.waited_s += now - ready
+        self.dispatches += len(waits_s)
+        self.tasks_started += started
+        waited_s = sum(wait_s for wait_s in waits_s if wait_s > 0.0)
+        self.waited_s += waited_s
         if worker_id not in self._workers:
             self._workers[worker_id] = _WorkerTime(now)
 
@@ -102,27 +104,28 @@ class Metrics:
         self.dispatches -= 1
         self.tasks_started -= attempt == 1
 
-    def attempt_over(self, worker_id: str, leased: float, busy_s: float | None, now: float) -> None:
-        """An attempt that was leased at some moment ended; `busy_s` None takes the time since then."""
-        worker, held_s = self._workers.get(worker_id), now - leased
+    def worked(self, worker_id: str, busy_s: float) -> None:
+        """Attempts of a worker ended, after so many seconds of work together."""
+        worker = self._workers.get(worker_id)
         if worker is not None:
-            worker.busy_s += held_s if busy_s is None or busy_s > held_s else busy_s
+            worker.busy_s += busy_s
 
     def retry_ended(self, *, succeeded: bool) -> None:
         """An attempt after the first one succeeded or failed."""
         self.retries_ended += 1
         self.retries_succeeded += succeeded
 
-    def completed(self, duration_s: float, now: float) -> None:
-        """A task ended well after `duration_s` seconds of work."""
-        self.durations += 1
-        self.duration_sum_s += duration_s
-        self.duration_max_s = max(self.duration_max_s, duration_s)
-        self.histogram.add(duration_s)
+    def completed(self, durations: Sequence[float], now: float) -> None:
+        """Tasks ended well, each after so many seconds of work."""
+        total_s, longest_s = sum(durations), max(durations)
+        self.durations += len(durations)
+        self.duration_sum_s += total_s
+        self.duration_max_s = max(self.duration_max_s, longest_s)
+        self.histogram.add(durations)
         if now - self._latest > MOMENT_S:
             self._count_latest()
             self._latest = now
-        self._latest_count += 1
+        self._latest_count += len(durations)
 
     def _count_latest(self) -> None:
         if self._latest_count:

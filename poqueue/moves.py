@@ -4,6 +4,7 @@ Live and when read back from a journal it is the same code: that is why a replay
 decides, waits, tells anybody or looks at a clock; `now` is monotonic seconds, `at` UTC seconds.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from poqueue.adaptive import AdaptiveTimeout
@@ -13,6 +14,11 @@ from poqueue.metrics import Metrics
 from poqueue.schedule import Schedule
 from poqueue.task import COMPLETED, PENDING, PROCESSING
 from poqueue.task import TaskStatus as S
+
+End = tuple[
+    Entry, bytes, float, float | None
+]  # of what is done: its result; seconds that it says it took, 0 if it says
+# nothing; seconds that the attempt worked, if they are known
 
 
 class Moves:
@@ -32,63 +38,73 @@ class Moves:
         self._errors = errors
         self._timeouts = timeouts
 
-    def add(self, entry: Entry, rank: int, now: float, at: float) -> None:
-        """A new task waits, behind all others of its priority."""
-        entry.rank, entry.ready, entry.created_at = rank, now, at
-        self._ledger.add(entry)
-        self._schedule.add(entry)
+    def add(self, entries: Sequence[Entry], first_rank: int, now: float, at: float) -> None:
+        """New tasks wait, in this order, behind all others of their priorities."""
+        for rank, entry in enumerate(entries, first_rank):
+            entry.rank, entry.ready, entry.created_at = rank, now, at
+        self._ledger.add(entries)
+        self._schedule.add(entries)
 
-    def lease(self, entry: Entry, token: int, worker_id: str, now: float, at: float) -> None:
-        """A worker has the next attempt."""
-        entry.token = token
-        entry.attempt += 1
-        entry.worker_id = worker_id
-        entry.leased = now
-        entry.assigned_at = at
-        self._ledger.lease(entry)
-        self._metrics.dispatched(worker_id, entry.attempt, entry.ready, now)
+    def lease(self, entries: Sequence[Entry], first_token: int, worker_id: str, now: float, at: float) -> None:
+        """A worker has their next attempts."""
+        waits_s, started = [], 0
+        for token, entry in enumerate(entries, first_token):
+            entry.token = token
+            entry.attempt = attempt = entry.attempt + 1
+            entry.worker_id = worker_id
+            entry.leased = now
+            entry.assigned_at = at
+            started += attempt == 1
+            waits_s.append(now - entry.ready)
+        self._ledger.lease(entries, worker_id)
+        self._metrics.dispatched(worker_id, started, waits_s, now)
 
-    def complete(
-        self, entry: Entry, result: bytes, duration_s: float, busy_s: float | None, now: float, at: float
-    ) -> bool:
-        """The task is done. As from every end of an attempt: True if another task of its PO may run now."""
-        is_news = self._stop(entry, busy_s, now)
-        entry.result = result
-        entry.completed_at = at
-        self._ledger.finish(entry, COMPLETED, now)
-        if entry.retry_count:
-            self._metrics.retry_ended(succeeded=True)
-        self._metrics.completed(duration_s, now)
-        if self._timeouts is not None:
-            self._timeouts.note(entry.group, duration_s)
-        return is_news
+    def complete(self, ends: Sequence[End], now: float, at: float) -> int:
+        """These tasks of one worker are done. As from every end of an attempt: how many others, of the same POs, may run now."""
+        entries, durations, worked_s, timeouts = [], [], 0.0, self._timeouts
+        for entry, result, stated_s, busy_s in ends:
+            held_s = now - entry.leased
+            duration_s = stated_s or held_s
+            worked_s += held_s if busy_s is None or busy_s > held_s else busy_s
+            entry.result = result
+            entry.completed_at = at
+            if entry.retry_count:
+                self._metrics.retry_ended(succeeded=True)
+            if timeouts is not None:
+                timeouts.note(entry.group, duration_s)
+            entries.append(entry)
+            durations.append(duration_s)
+        self._ledger.finish(entries, COMPLETED, now)
+        self._metrics.worked(entries[0].worker_id or "", worked_s)
+        self._metrics.completed(durations, now)
+        return self._schedule.end(entries)
 
     def fail(
         self, entry: Entry, details: dict[str, Any], result: bytes | None, busy_s: float | None, now: float, at: float
-    ) -> bool:
+    ) -> int:
         """The attempt failed, and with it the task."""
-        is_news = self._stop(entry, busy_s, now)
+        may_run = self._stop(entry, busy_s, now)
         self._note_error(entry, details, at)
         entry.result = result
         entry.completed_at = at
-        self._ledger.finish(entry, S.FAILED, now)
-        return is_news
+        self._ledger.finish([entry], S.FAILED, now)
+        return may_run
 
     def cancel(self, entry: Entry, details: dict[str, Any], now: float, at: float) -> None:
         """A waiting task ends as failed, by somebody's wish."""
         self._schedule.remove(entry)
         entry.error_history = [*(entry.error_history or ()), _occurrence(entry, details, at)]
         entry.completed_at = at
-        self._ledger.finish(entry, S.FAILED, now)
+        self._ledger.finish([entry], S.FAILED, now)
 
     def retry(
         self, entry: Entry, details: dict[str, Any], due: float, busy_s: float | None, now: float, at: float
-    ) -> bool:
+    ) -> int:
         """The attempt failed; the task waits until `due`."""
-        is_news = self._stop(entry, busy_s, now)
+        may_run = self._stop(entry, busy_s, now)
         self._note_error(entry, details, at)
         self.wait_again(entry, due)
-        return is_news
+        return may_run
 
     def wait_again(self, entry: Entry, due: float) -> None:
         """One more retry is used, and waits until `due`; of an attempt that failed, or of a task that had ended so."""
@@ -101,50 +117,51 @@ class Moves:
         entry.retry_count = entry.crashes = 0
         self._wait(entry, now)
 
-    def undo(self, entry: Entry, now: float) -> bool:
+    def undo(self, entry: Entry, now: float) -> int:
         """The worker never began: as if the lease had not been."""
         worker_id = entry.worker_id or ""
         self._metrics.undone(entry.attempt)
         if all(error.get("worker_id") != worker_id for error in entry.error_history or ()):
             self._ledger.forget_worker(entry, worker_id)
-        is_news = self._schedule.end(entry)
+        may_run = self._schedule.end([entry])
         entry.attempt -= 1
         entry.assigned_at = None
         self._put_back(entry)
-        return is_news
+        return may_run
 
-    def interrupt(self, entry: Entry, details: dict[str, Any], is_crash: bool, now: float, at: float) -> bool:
+    def interrupt(self, entry: Entry, details: dict[str, Any], is_crash: bool, now: float, at: float) -> int:
         """The attempt was broken off: it waits again at its place, no retry used, and the next attempt is told its number."""
-        is_news = self._stop(entry, None, now)
+        may_run = self._stop(entry, None, now)
         entry.interruptions += 1
         entry.crashes += is_crash
         entry.error_history = [*(entry.error_history or ()), _occurrence(entry, details, at)]
         self._put_back(entry)
-        return is_news
+        return may_run
 
-    def clear(self, entry: Entry, now: float) -> bool:
+    def clear(self, entry: Entry, now: float) -> int:
         """The task is gone, whatever its status."""
-        is_news = False
+        may_run = 0
         if entry.status is PROCESSING:
-            is_news = self._stop(entry, None, now)
+            may_run = self._stop(entry, None, now)
         elif entry.status in (PENDING, S.RETRY_PENDING):
             self._schedule.remove(entry)
         self._ledger.clear(entry)
-        return is_news
+        return may_run
 
     def _put_back(self, entry: Entry) -> None:
-        self._ledger.move(entry, PENDING)
+        self._ledger.move([entry], PENDING)
         entry.worker_id, entry.token = None, 0
         self._schedule.put_back(entry)
 
     def _wait(self, entry: Entry, due: float) -> None:
         entry.completed_at = entry.result = None
-        self._ledger.move(entry, S.RETRY_PENDING)
+        self._ledger.move([entry], S.RETRY_PENDING)
         self._schedule.delay(entry, due)
 
-    def _stop(self, entry: Entry, busy_s: float | None, now: float) -> bool:
-        self._metrics.attempt_over(entry.worker_id or "", entry.leased, busy_s, now)
-        return self._schedule.end(entry)
+    def _stop(self, entry: Entry, busy_s: float | None, now: float) -> int:
+        held_s = now - entry.leased
+        self._metrics.worked(entry.worker_id or "", held_s if busy_s is None else min(busy_s, held_s))
+        return self._schedule.end([entry])
 
     def _note_error(self, entry: Entry, details: dict[str, Any], at: float) -> None:
         if entry.retry_count:

@@ -1,17 +1,17 @@
 """The hot calls in the form in which they cross between processes: plain tuples, which pickle three to ten times faster
 than instances of a class. Whoever sends packs, whoever receives unpacks; both ends are of one version.
 
-    add_tasks   list of tasks   ──► list of tuples
-    exchange    list of reports ──► list of tuples;     Grant ◄── (list of tuples, stop)
-    read_events                                         list of events ◄── list of tuples
-    get_report_parts                                    ReportParts ◄── tuple, its records as tuples
+    add_tasks           list of tasks   ──► list of tuples
+    exchange_packed     list of reports ──► list of tuples;     Grant ◄── (list of tuples, stop)
+    read_events_packed                                          list of events ◄── list of tuples
+    get_report_parts                                            ReportParts ◄── tuple, its records as tuples
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from poqueue.payload import FrozenResult, freeze_po
-from poqueue.task import Event, Grant, Lease, ProcessingTask, Report, ReportParts, TaskRecord, instance
+from poqueue.task import Event, Grant, Lease, ProcessingTask, Report, ReportParts, Success, TaskRecord, instance
 
 
 class FrozenTask(NamedTuple):
@@ -48,15 +48,18 @@ def pack_task(task: Any, as_json: bool) -> tuple[Any, ...]:
     )
 
 
-def pack_reports(reports: Sequence[Report]) -> list[tuple[Any, ...]]:
-    """Reports as tuples."""
+def pack_reports(reports: Sequence[Report | Success]) -> list[tuple[Any, ...]]:
+    """Reports as tuples: a Success of four fields, others of seven."""
     return [
-        (task_id, token, seconds, result and tuple(result), error, after_s, gives_up)
-        for task_id, token, seconds, result, error, after_s, gives_up in reports
+        tuple(report) if len(report) == 4 or report[3] is None else (*report[:3], tuple(report[3]), *report[4:])
+        for report in reports
     ]
 
 
-def unpack_grant(answer: tuple[list[tuple[Any, ...]], bool]) -> Grant:
+PackedGrant = tuple[list[tuple[Any, ...]], bool]
+
+
+def unpack_grant(answer: PackedGrant) -> Grant:
     """The answer to an exchange."""
     leases, stop = answer
     return Grant([instance(Lease, lease) for lease in leases], stop)
@@ -77,36 +80,29 @@ def unpack_parts(answer: tuple[Any, ...]) -> ReportParts:
 
 
 def _unpack_report(packed: tuple[Any, ...]) -> Report:
-    result = packed[3]
-    if result is None:
-        return Report._make(packed)
-    task_id, token, seconds, _, error, after_s, gives_up = packed
-    return instance(Report, (task_id, token, seconds, FrozenResult._make(result), error, after_s, gives_up))
+    task_id, token, seconds, told, *rest = packed
+    return Report(task_id, token, seconds, None if told is None else FrozenResult._make(told), *rest)
 
 
 def _unpack_adding(tasks: Any, *rest: Any) -> tuple[Any, ...]:
-    return [FrozenTask._make(one) if type(one) is tuple else one for one in tasks], *rest
+    return [instance(FrozenTask, one) if type(one) is tuple and len(one) == 8 else one for one in tasks], *rest
 
 
 def _unpack_exchange(worker_id: Any, reports: Any = (), *rest: Any) -> tuple[Any, ...]:
-    return worker_id, [_unpack_report(one) if type(one) is tuple else one for one in reports], *rest
-
-
-def _pack_grant(grant: Grant) -> Any:
-    return [tuple(lease) for lease in grant.leases], grant.stop
-
-
-def _pack_events(events: list[Event]) -> list[tuple[Any, ...]]:
-    return [(number, kind, record and tuple(record), error) for number, kind, record, error in events]
+    """A Success is left a plain tuple: the queue takes it by its length, and there are hundreds of them."""
+    return (
+        worker_id,
+        [one if type(one) is not tuple or len(one) == 4 else _unpack_report(one) for one in reports],
+        *rest,
+    )
 
 
 def _pack_parts(parts: ReportParts) -> tuple[Any, ...]:
     return [tuple(record) for record in parts.records], *parts[1:]
 
 
-UNPACK_REQUEST: dict[str, Callable[..., tuple[Any, ...]]] = {"add_tasks": _unpack_adding, "exchange": _unpack_exchange}
-PACK_ANSWER: dict[str, Callable[[Any], Any]] = {
-    "exchange": _pack_grant,
-    "read_events": _pack_events,
-    "get_report_parts": _pack_parts,
+UNPACK_REQUEST: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "add_tasks": _unpack_adding,
+    "exchange_packed": _unpack_exchange,
 }
+PACK_ANSWER: dict[str, Callable[[Any], Any]] = {"get_report_parts": _pack_parts}

@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 from poqueue import fast_json
-from poqueue.task import ProcessingTask, TaskRecord, TaskResult, instance
+from poqueue.task import ProcessingTask, TaskRecord, TaskResult
 
 
 class FrozenResult(NamedTuple):
@@ -112,10 +112,13 @@ def freeze_plain_result(result: TaskResult) -> FrozenResult:
     return _frozen(result, fast_json.encode_finite(_fields_of(result)).encode())
 
 
-def freeze_plain_success(downloads: list[Any], seconds: float, data: dict[str, Any]) -> FrozenResult:
-    """The same for a success of so many seconds (0 or more), without a TaskResult in between. Errors as there."""
-    payload = fast_json.encode_finite((True, downloads, seconds, None, data)).encode()
-    return instance(FrozenResult, (True, seconds, None, payload))
+def freeze_success(downloads: list[Any], nanoseconds: int, data: dict[str, Any]) -> bytes:
+    """The same for a success of so many nanoseconds (0 or more), without a TaskResult in between. Errors as there.
+
+    The time reads as `nanoseconds / 1e9` seconds; to find the shortest digits of such a float takes longer than all else.
+    """
+    told = fast_json.encode_finite(downloads) if downloads else "[]"
+    return f"[true, {told}, {nanoseconds}e-9, null, {fast_json.encode_finite(data)}]".encode()
 
 
 def refreeze(payload: bytes) -> FrozenResult:

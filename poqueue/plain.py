@@ -12,7 +12,6 @@ MAX_DEPTH = 50
 MAX_DETAIL_CHARS = 64_000
 _SCALARS = frozenset({str, int, bool, type(None)})
 _KEYS = (str, int, float, type(None))
-_TEXT = frozenset({str})
 _FLAT = _SCALARS | {float}
 
 
@@ -34,7 +33,10 @@ def plain(value: Any) -> Any:
 
 def is_flat(value: dict[Any, Any]) -> bool:
     """Whether it holds scalars only, under text: plain already, unless a number is not finite or a text no valid Unicode."""
-    return _TEXT.issuperset(map(type, value)) and _FLAT.issuperset(map(type, value.values()))
+    for key, item in value.items():  # noqa: SIM110  (all() takes twice as long)
+        if type(key) is not str or type(item) not in _FLAT:
+            return False
+    return True
 
 
 def plain_details(details: dict[Any, Any]) -> dict[str, Any]:

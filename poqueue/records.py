@@ -25,7 +25,7 @@ class Kind(IntEnum):
 
 # what is looked at for each PO, as in poqueue.task
 LEASED, DONE = Kind.LEASED, Kind.COMPLETED
-ENDS, WAITS = (Kind.COMPLETED, Kind.FAILED), (Kind.RETRY, Kind.RETRIED)
+WAITS = (Kind.RETRY, Kind.RETRIED)
 
 
 class Record(NamedTuple):

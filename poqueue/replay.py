@@ -86,7 +86,7 @@ class _Reader:
         if namesake is not None:  # it had ended so long ago that the queue had forgotten it
             self._ledger.forget(namesake)
         entry = Entry(task_id, po_number, payload, priority, rank, retries, delay, timeout, 0.0, created_at, group)
-        self._moves.add(entry, rank, self._then(created_at), created_at)
+        self._moves.add([entry], rank, self._then(created_at), created_at)
         self._by_rank[rank] = entry
         self.found.last_rank = rank
 
@@ -111,7 +111,7 @@ class _Reader:
         if token <= self.found.last_token:
             raise ValueError(f"lease {token} comes after lease {self.found.last_token}")
         entry = self._by_rank[record.rank or 0]
-        self._moves.lease(entry, token, record.worker or "", self._then(record.at), record.at)
+        self._moves.lease([entry], token, record.worker or "", self._then(record.at), record.at)
         self._by_token[token] = entry
         self.found.last_token = token
 
@@ -121,7 +121,7 @@ class _Reader:
         if record.result is not None:
             _check_json(record.result)
         if kind is Kind.COMPLETED:
-            moves.complete(entry, record.result or b"", record.delay_s or 0.0, record.seconds, now, at)
+            moves.complete([(entry, record.result or b"", record.delay_s or 0.0, record.seconds)], now, at)
         elif kind is Kind.FAILED:
             moves.fail(entry, details, record.result, record.seconds, now, at)
         elif kind is Kind.RETRY:

@@ -6,7 +6,7 @@ Plain and single-threaded: the queue holds the lock. A task stands in one place 
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from poqueue.ledger import Entry
@@ -24,7 +24,10 @@ class _Lane:
         self.returned: list[tuple[int, Entry]] = []
 
     def pop(self) -> Entry | None:
-        """Take the task of the lowest rank."""
+        """Take the task of the lowest rank.
+
+        Nothing is called between a look and what it is for: a signal handler may come in between, and take as well.
+        """
         if self.returned and (not self.fresh or self.returned[0][0] < self.fresh[0].rank):
             return heapq.heappop(self.returned)[1]
         return self.fresh.popleft() if self.fresh else None
@@ -46,9 +49,11 @@ class Schedule:
         """Whether a task waits for another one of its PO to end."""
         return bool(self._aside)
 
-    def add(self, entry: Entry) -> None:
-        """A new task: ready, behind all others of its priority."""
-        self._lane(entry).fresh.append(entry)
+    def add(self, entries: Iterable[Entry]) -> None:
+        """New tasks: ready, each behind all others of its priority."""
+        lanes, by_priority = self._lanes, self._by_priority
+        for entry in entries:
+            lanes[entry.priority - 1 if by_priority else 0].fresh.append(entry)
 
     def put_back(self, entry: Entry) -> None:
         """A task that may run at once, at its original rank."""
@@ -71,39 +76,45 @@ class Schedule:
         """When the last delayed task becomes ready; costs what is delayed."""
         return max((due for due, rank, _ in self._delayed if rank not in self._removed), default=None)
 
-    def take(self, now: float) -> Entry | None:
-        """The best task that may run now; its PO counts as running until `end`."""
+    def take(self, now: float, limit: int = 1) -> list[Entry]:
+        """The best tasks that may run now, the very best first; their POs count as running until `end`."""
         delayed = self._delayed
         while delayed and delayed[0][0] <= now:
             self.put_back(heapq.heappop(delayed)[2])
         running, removed = self._running_pos, self._removed
+        taken: list[Entry] = []
         for lane in self._lanes:
             if not (lane.fresh or lane.returned):
                 continue
-            while (entry := lane.pop()) is not None:
+            while len(taken) < limit and (entry := lane.pop()) is not None:
                 if removed and entry.rank in removed:
                     removed.discard(entry.rank)
-                    continue
-                if entry.po_number not in running:
+                elif entry.po_number in running:
+                    heapq.heappush(self._aside.setdefault(entry.po_number, []), (entry.rank, entry))
+                else:
                     running.add(entry.po_number)
-                    return entry
-                heapq.heappush(self._aside.setdefault(entry.po_number, []), (entry.rank, entry))
-        return None
+                    taken.append(entry)
+            if len(taken) == limit:
+                break
+        return taken
 
-    def end(self, entry: Entry) -> bool:
-        """The task runs no more; True if another one of its PO may now."""
-        self._running_pos.discard(entry.po_number)
-        if not self._aside:
-            return False
-        waiting = self._aside.pop(entry.po_number, ())
-        for _, other in waiting:
-            self.put_back(other)
-        return bool(waiting)
+    def end(self, entries: Iterable[Entry]) -> int:
+        """These tasks run no more; how many others of their POs may now."""
+        running, count = self._running_pos, 0
+        for entry in entries:
+            running.discard(entry.po_number)
+            if self._aside:
+                waiting = self._aside.pop(entry.po_number, ())
+                for _, other in waiting:
+                    self.put_back(other)
+                count += len(waiting)
+        return count
 
-    def untake(self, entry: Entry) -> None:
-        """As if `take` had not been: the task stands in its place again."""
-        self.end(entry)
-        self.put_back(entry)
+    def untake(self, entries: Sequence[Entry]) -> None:
+        """As if `take` had not been: the tasks stand in their places again."""
+        self.end(entries)
+        for entry in entries:
+            self.put_back(entry)
 
     def remove(self, entry: Entry) -> None:
         """The task does not wait any more; it is passed over when its turn comes, which costs nothing now."""
@@ -119,8 +130,7 @@ class Schedule:
         self._aside = {}
         self._removed = set()
         self._running_pos = {entry.po_number for entry in running}
-        for entry in sorted(pending, key=lambda one: one.rank):
-            self.add(entry)
+        self.add(sorted(pending, key=lambda one: one.rank))
 
     def _forget(self, entry: Entry) -> None:
         """Take a removed task out of wherever it still stands; it is about to wait again."""

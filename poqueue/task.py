@@ -1,5 +1,6 @@
 """The records that travel: tasks, results, and what a worker and the queue say to each other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -108,6 +109,15 @@ class Report(NamedTuple):
     give_up: bool = False
 
 
+class Success(NamedTuple):
+    """A report of nearly all attempts, in short: it ended well, and its result (frozen) says so and tells the same time."""
+
+    task_id: str
+    token: int
+    processing_time: float
+    payload: bytes
+
+
 class Grant(NamedTuple):
     """The queue's answer to a worker: what to run next; `stop` says that there will never be more."""
 
@@ -132,7 +142,7 @@ class TaskRecord(NamedTuple):
     assigned_at: float | None
     completed_at: float | None
     result: bytes | None
-    error_history: list[dict[str, Any]]
+    error_history: Sequence[dict[str, Any]]
     interruptions: int
     po_number: str
 

@@ -43,10 +43,10 @@ from poqueue.events import UNSET, EventDelivery, EventFeed
 from poqueue.halt import HaltPolicy
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
-from poqueue.moves import Moves
-from poqueue.packing import FrozenTask
-from poqueue.payload import freeze_po, freeze_result, is_json, thaw_task
-from poqueue.records import DONE, ENDS, LEASED, Kind, Record
+from poqueue.moves import End, Moves
+from poqueue.packing import FrozenTask, PackedGrant, pack_task, unpack_events, unpack_grant
+from poqueue.payload import freeze_result, is_json, thaw_task
+from poqueue.records import LEASED, Kind, Record
 from poqueue.schedule import Schedule
 from poqueue.task import (
     COMPLETED,
@@ -55,16 +55,16 @@ from poqueue.task import (
     PROCESSING,
     Event,
     Grant,
-    Lease,
     ProcessingTask,
     Report,
     ReportParts,
+    Success,
     TaskRecord,
     TaskResult,
     instance,
 )
 from poqueue.task import TaskStatus as S
-from poqueue.verdict import Verdict, broken_off, failed_attempt, final, retry_delay_s, taken_s
+from poqueue.verdict import Decisions, Verdict, broken_off, failed_attempt, reported, retry_delay_s
 
 if TYPE_CHECKING:
     from poqueue.journal import Journal
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_WAIT_S = 5.0
+NOTHING_DECIDED = Decisions()
 FAULT_RETRY_S = 0.5  # how often a journal that could not be written is tried again
 
 
@@ -198,8 +199,7 @@ class TaskQueue:
                     if self._journal is not None and admitted:
                         self._write((), [_row(entry, rank, at) for rank, entry in enumerate(admitted, self._rank + 1)])
                     self._rank = last = self._rank + count  # in one step: a signal handler may add tasks in between
-                    for rank, entry in enumerate(admitted, last - count + 1):
-                        self._moves.add(entry, rank, now, at)
+                    self._moves.add(admitted, last - count + 1, now, at)
                 if admitted:
                     self._empty_is_news = True
                     self._wake(len(admitted))
@@ -234,7 +234,7 @@ class TaskQueue:
             if entry.status is not PROCESSING or entry.worker_id != worker_id:
                 holder = f"held by {entry.worker_id}" if entry.status is PROCESSING else entry.status.value
                 raise WorkerMismatchError(f"task {task_id} is {holder}; the report of {worker_id} changes nothing")
-            self._settle([final(entry, frozen, frozen.processing_time or None)])
+            self._settle(reported(entry, frozen, frozen.processing_time or None))
         self._delivery.deliver()
 
     def retry_task(self, task_id: str, error_details: dict[str, Any]) -> bool:
@@ -268,7 +268,7 @@ class TaskQueue:
     def exchange(
         self,
         worker_id: str,
-        reports: Sequence[Report] = (),
+        reports: Sequence[Report | Success] = (),
         limit: int = 1,
         wait_s: float = 0.0,
         turn: int = 0,
@@ -286,34 +286,46 @@ class TaskQueue:
                 and is undone; a call of an older turn leases nothing.
             keeps: tokens of leases that it has in hand while it asks for more.
         """
+        return unpack_grant(self.exchange_packed(worker_id, reports, limit, wait_s, turn, keeps))
+
+    def exchange_packed(
+        self,
+        worker_id: str,
+        reports: Sequence[Report | Success] = (),
+        limit: int = 1,
+        wait_s: float = 0.0,
+        turn: int = 0,
+        keeps: Collection[int] = (),
+    ) -> PackedGrant:
+        """The same, the Grant as a plain tuple of a list of plain tuples: what crosses to other processes."""
         _check_worker_id(worker_id)
         if reports or turn:
             with self._lock:
                 if turn and turn <= self._turns.get(worker_id, 0):  # it has begun a later one
-                    return Grant([], stop=False)
-                verdicts = self._decide_reports(worker_id, reports, keeps if turn else None)
-                if turn and limit and self._may_lease_first(worker_id, verdicts):
-                    leases = self._lease_many(worker_id, limit, verdicts)
+                    return [], False
+                decisions = self._decide_reports(worker_id, reports, keeps if turn else None)
+                if turn and limit and self._may_lease_first(worker_id, decisions):
+                    leases = self._lease_many(worker_id, limit, decisions)
                 else:
                     leases = []
-                    self._settle(verdicts)
+                    self._settle(decisions)
                 if turn:
                     self._turns[worker_id] = turn
             self._delivery.deliver()
             if leases:
-                return Grant(leases, stop=False)
+                return leases, False
         deadline = time.monotonic() + min(wait_s, MAX_WAIT_S)
         with self._lock:
             while True:
                 if self._is_draining or worker_id in self._retired:
-                    return Grant([], stop=True)
+                    return [], True
                 leases = self._lease_many(worker_id, limit) if limit and not self._is_paused else []
                 remaining_s = deadline - time.monotonic()
                 if leases or not limit or remaining_s <= 0:
-                    return Grant(leases, stop=False)
+                    return leases, False
                 self._wait_for_work(remaining_s)
                 if turn and self._turns.get(worker_id) != turn:  # its client has hung up and asked again
-                    return Grant([], stop=False)
+                    return [], False
 
     def retire_worker(self, worker_id: str) -> None:
         """Lease nothing to this worker any more; its next exchange says stop. Its reports still count."""
@@ -341,11 +353,11 @@ class TaskQueue:
             The ids of the tasks that wait again.
         """
         with self._lock:
-            held = self._ledger.held_by(worker_id)
+            held = list(self._ledger.held_by(worker_id).values())
             others = [entry for entry in held if entry.token != but]
             if but and len(others) == len(held):
                 return []
-            self._settle([Verdict(Kind.UNDONE, entry) for entry in others])
+            self._settle(Decisions(verdicts=[Verdict(Kind.UNDONE, entry) for entry in others]))
             self._work.notify_all()
             return [entry.task_id for entry in others]
 
@@ -366,7 +378,7 @@ class TaskQueue:
             live = {entry.token: entry for entry in self._ledger.of_status(PROCESSING)}
             broken = [broken_off(live.pop(token), reason, is_crash) for token in begun if token in live]
             others = [Verdict(Kind.UNDONE, entry) for entry in live.values()] if all_others else []
-            self._settle([*broken, *others])
+            self._settle(Decisions(verdicts=[*broken, *others]))
             self._work.notify_all()
         self._delivery.deliver()
         return len(broken)
@@ -380,7 +392,7 @@ class TaskQueue:
         with self._lock:
             wanted = set(task_ids) if task_ids is not None else None
             failed = [e for e in self._ledger.of_status(S.FAILED) if wanted is None or e.task_id in wanted]
-            self._settle([Verdict(Kind.REQUEUED, entry) for entry in failed])
+            self._settle(Decisions(verdicts=[Verdict(Kind.REQUEUED, entry) for entry in failed]))
             self._work.notify_all()
             return len(failed)
 
@@ -393,7 +405,7 @@ class TaskQueue:
         with self._lock:
             found = [self._ledger.get(task_id) for task_id in dict.fromkeys(task_ids)]
             dropped = [entry for entry in found if entry is not None and entry.status is not PROCESSING]
-            self._settle([Verdict(Kind.CLEARED, entry) for entry in dropped])
+            self._settle(Decisions(verdicts=[Verdict(Kind.CLEARED, entry) for entry in dropped]))
         self._delivery.deliver()
         return len(dropped)
 
@@ -414,9 +426,8 @@ class TaskQueue:
             if entry.status is PROCESSING:
                 self._note("cancel", entry)
                 return "stopping"
-            self._settle(
-                [Verdict(Kind.CANCELLED, entry, described({"error_type": "Cancelled", "message": "cancelled"}))]
-            )
+            details = described({"error_type": "Cancelled", "message": "cancelled"})
+            self._settle(Decisions(verdicts=[Verdict(Kind.CANCELLED, entry, details)]))
         self._delivery.deliver()
         return "cancelled"
 
@@ -508,7 +519,7 @@ class TaskQueue:
         statuses = [PENDING, S.RETRY_PENDING] if preserve_processing else [PENDING, S.RETRY_PENDING, PROCESSING]
         with self._lock:
             dropped = [entry for status in statuses for entry in self._ledger.of_status(status)]
-            self._settle([Verdict(Kind.CLEARED, entry) for entry in dropped])
+            self._settle(Decisions(verdicts=[Verdict(Kind.CLEARED, entry) for entry in dropped]))
             self._full_was_told = False
             self._note_if_empty()
         logger.info(
@@ -724,6 +735,12 @@ class TaskQueue:
             gather_s: ends of attempts may wait so long for more of them, seconds: a reader that is woken for each of
                 thousands keeps everybody from working. Any other event is told at once, with those before it.
         """
+        return unpack_events(self.read_events_packed(reader, after, limit, wait_s, gather_s))
+
+    def read_events_packed(
+        self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0, gather_s: float = 0.0
+    ) -> list[tuple[Any, ...]]:
+        """The same, each Event as a plain tuple and its task as well: what crosses to other processes."""
         feed, deadline = self._feed, time.monotonic() + min(wait_s, MAX_WAIT_S)
         with self._lock:
             feed.release(reader, after)
@@ -802,21 +819,22 @@ class TaskQueue:
     # ------------------------------------------------------------------ guards (no change yet)
 
     def _admit(self, task: ProcessingTask | FrozenTask, priority: int) -> Entry:
-        if type(task) is not FrozenTask and not isinstance(task, ProcessingTask):
-            raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")
-        if not isinstance(task.group, str):
-            raise ValueError(f"invalid task: group must be text, got {task.group!r}")
-        if not isinstance(task.task_id, str):
-            raise ValueError(f"invalid task: task_id must be text, got {task.task_id!r}")
+        needs_json, config = self._journal is not None, self._config
+        if type(task) is not FrozenTask:
+            task = instance(FrozenTask, pack_task(task, needs_json))
+        elif needs_json and not is_json(task.payload):
+            raise ValueError("invalid task data: a queue with a journal takes it as JSON")
+        task_id, po_number, payload, own_priority, retries, delay, timeout, group = task
+        if not isinstance(group, str):
+            raise ValueError(f"invalid task: group must be text, got {group!r}")
+        if not isinstance(task_id, str):
+            raise ValueError(f"invalid task: task_id must be text, got {task_id!r}")
         if type(priority) is not int or not 1 <= priority <= 10:
             check_whole(priority, "priority", minimum=1, maximum=10)
         if priority == DEFAULT_PRIORITY:
-            priority = task.priority
+            priority = own_priority
             if type(priority) is not int or not 1 <= priority <= 10:
                 check_whole(priority, "priority", minimum=1, maximum=10)
-        po_number, payload = self._po_of(task)
-        config = self._config
-        retries, delay, timeout = task.max_retries, task.retry_delay, task.task_timeout
         if retries is None:
             retries = config.max_retries
         else:
@@ -829,17 +847,7 @@ class TaskQueue:
             timeout = config.task_timeout
         else:
             check_timeout(timeout)
-        return Entry(
-            task.task_id or _new_id(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, task.group
-        )
-
-    def _po_of(self, task: ProcessingTask | FrozenTask) -> tuple[str, bytes]:
-        needs_json = self._journal is not None
-        if not isinstance(task, FrozenTask):
-            return freeze_po(task.po_data, needs_json)
-        if needs_json and not is_json(task.payload):
-            raise ValueError("invalid task data: a queue with a journal takes it as JSON")
-        return task.po_number, task.payload
+        return Entry(task_id or _new_id(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, group)
 
     def _guard_new_ids(self, admitted: list[Entry]) -> None:
         fresh = set()
@@ -868,48 +876,38 @@ class TaskQueue:
 
     # ------------------------------------------------------------------ moves (under the lock)
 
-    def _lease(self, worker_id: str, limit: int, verdicts: Sequence[Verdict] = ()) -> list[Entry]:
+    def _lease(self, worker_id: str, limit: int, decisions: Decisions = NOTHING_DECIDED) -> list[Entry]:
         """Lease up to `limit` tasks that may run now; none while something holds them back.
 
-        With verdicts they are settled first, both in one transaction of the journal; what it raises, they raise.
+        What is decided is settled first, both in one transaction of the journal; what it raises, this raises.
         """
         with self._change:
-            return self._lease_now(worker_id, limit, verdicts)
+            return self._lease_now(worker_id, limit, decisions)
 
-    def _lease_now(self, worker_id: str, limit: int, verdicts: Sequence[Verdict]) -> list[Entry]:
+    def _lease_now(self, worker_id: str, limit: int, decisions: Decisions) -> list[Entry]:
         now = self._clock()
         if not self._may_start(now):
-            self._settle_now(verdicts)
+            self._settle_now(decisions)
             return []
-        taken = self._schedule_takes(limit, now)
-        if verdicts and self._schedule.has_aside:  # a task was passed over that the verdicts will let run
-            for entry in reversed(taken):
-                self._schedule.untake(entry)
-            self._settle_now(verdicts)
-            return self._lease_now(worker_id, limit, ())
+        taken = self._schedule.take(now, 1 if self._config.start_delay else limit)
+        if decisions and self._schedule.has_aside:  # a task was passed over that will run once these are settled
+            self._schedule.untake(taken)
+            self._settle_now(decisions)
+            return self._lease_now(worker_id, limit, NOTHING_DECIDED)
         if not taken:
-            self._settle_now(verdicts)
+            self._settle_now(decisions)
             return taken
         at, count = self._wall_clock(), len(taken)
-        if self._journal is not None and not self._can_write_leases(taken, worker_id, verdicts, now, at):
+        if self._journal is not None and not self._can_write_leases(taken, worker_id, decisions, now, at):
             return []
-        if verdicts:
-            self._do_all(verdicts, now, at)
+        if decisions:
+            self._do_all(decisions, now, at)
         if self._config.start_delay:
             self._next_start = now + self._config.start_delay
         self._token = last = self._token + count  # in one step, as ranks are
-        for token, entry in enumerate(taken, last - count + 1):
-            self._moves.lease(entry, token, worker_id, now, at)
+        self._moves.lease(taken, last - count + 1, worker_id, now, at)
         if self._full_was_told:
             self._rearm_full()
-        return taken
-
-    def _schedule_takes(self, limit: int, now: float) -> list[Entry]:
-        if self._config.start_delay:
-            limit = 1
-        taken: list[Entry] = []
-        while len(taken) < limit and (entry := self._schedule.take(now)) is not None:
-            taken.append(entry)
         return taken
 
     def _may_start(self, now: float) -> bool:
@@ -917,10 +915,10 @@ class TaskQueue:
         return not (self._held_because or now < self._next_start or is_at_fault)
 
     def _can_write_leases(
-        self, taken: list[Entry], worker_id: str, verdicts: Sequence[Verdict], now: float, at: float
+        self, taken: list[Entry], worker_id: str, decisions: Decisions, now: float, at: float
     ) -> bool:
-        """Write leases, and verdicts before them. If it fails the tasks stand in their places again."""
-        records = [verdict.record(at, now) for verdict in verdicts]
+        """Write leases, and what is decided before them. If it fails the tasks stand in their places again."""
+        records = decisions.records(at, now)
         records += [
             Record(LEASED, entry.rank, token, at, worker_id) for token, entry in enumerate(taken, self._token + 1)
         ]
@@ -929,53 +927,63 @@ class TaskQueue:
             self._write(records)
             is_written = True
         except JournalError:
-            if verdicts:
+            if decisions:
                 raise
         finally:  # the status says why nothing starts
             if not is_written:
-                for entry in reversed(taken):
-                    self._schedule.untake(entry)
+                self._schedule.untake(taken)
         return is_written
 
-    def _lease_many(self, worker_id: str, limit: int, verdicts: Sequence[Verdict] = ()) -> list[Lease]:
+    def _lease_many(self, worker_id: str, limit: int, decisions: Decisions = NOTHING_DECIDED) -> list[tuple[Any, ...]]:
+        """Leases, packed."""
         timeouts = self._timeouts
         return [
-            instance(Lease, (
+            (
                 entry.task_id, entry.token, entry.attempt, entry.attempt + entry.max_retries - entry.retry_count,
                 entry.task_timeout if timeouts is None else _limit_s(entry, timeouts), entry.po_number, entry.payload,
-            ))
-            for entry in self._lease(worker_id, limit, verdicts)
+            )
+            for entry in self._lease(worker_id, limit, decisions)
         ]  # fmt: skip
 
-    def _may_lease_first(self, worker_id: str, verdicts: Sequence[Verdict]) -> bool:
-        """Whether the next leases are the same before and after these verdicts: then one transaction does for both."""
+    def _may_lease_first(self, worker_id: str, decisions: Decisions) -> bool:
+        """Whether the next leases are the same before and after these are settled: then one transaction does for both."""
         if self._may_not_lease(worker_id) or self._halt.is_set or self._schedule.has_aside:
             return False
-        return all(verdict.kind in ENDS for verdict in verdicts)
+        return all(verdict.kind is Kind.FAILED for verdict in decisions.verdicts)
 
     def _decide_reports(
-        self, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None
-    ) -> list[Verdict]:
+        self, worker_id: str, reports: Sequence[Report | Success], keeps: Collection[int] | None
+    ) -> Decisions:
         """With `keeps` the worker has these in hand and nothing else."""
-        verdicts: dict[int, Verdict] = {}
+        held = self._ledger.held_by(worker_id)
+        told: dict[int, None] = {}
+        ends: list[End] = []
+        verdicts: list[Verdict] = []
         for report in reports:
-            entry = self._ledger.get(report.task_id)
-            is_live = entry is not None and entry.status is PROCESSING and entry.token == report.token
-            if entry is None or not is_live or entry.worker_id != worker_id:
-                logger.info("report of %s on task %s came too late; ignored", worker_id, report.task_id)
-            elif report.token not in verdicts:
-                verdicts[report.token] = self._decide(entry, report)
-        if keeps is not None:
-            held = self._ledger.held_by(worker_id)
-            if len(held) > len(verdicts):
-                in_hand = verdicts.keys() | keeps
-                others = [entry for entry in held if entry.token not in in_hand]
-                verdicts |= {entry.token: Verdict(Kind.UNDONE, entry) for entry in others}
-        return list(verdicts.values())
+            token = report[1]
+            entry = held.get(token)
+            if entry is None or entry.task_id != report[0]:
+                logger.info("report of %s on task %s came too late; ignored", worker_id, report[0])
+                continue
+            if token in told:
+                continue
+            told[token] = None
+            if len(report) == 4:
+                _, _, seconds, payload = report
+                ends.append((entry, payload, seconds, seconds or None))
+            elif report.result is not None:
+                decided = reported(entry, report.result, report.processing_time or None)
+                ends += decided.ends
+                verdicts += decided.verdicts
+            else:
+                verdicts.append(self._decide_failure(entry, report))
+        if keeps is not None and len(held) > len(told):
+            in_hand = told.keys() | keeps
+            others = [entry for token, entry in list(held.items()) if token not in in_hand]
+            verdicts += [Verdict(Kind.UNDONE, entry) for entry in others]
+        return Decisions(ends, verdicts)
 
-    def _decide(self, entry: Entry, report: Report) -> Verdict:
-        if report.result is not None:
-            return final(entry, report.result, report.processing_time or None)
+    def _decide_failure(self, entry: Entry, report: Report) -> Verdict:
         if report.error is None:
             return Verdict(Kind.UNDONE, entry)
         if report.give_up:
@@ -994,7 +1002,7 @@ class TaskQueue:
             if entry.retry_count >= entry.max_retries:
                 return False
             delay_s = retry_delay_s(entry, after_s, self._config, random.random)
-            self._settle([Verdict(Kind.RETRIED, entry, delay_s=delay_s)])
+            self._settle(Decisions(verdicts=[Verdict(Kind.RETRIED, entry, delay_s=delay_s)]))
             return True
         claimed = details.get("worker_id")
         if claimed is not None and claimed != entry.worker_id:
@@ -1002,44 +1010,51 @@ class TaskQueue:
                 f"task {entry.task_id} is held by {entry.worker_id}; {claimed} cannot give it back"
             )
         verdict = failed_attempt(entry, details, after_s, None, self._config, random.random)
-        self._settle([verdict])
+        self._settle(Decisions(verdicts=[verdict]))
         return verdict.kind is Kind.RETRY
 
-    def _settle(self, verdicts: Sequence[Verdict]) -> None:
+    def _settle(self, decisions: Decisions) -> None:
         """Write down what was decided, and then do it. If it cannot be written, nothing has happened."""
-        if verdicts:
+        if decisions:
             with self._change:
-                self._settle_now(verdicts)
+                self._settle_now(decisions)
 
-    def _settle_now(self, verdicts: Sequence[Verdict]) -> None:
-        if not verdicts:
+    def _settle_now(self, decisions: Decisions) -> None:
+        if not decisions:
             return
         now, at = self._clock(), self._wall_clock()
         if self._journal is not None:
-            self._write([verdict.record(at, now) for verdict in verdicts])
-        self._do_all(verdicts, now, at)
+            self._write(decisions.records(at, now))
+        self._do_all(decisions, now, at)
 
-    def _do_all(self, verdicts: Sequence[Verdict], now: float, at: float) -> None:
-        for verdict in verdicts:
+    def _do_all(self, decisions: Decisions, now: float, at: float) -> None:
+        if decisions.ends:
+            self._complete(decisions.ends, now, at)
+        for verdict in decisions.verdicts:
             self._do(verdict, now, at)
         self._ledger.expire(now - self._config.retention_s)
         self._note_if_empty()
 
+    def _complete(self, ends: Sequence[End], now: float, at: float) -> None:
+        """Successes come by the hundred: each step is done for all of them."""
+        may_run = self._moves.complete(ends, now, at)
+        self._note_all("completed", [end[0] for end in ends])
+        if self._halt.is_set:
+            for _ in ends:
+                self._count_end(succeeded=True)
+        if may_run:
+            self._wake(may_run)
+
     def _do(self, verdict: Verdict, now: float, at: float) -> None:
         kind, entry, details, result, delay_s, seconds = verdict
         moves = self._moves
-        is_news = False  # something more may be leased now
-        if kind is DONE and result is not None:
-            is_news = moves.complete(entry, result.payload, taken_s(entry, result, now), seconds, now, at)
-            self._note("completed", entry)
-            self._count_end(succeeded=True)
-        elif kind is Kind.FAILED:
-            payload = result.payload if result is not None else None
-            is_news = moves.fail(entry, details or {}, payload, seconds, now, at)
+        may_run = 0  # others of its PO, now
+        if kind is Kind.FAILED:
+            may_run = moves.fail(entry, details or {}, result, seconds, now, at)
             self._tell_failure(entry, "failed", f"failed for good after attempt {entry.attempt}")
             self._count_end(succeeded=False)
         elif kind is Kind.RETRY:
-            is_news = moves.retry(entry, details or {}, now + delay_s, seconds, now, at)
+            may_run = moves.retry(entry, details or {}, now + delay_s, seconds, now, at)
             self._tell_failure(entry, "retry", f"attempt {entry.attempt} failed; retried in {delay_s:.3g} s")
             self._work_comes(1)
         elif kind is Kind.CANCELLED:
@@ -1060,11 +1075,11 @@ class TaskQueue:
             self._work_comes(1)
         elif kind is Kind.CLEARED:
             was_running = entry.status is PROCESSING
-            is_news = moves.clear(entry, now)
+            may_run = moves.clear(entry, now)
             if was_running:
                 self._note("dropped", entry)
-        if is_news:
-            self._wake(1)
+        if may_run:
+            self._wake(may_run)
 
     def _tell_failure(self, entry: Entry, kind: str, what: str) -> None:
         latest = (entry.error_history or [{}])[-1]
@@ -1156,9 +1171,14 @@ class TaskQueue:
             self._waiters -= 1
 
     def _note(self, kind: str, entry: Entry | None, error: str = "") -> None:
+        self._note_all(kind, [entry], error)
+
+    def _note_all(self, kind: str, entries: Sequence[Entry | None], error: str = "") -> None:
+        """The same of each of these tasks."""
         if self._delivery.is_heard:
-            self._delivery.note(kind, entry, error)
-        if self._feed.is_read and (self._feed.note(kind, entry, error) or self._waiting_readers):
+            for entry in entries:
+                self._delivery.note(kind, entry, error)
+        if self._feed.is_read and (self._feed.note(kind, entries, error) or self._waiting_readers):
             self._news.notify_all()
 
     def _note_if_empty(self) -> None:

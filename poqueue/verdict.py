@@ -1,12 +1,13 @@
 """What is decided about an attempt, as a value: it can be written down before it is done."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from poqueue.config import QueueConfig
 from poqueue.error_log import described
 from poqueue.ledger import Entry
+from poqueue.moves import End
 from poqueue.payload import FrozenResult
 from poqueue.records import DONE, WAITS, Kind, Record
 from poqueue.retry import backoff_s
@@ -17,44 +18,50 @@ MAX_CRASHES = 3  # a PO that was running when the whole run crashed, this often 
 
 
 class Verdict(NamedTuple):
-    """How a step of a task's life is to end; `seconds` is how long the attempt worked, if that is known."""
+    """How a step of a task's life is to end that is no success; `seconds` is how long the attempt worked, if that is known."""
 
     kind: Kind
     entry: Entry
     details: dict[str, Any] | None = None
-    result: FrozenResult | None = None
+    result: bytes | None = None
     delay_s: float = 0.0
     seconds: float | None = None
 
     def record(self, at: float, now: float) -> Record:
         """The line of the journal's log."""
-        entry, result = self.entry, self.result
-        waits = self.kind in WAITS
+        entry, waits = self.entry, self.kind in WAITS
         return Record(
             self.kind, entry.rank, entry.token if entry.status is PROCESSING else None, at, entry.worker_id, self.seconds,
-            self.delay_s if waits else self.duration_s(now), now + self.delay_s if waits else None,
-            result.payload if result is not None else None,
+            self.delay_s if waits else None, now + self.delay_s if waits else None, self.result,
             json.dumps(self.details, ensure_ascii=True) if self.details is not None else None,
         )  # fmt: skip
 
-    def duration_s(self, now: float) -> float | None:
-        """What counts as the time that the task took, if it is done."""
-        if self.kind is not DONE or self.result is None:
-            return None
-        return taken_s(self.entry, self.result, now)
+
+class Decisions(NamedTuple):
+    """What is decided about some tasks: which are done, and what else is to become of others. In this order it is done."""
+
+    ends: Sequence[End] = ()
+    verdicts: Sequence[Verdict] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.ends or self.verdicts)
+
+    def records(self, at: float, now: float) -> list[Record]:
+        """The lines of the journal's log."""
+        done = [
+            instance(Record, (DONE, entry.rank, entry.token, at, entry.worker_id, seconds, stated_s or now - entry.leased,
+                              None, result, None))
+            for entry, result, stated_s, seconds in self.ends
+        ]  # fmt: skip
+        return done + [verdict.record(at, now) for verdict in self.verdicts]
 
 
-def taken_s(entry: Entry, result: FrozenResult, now: float) -> float:
-    """What counts as the time that a task took: what its processor says, or else that of the lease."""
-    return result.processing_time or now - entry.leased
-
-
-def final(entry: Entry, result: FrozenResult, seconds: float | None) -> Verdict:
+def reported(entry: Entry, result: FrozenResult, seconds: float | None) -> Decisions:
     """A report with a result: done, or failed by the processor's own word."""
     if result.success:
-        return instance(Verdict, (DONE, entry, None, result, 0.0, seconds))
+        return Decisions(ends=[(entry, result.payload, result.processing_time, seconds)])
     details = described({"error_message": result.error_message or "failed"})
-    return Verdict(Kind.FAILED, entry, details, result, seconds=seconds)
+    return Decisions(verdicts=[Verdict(Kind.FAILED, entry, details, result.payload, seconds=seconds)])
 
 
 def failed_attempt(

@@ -24,7 +24,7 @@ from zlib import crc32
 
 from poqueue import fast_json
 from poqueue.payload import refreeze
-from poqueue.task import Report
+from poqueue.task import Report, Success
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ _WORD = struct.Struct("@Q")
 _HEAD = struct.Struct("@QQ")  # length, checksum of what follows
 _NOT_OURS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)  # what junk raises
 _FACTS = struct.Struct("@QdQ")  # token, seconds, length of the id
+_ZEROS = bytes(15)  # to the next multiple of eight, and eight more
 
 
 class ReportKeeper:
@@ -50,27 +51,31 @@ class ReportKeeper:
         self._filled = 0  # which half is
         self._next = [_WORD.size, HALF_BYTES + _WORD.size]  # where the next record of each half goes
 
-    def keep(self, report: Report) -> bool:
+    def keep(self, report: Report | Success) -> bool:
         """An attempt is over: should this process die before it can tell the queue, the supervisor will.
 
         Returns:
             False if there is no room for it on the disk.
         """
-        result = report.result
-        if result is None:
+        if len(report) == 4:
+            task_id, token, seconds, payload = report
+        elif report.result is None:
             return self._keep_line(report, None, b"")
-        task_id = report.task_id.encode("utf-8", "surrogatepass")
-        half = self._filled
+        else:
+            task_id, token, seconds, payload = *report[:3], report.result.payload
+        name, half = task_id.encode("utf-8", "surrogatepass"), self._filled
+        body = _FACTS.pack(token, seconds, len(name)) + name + payload
         start = self._next[half]
-        body = _FACTS.pack(report.token, report.processing_time, len(task_id)) + task_id + result.payload
         end = start + _HEAD.size + len(body)
-        following = _aligned(end)
+        following = (end + 7) & -8
         if following + _WORD.size > (half + 1) * HALF_BYTES:
-            return self._keep_line(report, result[:3], result.payload)
-        kept = self._map
-        kept[start + _WORD.size : end] = _WORD.pack(crc32(body)) + body
-        _WORD.pack_into(kept, following, 0)
-        _WORD.pack_into(kept, start, end - start)
+            told = (True, seconds, None) if len(report) == 4 else report.result[:3]
+            return self._keep_line(Report(task_id, token, seconds), told, payload)
+        # the checksum, the record, and zero where the next one will say its length
+        self._map[start + _WORD.size : following + _WORD.size] = (
+            _WORD.pack(crc32(body)) + body + _ZEROS[: following + 8 - end]
+        )
+        _WORD.pack_into(self._map, start, end - start)
         self._next[half] = following
         return True
 
@@ -152,11 +157,7 @@ def _records(half: bytes) -> Iterator[Report]:
                 result = _FACTS.size + id_length
                 task_id = body[_FACTS.size : result].decode("utf-8", "surrogatepass")
                 yield Report(task_id, token, seconds, refreeze(body[result:]))
-        start = _aligned(start + length)
-
-
-def _aligned(place: int) -> int:
-    return (place + 7) & -8
+        start = (start + length + 7) & -8
 
 
 def _lines(data: bytes) -> Iterator[Report]:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from poqueue.errors import ProcessorError
-from poqueue.payload import FrozenResult, freeze_plain_result, freeze_plain_success, thaw
+from poqueue.payload import FrozenResult, freeze_plain_result, freeze_success, thaw
 from poqueue.plain import NotPlainError, is_flat, plain, plain_details
-from poqueue.task import Lease, Report, TaskResult, instance
+from poqueue.task import Lease, Report, Success, TaskResult, instance
 from workers.signals import Interrupt, Termination
 
 MAX_RESULT_BYTES = 10_000_000
@@ -106,24 +106,21 @@ class ProcessorSpec:
 
 
 class Processor:
-    """A processing function or an instance of a processing class, behind one face."""
+    """A processing function or an instance of a processing class, behind one face: `process(po, context)` processes one PO."""
 
     def __init__(self, target: Any) -> None:
         instance: Any = target() if inspect.isclass(target) else target
         process: Any = getattr(instance, "process", instance) if not inspect.isfunction(instance) else instance
-        self._process: Callable[..., Any] = process
+        self.process: Callable[[dict[str, Any], WorkerContext], Any] = (
+            process if _positional_count(process) >= 2 else lambda po, context: process(po)
+        )
         self._setup = getattr(instance, "setup", None) if process is not instance else None
         self._teardown = getattr(instance, "teardown", None) if process is not instance else None
-        self._takes_context = _positional_count(process) >= 2
 
     def setup(self, context: WorkerContext) -> None:
         """Open the session; once a worker."""
         if self._setup is not None:
             self._setup(context)
-
-    def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
-        """Process one PO."""
-        return self._process(po, context) if self._takes_context else self._process(po)
 
     def teardown(self) -> None:
         """Close the session."""
@@ -286,23 +283,25 @@ def _place_of(error: BaseException) -> str:
 # ---------------------------------------------------------------------- one attempt
 
 
-def run_attempt(processor: Processor, lease: Lease, context: WorkerContext) -> Report:
+def run_attempt(processor: Processor, lease: Lease, context: WorkerContext) -> Report | Success:
     """Run one attempt and say how it ended. Only Terminated passes through.
 
     A processor may raise anything, SystemExit and KeyboardInterrupt included: that is a failed attempt, not the end of
     the worker.
     """
-    context.po_number, context.task_id = lease.po_number, lease.task_id
-    context.attempt, context.max_attempts = lease.attempt, lease.max_attempts
-    begin = time.perf_counter()
+    task_id, token, context.attempt, context.max_attempts, _, context.po_number, payload = lease
+    context.task_id = task_id
+    begin = time.monotonic_ns()
     try:
-        value = processor.process(_open_task_data(lease), context)
-        seconds = time.perf_counter() - begin
-        return instance(Report, (lease.task_id, lease.token, seconds, _as_result(value, seconds), None, None, False))
+        value = processor.process(_open_task_data(payload), context)
+        took_ns = time.monotonic_ns() - begin
+        if isinstance(value, TaskResult):
+            return Report(task_id, token, took_ns / 1e9, _freeze_result(value, took_ns / 1e9))
+        return instance(Success, (task_id, token, took_ns / 1e9, _freeze_value(value, took_ns)))
     except Terminated:
         raise
     except BaseException as error:  # the border: nothing a processor raises goes further
-        return _report_of(error, lease, time.perf_counter() - begin)
+        return _report_of(error, lease, (time.monotonic_ns() - begin) / 1e9)
 
 
 def describe_exception(error: BaseException) -> dict[str, Any]:
@@ -335,9 +334,9 @@ def _report_of(error: BaseException, lease: Lease, seconds: float) -> Report:
     return Report(lease.task_id, lease.token, seconds, None, details, after_s, isinstance(error, GiveUp))
 
 
-def _open_task_data(lease: Lease) -> dict[str, Any]:
+def _open_task_data(payload: bytes) -> dict[str, Any]:
     try:
-        po: dict[str, Any] = thaw(lease.payload)
+        po: dict[str, Any] = thaw(payload)
     except Exception as error:
         raise TaskDataError(f"the PO's data cannot be opened here: {type(error).__name__}: {error}") from error
     return po
@@ -359,36 +358,45 @@ def _seconds_of(result: TaskResult, measured: float) -> float:
     return float(stated) if isinstance(stated, int | float) and stated > 0 else measured
 
 
-def _as_result(value: Any, seconds: float) -> FrozenResult:
-    """Whatever a processor returned, as a frozen result of plain data."""
-    frozen = _as_flat_result(value, seconds) or _as_plain_result(value, seconds)
-    if len(frozen.payload) > MAX_RESULT_BYTES:
-        raise ResultTooLarge(f"the result takes {len(frozen.payload):,} bytes; at most {MAX_RESULT_BYTES:,} are kept")
+def _freeze_result(result: TaskResult, seconds: float) -> FrozenResult:
+    """A processor's own result, reduced to plain data."""
+    message = None if result.error_message is None else str(result.error_message)[:MAX_MESSAGE_CHARS]
+    downloads, data = _as_list(plain(result.downloads)), plain(result.data) or {}
+    if not isinstance(data, dict):
+        raise NotPlainError(f"the result's data is a {type(data).__name__}; a dict is needed")
+    frozen = freeze_plain_result(
+        TaskResult(bool(result.success), downloads, _seconds_of(result, seconds), message, data)
+    )
+    _check_size(frozen.payload)
     return frozen
 
 
-def _as_flat_result(value: Any, seconds: float) -> FrozenResult | None:
+def _freeze_value(value: Any, took_ns: int) -> bytes:
+    """Anything else that a processor returned, as the result of a success."""
+    payload = _freeze_flat(value, took_ns) or _freeze_plain(value, took_ns)
+    _check_size(payload)
+    return payload
+
+
+def _freeze_flat(value: Any, took_ns: int) -> bytes | None:
     """The short way for what nearly all return; None: it must be looked at more closely."""
     if type(value) is not dict or "downloads" in value or not is_flat(value):
         return None
     try:
-        return freeze_plain_success([], seconds, value)
+        return freeze_success([], took_ns, value)
     except ValueError:  # a NaN, or a text that is none: the long way says where
         return None
 
 
-def _as_plain_result(value: Any, seconds: float) -> FrozenResult:
-    if isinstance(value, dict):
-        fields = plain(value)
-        return freeze_plain_success(_as_list(fields.pop("downloads", None)), seconds, fields)
+def _freeze_plain(value: Any, took_ns: int) -> bytes:
     if value is None:
-        return freeze_plain_success([], seconds, {})
-    if isinstance(value, TaskResult):
-        message = None if value.error_message is None else str(value.error_message)[:MAX_MESSAGE_CHARS]
-        downloads, data = _as_list(plain(value.downloads)), plain(value.data) or {}
-        if not isinstance(data, dict):
-            raise NotPlainError(f"the result's data is a {type(data).__name__}; a dict is needed")
-        return freeze_plain_result(
-            TaskResult(bool(value.success), downloads, _seconds_of(value, seconds), message, data)
-        )
-    raise NotPlainError(f"the processor returned a {type(value).__name__}; return a dict, a TaskResult or None")
+        return freeze_success([], took_ns, {})
+    if not isinstance(value, dict):
+        raise NotPlainError(f"the processor returned a {type(value).__name__}; return a dict, a TaskResult or None")
+    fields = plain(value)
+    return freeze_success(_as_list(fields.pop("downloads", None)), took_ns, fields)
+
+
+def _check_size(payload: bytes) -> None:
+    if len(payload) > MAX_RESULT_BYTES:
+        raise ResultTooLarge(f"the result takes {len(payload):,} bytes; at most {MAX_RESULT_BYTES:,} are kept")

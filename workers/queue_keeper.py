@@ -112,7 +112,7 @@ class QueueKeeper:
 
     def _begin_reading(self) -> PendingCall:
         return self._events_client.begin(
-            "read_events", self._reader, self._last_event, EVENTS_AT_ONCE, EVENTS_WAIT_S, EVENTS_GATHER_S
+            "read_events_packed", self._reader, self._last_event, EVENTS_AT_ONCE, EVENTS_WAIT_S, EVENTS_GATHER_S
         )
 
     def take_last_events(self) -> list[Event]:
@@ -120,7 +120,9 @@ class QueueKeeper:
         if self._pending is not None:
             self._pending = None  # a call that still waits for news is given up
             self._events_client.close()
-        return self._noted(unpack_events(self.ask("read_events", self._reader, self._last_event, EVENTS_AT_ONCE)))
+        return self._noted(
+            unpack_events(self.ask("read_events_packed", self._reader, self._last_event, EVENTS_AT_ONCE))
+        )
 
     def _check_alive(self) -> None:
         if not self.service.process.is_alive():

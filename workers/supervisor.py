@@ -33,6 +33,7 @@ from poqueue import failpoint
 from poqueue.client import REPORT_TIMEOUT_S, QueueClient
 from poqueue.error_log import described
 from poqueue.errors import JournalError, ServiceError, TaskNotFoundError, WorkerMismatchError
+from poqueue.packing import pack_reports
 from poqueue.service import QueueService, fits_address, leave_if_imported_again
 from poqueue.task import Event, ProcessingTask, Report, TaskRecord, TaskStatus
 from workers import own_process
@@ -284,7 +285,7 @@ class Supervisor:
         leases = self._ask("get_leases")
         for token, report in left.reports.items():
             if token in leases:
-                self._ask("exchange", leases[token].worker_id, [report], 0)
+                self._report_for(leases[token].worker_id or "", [report])
         return int(self._ask("interrupt_leases", left.begun, reason, is_crash=True, all_others=True))
 
     def add_tasks(self, tasks: list[ProcessingTask]) -> None:
@@ -678,7 +679,7 @@ class Supervisor:
 
     def _report_for(self, worker_id: str, reports: list[Any]) -> None:
         """The queue knows the dead worker's live leases; a report that it has already taken changes nothing."""
-        self._ask("exchange", worker_id, reports, 0)
+        self._ask("exchange_packed", worker_id, pack_reports(reports), 0)
 
     def _charge(self, worker: WorkerProcess, status: Status, is_out_of_memory: bool, now: float) -> None:
         record = self._ask("get_leases").get(status.token)

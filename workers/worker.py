@@ -28,7 +28,7 @@ from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient, connect
 from poqueue.errors import JournalError, PoqueueError, ServiceError
 from poqueue.packing import unpack_grant
-from poqueue.task import LEASE_AHEAD_S, MAX_LEASES, Grant, Lease, Report
+from poqueue.task import LEASE_AHEAD_S, MAX_LEASES, Grant, Lease, Report, Success
 from poqueue.wire import load_proof
 from workers.own_process import become_worker, cpu_seconds, most_rss_bytes, queued_seconds, rss_bytes
 from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, load_target, run_attempt
@@ -72,6 +72,7 @@ def main(settings: WorkerSettings, orders: "Connection[Any, Any]") -> None:
     _watch_parent()
     try:
         signal.signal(signal.SIGTERM, _on_term)
+        os.register_at_fork(after_in_child=_become_stray)
         worker = Worker(settings, files, streams)
         load_proof()
         files.phase(Phase.STANDBY)
@@ -92,7 +93,7 @@ class _Ahead(NamedTuple):
     """An exchange whose answer has not been fetched yet: what it tells, how many leases it asks for, until when they are good."""
 
     call: PendingCall
-    reports: list[Report]
+    reports: list[Report | Success]
     limit: int
     until: float
 
@@ -103,8 +104,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings, files: WorkerWriter, streams: "_Streams") -> None:
         self._settings = settings
         self._files = files
-        self._pid = os.getpid()
-        self._reports: list[Report] = []
+        self._reports: list[Report | Success] = []
         self._is_kept = True  # whether they would outlive this process
         self._hand: deque[tuple[Lease, float]] = deque()  # what is to be begun, and until when
         self._granted = 0  # how many leases came with the last grant
@@ -244,25 +244,25 @@ class Worker:
             self._reports.append(Report(lease.task_id, lease.token, 0.0))
             return
         begin = time.monotonic()
-        files.begin(lease.token, lease.attempt, begin, lease.task_timeout, lease.po_number, lease.task_id)
+        files.begin(lease, begin, lease.task_timeout)
         if _term_came or time.monotonic() > latest_start:
             self._reports.append(Report(lease.task_id, lease.token, 0.0))
             return
         failpoint.hit("worker.begun")
         report = run_attempt(self._processor, lease, context)
         failpoint.hit("worker.processed")
-        if os.getpid() != self._pid:
+        if _is_stray:
             os._exit(STRAY_CHILD_EXIT)  # the processor forked, and this is the child coming back into our loop
-        if _term_came and report.error is not None:
+        if _term_came and len(report) == 7 and report.error is not None:
             raise Terminated  # that was no end of its own; the supervisor knows why it was told to end
         self._is_kept = files.reports.keep(report)
         failpoint.hit("worker.report_kept")
         self._reports.append(report)
         self._tidy_up()
-        files.end(lease.token, lease.attempt, lease.po_number, lease.task_id)
+        files.end(lease)
         if not self._is_kept:
             # The disk is full: the PO stays in hand, and nothing else is begun, until the queue knows of its end.
-            files.begin(lease.token, lease.attempt, time.monotonic(), UNLIMITED_S, lease.po_number, lease.task_id)
+            files.begin(lease, time.monotonic(), UNLIMITED_S)
         self._tasks_done += 1
         self._busy_s += report.processing_time
         self._pace_s = 0.7 * self._pace_s + 0.3 * (time.monotonic() - begin)
@@ -336,6 +336,13 @@ class _boot_failure_to:
 
 
 _term_came = False
+_is_stray = False
+
+
+def _become_stray() -> None:
+    """Of every child that Python forks: it is no worker, whatever it returns to."""
+    global _is_stray
+    _is_stray = True
 
 
 def _on_term(number: int, frame: Any) -> NoReturn:

@@ -24,7 +24,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from poqueue.task import Report
+from poqueue.task import Lease, Report
 from workers.kept_reports import KEPT_BYTES, KEPT_FILE, REPORT_FILES, ReportKeeper, read_kept
 
 logger = logging.getLogger(__name__)
@@ -122,18 +122,24 @@ class WorkerWriter:
         self._phase = phase
         self._write(0, 0, time.monotonic(), 0.0, b"", b"")
 
-    def begin(
-        self, token: int, attempt: int, started: float, task_timeout: float, po_number: str, task_id: str
-    ) -> None:
+    def begin(self, lease: Lease, started: float, task_timeout: float) -> None:
         """A PO is in hand from now on; before anything of it is opened, so that whatever happens is charged to it."""
+        task_id, token, attempt, _, _, po_number, _ = lease
         self._write(
-            token, attempt, started, task_timeout, po_number.encode(errors="replace"), task_id.encode(errors="replace")
+            token,
+            attempt,
+            started,
+            task_timeout,
+            po_number.encode("utf-8", "replace"),
+            task_id.encode("utf-8", "replace"),
         )
 
-    def end(self, token: int, attempt: int, po_number: str, task_id: str) -> None:
+    def end(self, lease: Lease) -> None:
         """The PO is done; if it wrote output, mark where that ends."""
         if os.lseek(self.output_fd, 0, os.SEEK_END) != self._output_end:
-            mark = {"token": token, "attempt": attempt, "po_number": po_number, "task_id": task_id}
+            mark = {
+                "token": lease.token, "attempt": lease.attempt, "po_number": lease.po_number, "task_id": lease.task_id,
+            }  # fmt: skip
             with contextlib.suppress(OSError):  # no room: the lines count as the next PO's
                 os.write(self.output_fd, f"\n{self._mark}{json.dumps(mark)}\n".encode())
             self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)

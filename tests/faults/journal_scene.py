@@ -92,8 +92,8 @@ def _service_order(schedule: Schedule, now: float) -> list[int]:
     """The ranks of what may be leased now, one after the other."""
     rehearsed = deepcopy(schedule)
     ranks = []
-    while (entry := rehearsed.take(now)) is not None:
-        ranks.append(entry.rank)
+    while taken := rehearsed.take(now):
+        ranks += [entry.rank for entry in taken]
     return ranks
 
 

@@ -24,10 +24,10 @@ import pytest
 from poqueue import ProcessingTask, QueueFullError, TaskQueue, TaskResult, TaskStatus, failpoint
 from poqueue import journal as journal_module
 from poqueue import replay as replay_module
-from poqueue import task_queue as queue_module
 from poqueue.errors import JournalError, JournalGoneError, WorkerMismatchError
 from poqueue.journal import Journal, check_file
 from poqueue.packing import FrozenTask
+from poqueue.payload import freeze_po, freeze_result
 from poqueue.records import Kind, Record
 from poqueue.service import METHODS, QueueService
 from poqueue.task_queue import FAULT_RETRY_S
@@ -100,9 +100,10 @@ def lease(queue: TaskQueue, worker_id: str = "w1") -> str | None:
 
 CHANGES_NO_TASK = {
     "retire_worker", "halt_after", "drain_queue", "hold_queue", "set_event_handlers", "open_events", "read_events",
-    "close_events", "post_notice", "set_view", "close_queue", "copy_journal",
+    "read_events_packed", "close_events", "post_notice", "set_view", "close_queue", "copy_journal",
 }  # fmt: skip
 ASKS = ("get_", "find_", "export_", "has_", "optimize_")
+INSIDE_ANOTHER = {"exchange_packed"}  # which exchange only unpacks
 
 
 def test_every_method_that_changes_a_queue_is_tried_here() -> None:
@@ -111,7 +112,7 @@ def test_every_method_that_changes_a_queue_is_tried_here() -> None:
 
     asking = {name for name in public if name.startswith(ASKS)} - {"get_next_task"}
 
-    assert public - asking - CHANGES_NO_TASK == tried
+    assert public - asking - CHANGES_NO_TASK - INSIDE_ANOTHER == tried
     assert set(METHODS) <= public
 
 
@@ -1236,13 +1237,13 @@ def test_a_frozen_value_that_is_no_json_is_refused_as_well(queue: TaskQueue) -> 
     with closing(TaskQueue()) as plain:
         plain.add_task(task("A"))
         payload = plain._ledger.get("A").payload  # type: ignore[union-attr]
-    number, pickled = queue_module.freeze_po({"po_number": "A"})
+    number, pickled = freeze_po({"po_number": "A"})
     assert pickled[:1] == payload[:1] != b"{"
 
     with pytest.raises(ValueError, match="JSON"):
         queue.add_tasks([FrozenTask("A", number, pickled, 5, None, None, None, "")])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="JSON"):
-        queue.complete_task("A", "w1", queue_module.freeze_result(success()))  # type: ignore[arg-type]
+        queue.complete_task("A", "w1", freeze_result(success()))  # type: ignore[arg-type]
 
 
 def test_a_queue_without_a_journal_takes_whatever_can_be_pickled(clock: Clock) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from poqueue.task import Lease
 from workers.worker_files import Phase, Status, WorkerReader, WorkerWriter
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -20,7 +21,7 @@ def write_for_ever(folder: str, mark: str) -> None:
     number = 0
     while True:
         number += 1
-        writer.begin(number, number, float(number), float(number), f"P{number}", f"t{number}")
+        writer.begin(Lease(f"t{number}", number, number, 1, 1.0, f"P{number}", b""), float(number), float(number))
 
 
 def is_whole(status: Status) -> bool:

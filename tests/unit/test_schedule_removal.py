@@ -17,8 +17,8 @@ def entry(rank: int, po_number: str = "", priority: int = 5) -> Entry:
 def ranks(schedule: Schedule, now: float = NOW) -> list[int]:
     """Whatever may run, one after the other; each stays running."""
     found = []
-    while (taken := schedule.take(now)) is not None:
-        found.append(taken.rank)
+    while taken := schedule.take(now):
+        found += [each.rank for each in taken]
     return found
 
 
@@ -29,7 +29,7 @@ def schedule(request: pytest.FixtureRequest) -> Schedule:
 
 def put(schedule: Schedule, one: Entry, place: str) -> None:
     if place == "fresh":
-        schedule.add(one)
+        schedule.add([one])
     elif place == "returned":
         schedule.put_back(one)
     elif place == "delayed":
@@ -42,10 +42,10 @@ def _set_aside(schedule: Schedule, one: Entry) -> None:
     """Behind a running task of its PO."""
     running = entry(0, one.po_number)
     schedule.put_back(running)
-    assert schedule.take(NOW) is running
-    schedule.add(one)
-    assert schedule.take(NOW) is None
-    schedule.end(running)
+    assert schedule.take(NOW) == [running]
+    schedule.add([one])
+    assert schedule.take(NOW) == []
+    schedule.end([running])
 
 
 PLACES = ["fresh", "returned", "delayed", "aside"]
@@ -55,7 +55,7 @@ PLACES = ["fresh", "returned", "delayed", "aside"]
 def test_a_removed_task_never_runs_wherever_it_stood(schedule: Schedule, place: str) -> None:
     gone = entry(1)
     put(schedule, gone, place)
-    schedule.add(entry(2))
+    schedule.add([entry(2)])
 
     schedule.remove(gone)
 
@@ -66,11 +66,11 @@ def test_a_removed_task_never_runs_wherever_it_stood(schedule: Schedule, place: 
 def test_a_task_removed_while_another_of_its_po_runs_never_runs(schedule: Schedule) -> None:
     first, gone, third = entry(1, "PO"), entry(2, "PO"), entry(3, "PO")
     for each in (first, gone, third):
-        schedule.add(each)
+        schedule.add([each])
     assert ranks(schedule) == [1]
 
     schedule.remove(gone)
-    schedule.end(first)
+    schedule.end([first])
 
     assert ranks(schedule) == [3]
 
@@ -86,7 +86,7 @@ def test_a_removed_task_that_is_wanted_again_stands_in_one_place_only(schedule: 
     assert (schedule.next_due(), schedule.latest_due()) == (NOW + 5.0, NOW + 5.0)
     assert ranks(schedule, NOW) == []
     assert ranks(schedule, NOW + 5.0) == [1]
-    schedule.end(one)
+    schedule.end([one])
     assert ranks(schedule, NOW + 99.0) == []
 
 
@@ -105,30 +105,27 @@ def test_what_was_removed_is_due_at_no_time(schedule: Schedule) -> None:
 
 def test_untaking_is_as_if_it_had_not_been_taken(schedule: Schedule) -> None:
     entries = [entry(1, "A"), entry(2, "B"), entry(3, "A"), entry(4, "C")]
-    for each in entries:
-        schedule.add(each)
-    taken = [schedule.take(NOW), schedule.take(NOW)]
-    assert [each.rank for each in taken if each] == [1, 2]
+    schedule.add(entries)
+    taken = schedule.take(NOW, 2)
+    assert [each.rank for each in taken] == [1, 2]
 
-    for each in reversed(taken):
-        assert each is not None
-        schedule.untake(each)
+    schedule.untake(taken)
 
     assert ranks(schedule) == [1, 2, 4]
-    assert schedule.end(entries[0])
+    assert schedule.end([entries[0]]) == 1
     assert ranks(schedule) == [3]
 
 
 def test_rebuilding_forgets_what_was_there(schedule: Schedule) -> None:
     old, running, waiting, delayed = entry(1), entry(2, "A"), entry(3, "A"), entry(4)
-    schedule.add(old)
+    schedule.add([old])
     schedule.remove(old)
     schedule.delay(entry(5), NOW)
 
     schedule.rebuild([waiting, old], [(NOW + 1.0, delayed)], [running])
 
     assert ranks(schedule) == [1]
-    schedule.end(running)
+    schedule.end([running])
     assert ranks(schedule) == [3]
     assert ranks(schedule, NOW + 1.0) == [4]
 
@@ -146,22 +143,28 @@ def test_any_mixture_of_steps_serves_what_a_sorted_list_would(seed: int) -> None
         step = chance.choice(("add", "add", "take", "take", "end", "delay", "remove", "return", "untake", "wait"))
         if step == "add":
             one = entry(rank, f"PO-{chance.randint(1, 9)}", chance.randint(1, 3))
-            schedule.add(one)
+            schedule.add([one])
             waiting[one.rank] = one, 0.0
         elif step in ("take", "untake"):
             busy = {each.po_number for each in running}
-            may_run = [each for each, due in waiting.values() if due <= now and each.po_number not in busy]
-            best = min(may_run, key=lambda each: (each.priority, each.rank), default=None)
-            taken = schedule.take(now)
-            assert taken is best
-            if taken is not None and step == "untake":
+            due_now = [each for each, due in waiting.values() if due <= now]
+            best: list[Entry] = []
+            for one in sorted(due_now, key=lambda each: (each.priority, each.rank)):
+                if one.po_number not in busy:
+                    busy.add(one.po_number)
+                    best.append(one)
+            limit = chance.choice((1, 1, 2, 3, 8))
+            taken = schedule.take(now, limit)
+            assert taken == best[:limit]
+            if step == "untake":
                 schedule.untake(taken)
-            elif taken is not None:
-                del waiting[taken.rank]
-                running.append(taken)
+                continue
+            for one in taken:
+                del waiting[one.rank]
+            running += taken
         elif step in ("end", "delay") and running:
             one = running.pop(chance.randrange(len(running)))
-            schedule.end(one)
+            schedule.end([one])
             if step == "delay":
                 due = now + chance.randint(0, 3)
                 schedule.delay(one, due)

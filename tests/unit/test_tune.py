@@ -436,8 +436,7 @@ def test_measured_retries_are_in_the_prediction() -> None:
 @given(st.lists(st.floats(1e-5, 1e5), min_size=1, max_size=200))
 def test_the_histogram_keeps_every_duration_within_its_bucket(seconds: list[float]) -> None:
     histogram = DurationHistogram()
-    for one in seconds:
-        histogram.add(one)
+    histogram.add(seconds)
 
     kept = [middle for middle, count in histogram.buckets() for _ in range(count)]
 
@@ -449,7 +448,7 @@ def test_the_histogram_keeps_every_duration_within_its_bucket(seconds: list[floa
 def test_the_histogram_takes_whatever_a_processor_states(strange: float) -> None:
     histogram = DurationHistogram()
 
-    histogram.add(strange)
+    histogram.add([strange])
 
     assert sum(count for _, count in histogram.buckets()) == 1
 

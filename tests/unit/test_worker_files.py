@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from poqueue.payload import freeze_plain_result, thaw_result
-from poqueue.task import Report, TaskResult
+from poqueue.task import Lease, Report, TaskResult
 from workers.worker_files import MAX_LINE_CHARS, OutputLine, Phase, Usage, WorkerReader, WorkerWriter
 
 
@@ -31,11 +31,11 @@ def writer(reader: WorkerReader) -> Iterator[WorkerWriter]:
 
 
 def begin(writer: WorkerWriter, number: str, token: int = 7, attempt: int = 1) -> None:
-    writer.begin(token, attempt, 1.5, 60.0, number, f"id-{number}")
+    writer.begin(Lease(f"id-{number}", token, attempt, 4, 60.0, number, b""), 1.5, 60.0)
 
 
 def end(writer: WorkerWriter, number: str, token: int = 7, attempt: int = 1) -> None:
-    writer.end(token, attempt, number, f"id-{number}")
+    writer.end(Lease(f"id-{number}", token, attempt, 4, 60.0, number, b""))
 
 
 def texts(lines: list[OutputLine]) -> list[tuple[str, str, int]]:
