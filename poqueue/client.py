@@ -93,7 +93,7 @@ class QueueClient:
             if timeout_s != CALL_TIMEOUT_S:
                 set_time_limit_of(conn, timeout_s)
             self._local.is_answer_due = True
-            conn.send_bytes(request)
+            conn.send(request)
         except BaseException as error:
             self._drop_connection()
             raise_mapped(name, error)
@@ -121,13 +121,14 @@ class QueueClient:
             self._local.pid = os.getpid()
         conn = getattr(self._local, "connection", None)
         if conn is None:
-            conn = dial(self._address, self._key, CALL_TIMEOUT_S)
+            opened = dial(self._address, self._key, CALL_TIMEOUT_S)
             try:
-                conn.send((None, "accept_connection", (threading.current_thread().name,), {}))
-                conn.recv()
+                opened.send((None, "accept_connection", (threading.current_thread().name,), {}))
+                opened.recv()
             except BaseException as error:  # also a Ctrl-C: only a connection that is fully open is kept
-                conn.close()
+                opened.close()
                 raise_mapped("connect", error)
+            conn = wire.Stream(opened)
             self._connections.add(conn)
             self._local.connection = conn
         return conn
@@ -384,7 +385,7 @@ class PendingCall:
     def result(self) -> Any:
         """Wait for the answer; errors as in QueueClient.call."""
         try:
-            number, is_value, value = pickle.loads(self._connection.recv_bytes())
+            number, is_value, value = pickle.loads(self._connection.receive())
             if number is not None and number != self._number:
                 raise ManagerLostError(f"{self._name}: the answer belongs to another call")
             if self._timeout_s != CALL_TIMEOUT_S:

@@ -34,7 +34,10 @@ def decode(blob: bytes) -> Any:
     Raises:
         ValueError: it is none of these.
     """
-    text = blob.decode("utf-8", "surrogatepass")
+    try:
+        text = blob.decode()
+    except UnicodeDecodeError:  # a lone surrogate, or no UTF-8 at all
+        text = blob.decode("utf-8", "surrogatepass")
     try:
         value, end = _scan(text, 0)
     except StopIteration as stop:

@@ -154,6 +154,11 @@ class Ledger:
         """What a worker holds now, by token, in the order of the leases; not to be changed."""
         return self._held.get(worker_id, _NOTHING)
 
+    @property
+    def holders(self) -> int:
+        """How many workers hold something now."""
+        return len(self._held)
+
     def held_since(self) -> dict[str, float]:
         """When each worker that holds leases now got the first of them, monotonic seconds."""
         return {worker_id: min(entry.leased for entry in held.values()) for worker_id, held in self._held.items()}

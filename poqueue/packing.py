@@ -2,7 +2,7 @@
 than instances of a class. Whoever sends packs, whoever receives unpacks; both ends are of one version.
 
     add_tasks           list of tasks   ──► list of tuples
-    exchange_packed     list of reports ──► list of tuples;     Grant ◄── (list of tuples, stop)
+    exchange_packed     list of reports ──► list of tuples;     Grant ◄── (list of tuples, stop, left)
     read_events_packed                                          list of events ◄── list of tuples
     get_report_parts                                            ReportParts ◄── tuple, its records as tuples
 """
@@ -56,13 +56,13 @@ def pack_reports(reports: Sequence[Report | Success]) -> list[tuple[Any, ...]]:
     ]
 
 
-PackedGrant = tuple[list[tuple[Any, ...]], bool]
+PackedGrant = tuple[list[tuple[Any, ...]], bool, int]
 
 
 def unpack_grant(answer: PackedGrant) -> Grant:
     """The answer to an exchange."""
-    leases, stop = answer
-    return Grant([instance(Lease, lease) for lease in leases], stop)
+    leases, stop, left = answer
+    return Grant([instance(Lease, lease) for lease in leases], stop, left)
 
 
 def unpack_events(answer: list[tuple[Any, ...]]) -> list[Event]:

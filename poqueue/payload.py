@@ -38,6 +38,7 @@ def freeze(value: Any, what: str, as_json: bool = False) -> bytes:
     )
 
 
+_JSON_BEGINS = frozenset({b"{", b"["})
 _TEXT = frozenset({str})
 _SCALARS = frozenset({str, int, bool, type(None)})
 
@@ -60,12 +61,12 @@ def _are_same_in_json(values: Collection[Any]) -> bool:
 
 def thaw(blob: bytes) -> Any:
     """Give a frozen value back, a fresh copy each time."""
-    return fast_json.decode(blob) if is_json(blob) else pickle.loads(blob)
+    return fast_json.decode(blob) if blob[:1] in _JSON_BEGINS else pickle.loads(blob)
 
 
 def is_json(blob: bytes) -> bool:
     """Which of the two forms it is in."""
-    return blob.startswith((b"{", b"["))
+    return blob[:1] in _JSON_BEGINS
 
 
 def freeze_po(po_data: Any, as_json: bool = False) -> tuple[str, bytes]:

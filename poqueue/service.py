@@ -98,18 +98,18 @@ class QueueServer(Server):
 
     def serve_client(self, conn: Any) -> None:
         """Answer one client's requests until it hangs up."""
-        queue = self.id_to_obj[QUEUE_ID][0]
+        queue, stream = self.id_to_obj[QUEUE_ID][0], wire.Stream(conn)
         while True:
             try:
-                request = conn.recv_bytes(wire.MAX_REQUEST_BYTES)
+                request = stream.receive(wire.MAX_REQUEST_BYTES)
             except (EOFError, OSError):
                 return
             answer = _answer(queue, request)
             failpoint.hit("service.before_answer")
-            conn.send_bytes(answer)
+            stream.send(answer)
 
 
-def _answer(queue: TaskQueue, request: bytes) -> bytes:
+def _answer(queue: TaskQueue, request: bytes | memoryview) -> bytes:
     try:
         number, name, args, kwargs = pickle.loads(request)
     except BaseException as error:  # arguments may raise anything while they are opened

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 DEFAULT_PRIORITY = 5
-LEASE_AHEAD_S = 0.025  # how much work a worker may hold ahead,
+LEASE_AHEAD_S = 0.035  # how much work a worker may hold ahead,
 MAX_LEASES = 128  # and how many leases at most
 instance = tuple.__new__  # instance(Lease, (...)) is Lease(...) in a third of its time; for what is made for each PO
 
@@ -119,10 +119,14 @@ class Success(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """The queue's answer to a worker: what to run next; `stop` says that there will never be more."""
+    """The queue's answer to a worker: what to run next; `stop` says that there will never be more.
+
+    `left` is how many other tasks are pending, shared out among those workers that have some in hand, rounded up.
+    """
 
     leases: list[Lease]
     stop: bool
+    left: int = 0
 
 
 class TaskRecord(NamedTuple):

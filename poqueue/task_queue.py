@@ -302,7 +302,7 @@ class TaskQueue:
         if reports or turn:
             with self._lock:
                 if turn and turn <= self._turns.get(worker_id, 0):  # it has begun a later one
-                    return [], False
+                    return [], False, 0
                 decisions = self._decide_reports(worker_id, reports, keeps if turn else None)
                 if turn and limit and self._may_lease_first(worker_id, decisions):
                     leases = self._lease_many(worker_id, limit, decisions)
@@ -311,21 +311,22 @@ class TaskQueue:
                     self._settle(decisions)
                 if turn:
                     self._turns[worker_id] = turn
+                left = self._left_for_each()
             self._delivery.deliver()
             if leases:
-                return leases, False
+                return leases, False, left
         deadline = time.monotonic() + min(wait_s, MAX_WAIT_S)
         with self._lock:
             while True:
                 if self._is_draining or worker_id in self._retired:
-                    return [], True
+                    return [], True, 0
                 leases = self._lease_many(worker_id, limit) if limit and not self._is_paused else []
                 remaining_s = deadline - time.monotonic()
                 if leases or not limit or remaining_s <= 0:
-                    return leases, False
+                    return leases, False, self._left_for_each()
                 self._wait_for_work(remaining_s)
                 if turn and self._turns.get(worker_id) != turn:  # its client has hung up and asked again
-                    return [], False
+                    return [], False, 0
 
     def retire_worker(self, worker_id: str) -> None:
         """Lease nothing to this worker any more; its next exchange says stop. Its reports still count."""
@@ -944,6 +945,9 @@ class TaskQueue:
             )
             for entry in self._lease(worker_id, limit, decisions)
         ]  # fmt: skip
+
+    def _left_for_each(self) -> int:
+        return -(-self._ledger.counts[PENDING] // max(1, self._ledger.holders))
 
     def _may_lease_first(self, worker_id: str, decisions: Decisions) -> bool:
         """Whether the next leases are the same before and after these are settled: then one transaction does for both."""

@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 import struct
+import sys
 import time
 from multiprocessing import connection
 from multiprocessing.context import AuthenticationError
@@ -19,6 +20,10 @@ from poqueue.errors import CallTimeoutError, ManagerLostError
 
 MAX_ADDRESS_BYTES = 100
 MAX_REQUEST_BYTES = 256 * 1024 * 1024
+_READ_BYTES = 65_536  # holds nearly every message
+_LENGTH = struct.Struct("!i")
+_LONG_HEAD = struct.Struct("!iQ")  # -1, length: of what _LENGTH cannot hold
+_MAX_SHORT = 0x7FFFFFFF
 
 
 def raise_mapped(name: str, error: BaseException) -> NoReturn:
@@ -100,6 +105,66 @@ def _connect(plug: socket.socket, address: str, time_limit_s: float) -> None:
             continue
         plug.settimeout(None)
         return
+
+
+class Stream:
+    """Whole messages over a connection that is open already, in the frames of multiprocessing's own, with fewer calls and copies.
+
+    One call reads a message that came in one piece, and one writes it. Requests and answers alternate, so that never more
+    than one message is on its way.
+    """
+
+    def __init__(self, conn: connection.Connection) -> None:
+        self._conn = conn
+        self.fileno = conn.fileno
+        self.close = conn.close
+
+    def send(self, message: bytes) -> None:
+        """Send one message.
+
+        Raises:
+            OSError: BlockingIOError if the time is up; the connection is of no use then.
+        """
+        head = _LENGTH.pack(len(message)) if len(message) <= _MAX_SHORT else _LONG_HEAD.pack(-1, len(message))
+        fd = self.fileno()
+        sent = os.writev(fd, [head, message])
+        if sent < len(head) + len(message):  # a signal came in between
+            rest = memoryview(head + message)[sent:]
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+
+    def receive(self, limit: int = sys.maxsize) -> memoryview:
+        """Wait for one message.
+
+        Raises:
+            EOFError: the other end has hung up.
+            OSError: BlockingIOError if the time is up; or this is no message, or one above `limit` bytes.
+        """
+        data = os.read(self.fileno(), _READ_BYTES)
+        if len(data) < _LONG_HEAD.size:
+            data = self._completed(data, _LENGTH.size)
+        size, start = *_LENGTH.unpack_from(data), _LENGTH.size
+        if size == -1:
+            data = self._completed(data, _LONG_HEAD.size)
+            size, start = _LONG_HEAD.unpack_from(data)[1], _LONG_HEAD.size
+        if not 0 <= size <= limit:
+            raise OSError(f"a message of {size:,} bytes was announced; {limit:,} are allowed")
+        data = self._completed(data, start + size)
+        if len(data) > start + size:
+            raise OSError("more came than was announced")
+        return memoryview(data)[start:]
+
+    def _completed(self, data: bytes, size: int) -> bytes:
+        """With as much more as is missing from so many bytes."""
+        if len(data) >= size:
+            return data
+        parts, missing = [data], size - len(data)
+        while missing > 0:
+            if not parts[-1]:
+                raise EOFError
+            parts.append(os.read(self.fileno(), missing))
+            missing -= len(parts[-1])
+        return b"".join(parts)
 
 
 def set_time_limit(plug: socket.socket, seconds: float) -> None:

@@ -291,9 +291,11 @@ def run_attempt(processor: Processor, lease: Lease, context: WorkerContext) -> R
     """
     task_id, token, context.attempt, context.max_attempts, _, context.po_number, payload = lease
     context.task_id = task_id
+    po = None
     begin = time.monotonic_ns()
     try:
-        value = processor.process(_open_task_data(payload), context)
+        po = thaw(payload)
+        value = processor.process(po, context)
         took_ns = time.monotonic_ns() - begin
         if isinstance(value, TaskResult):
             return Report(task_id, token, took_ns / 1e9, _freeze_result(value, took_ns / 1e9))
@@ -301,7 +303,8 @@ def run_attempt(processor: Processor, lease: Lease, context: WorkerContext) -> R
     except Terminated:
         raise
     except BaseException as error:  # the border: nothing a processor raises goes further
-        return _report_of(error, lease, (time.monotonic_ns() - begin) / 1e9)
+        seconds = (time.monotonic_ns() - begin) / 1e9
+        return _report_of(error if po is not None else _not_opened(error), lease, seconds)
 
 
 def describe_exception(error: BaseException) -> dict[str, Any]:
@@ -334,12 +337,12 @@ def _report_of(error: BaseException, lease: Lease, seconds: float) -> Report:
     return Report(lease.task_id, lease.token, seconds, None, details, after_s, isinstance(error, GiveUp))
 
 
-def _open_task_data(payload: bytes) -> dict[str, Any]:
-    try:
-        po: dict[str, Any] = thaw(payload)
-    except Exception as error:
-        raise TaskDataError(f"the PO's data cannot be opened here: {type(error).__name__}: {error}") from error
-    return po
+def _not_opened(error: BaseException) -> BaseException:
+    if not isinstance(error, Exception):
+        return error
+    described = TaskDataError(f"the PO's data cannot be opened here: {type(error).__name__}: {error}")
+    described.__cause__ = error
+    return described
 
 
 class ResultTooLarge(Exception):
@@ -373,19 +376,16 @@ def _freeze_result(result: TaskResult, seconds: float) -> FrozenResult:
 
 def _freeze_value(value: Any, took_ns: int) -> bytes:
     """Anything else that a processor returned, as the result of a success."""
-    payload = _freeze_flat(value, took_ns) or _freeze_plain(value, took_ns)
+    payload: bytes | None = None
+    if type(value) is dict and "downloads" not in value and is_flat(value):  # the short way for what nearly all return
+        try:
+            payload = freeze_success([], took_ns, value)
+        except ValueError:  # a NaN, or a text that is none: the long way says where
+            payload = None
+    if payload is None:
+        payload = _freeze_plain(value, took_ns)
     _check_size(payload)
     return payload
-
-
-def _freeze_flat(value: Any, took_ns: int) -> bytes | None:
-    """The short way for what nearly all return; None: it must be looked at more closely."""
-    if type(value) is not dict or "downloads" in value or not is_flat(value):
-        return None
-    try:
-        return freeze_success([], took_ns, value)
-    except ValueError:  # a NaN, or a text that is none: the long way says where
-        return None
 
 
 def _freeze_plain(value: Any, took_ns: int) -> bytes:

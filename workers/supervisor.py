@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import functools
+import gc
 import logging
 import os
 import shutil
@@ -125,7 +126,7 @@ class Supervisor:
         on_event: called with every event of the queue, in order.
         on_show: called with a Snapshot about four times a second.
         signals: where signals are noted, if the caller wants them noted before and after the run as well.
-        lease_ahead: let a worker hold about 25 ms of work; False keeps strict priority at one lease a worker.
+        lease_ahead: let a worker hold some 35 ms of work ahead; False keeps strict priority at one lease a worker.
         queue_settings: keyword arguments of TaskQueue.
 
     Raises:
@@ -360,26 +361,33 @@ class Supervisor:
         self._keeps_files = self._journal is not None  # until the end is a good one
         self._feeder.begin(tasks, count)
         self._is_running = True
-        with self._signals:
-            self._last_loop = time.monotonic()
-            while not self._is_finished():
-                now = time.monotonic()
-                self._note_gap(now)
-                self._handle_signals(now)
-                self._talk_to_queue()
-                self._reap(now)
-                self._enforce(now)
-                self._top_up(now)
-                self._watch(now)
-                self._show(now)
-                self._wait()
-            self.take_rest()
-            self._show(time.monotonic(), is_last=True)
-        self._is_running = False
+        gc.freeze()  # what is here already is not looked through for cycles again and again, while POs come and go
+        try:
+            with self._signals:
+                self._loop()
+        finally:
+            gc.unfreeze()
+            self._is_running = False
         self._keeps_files = bool(self._dead)
         if self._stop_level:
             return RunEnd("interrupted", self._stop_signal)
         return RunEnd("halted", message=self._halted) if self._halted else RunEnd("done")
+
+    def _loop(self) -> None:
+        self._last_loop = time.monotonic()
+        while not self._is_finished():
+            now = time.monotonic()
+            self._note_gap(now)
+            self._handle_signals(now)
+            self._talk_to_queue()
+            self._reap(now)
+            self._enforce(now)
+            self._top_up(now)
+            self._watch(now)
+            self._show(now)
+            self._wait()
+        self.take_rest()
+        self._show(time.monotonic(), is_last=True)
 
     def _is_finished(self) -> bool:
         if self._is_draining:

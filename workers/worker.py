@@ -4,6 +4,7 @@ It shares no lock with anybody, waits in the manager while there is nothing to d
 (worker_files), where the supervisor reads it without asking.
 """
 
+import contextlib
 import faulthandler
 import logging
 import math
@@ -37,6 +38,7 @@ from workers.worker_files import Phase, Usage, WorkerWriter, private
 logger = logging.getLogger(__name__)
 
 WAIT_S = 5.0
+ANSWER_S = 0.004  # an answer takes less, with all cores at work
 HOLD_S = 0.050  # a lease held ahead is begun within this time, or not at all
 RELIEF_S = 5 * HOLD_S  # a PO that takes this long holds others up: the supervisor sees to them
 STRAY_CHILD_EXIT = 70
@@ -90,11 +92,10 @@ def main(settings: WorkerSettings, orders: "Connection[Any, Any]") -> None:
 
 
 class _Ahead(NamedTuple):
-    """An exchange whose answer has not been fetched yet: what it tells, how many leases it asks for, until when they are good."""
+    """An exchange whose answer has not been fetched yet: what it tells, and until when its leases are good."""
 
     call: PendingCall
     reports: list[Report | Success]
-    limit: int
     until: float
 
 
@@ -106,13 +107,15 @@ class Worker:
         self._files = files
         self._reports: list[Report | Success] = []
         self._is_kept = True  # whether they would outlive this process
-        self._hand: deque[tuple[Lease, float]] = deque()  # what is to be begun, and until when
-        self._granted = 0  # how many leases came with the last grant
-        self._has_more = False  # as many as were asked for, so there may be more
+        self._hand: deque[Lease] = deque()  # what is to be begun,
+        self._until = 0.0  # and until when,
+        self._begins_at_once = False  # but for the first of it, if nothing comes before that
+        self._ask_at = 0  # with so many left, the one in work included, more is asked for; 0: there is no more
+        self._left = 2 * MAX_LEASES  # its share of what waits in the queue, as far as it knows
         self._ahead: _Ahead | None = None
         self._tasks_done = 0
         self._busy_s = 0.0
-        self._pace_s = 1.0  # how long a task takes; the first ones come singly
+        self._pace_s = 1.0  # how long an attempt takes; the first ones come singly
         with _boot_failure_to(files):
             self._processor = Processor(load_target(settings.spec))
         self._turn = 0
@@ -143,17 +146,22 @@ class Worker:
             client.close()
 
     def _serve(self, worker_id: str, client: QueueClient, context: WorkerContext) -> None:
+        hand = self._hand
         while self._fill_hand(worker_id, client):
-            while self._hand:
-                lease, until = self._hand.popleft()
-                self._ask_ahead(worker_id, client, lease)
+            until = math.inf if self._begins_at_once else self._until
+            while hand:
+                lease = hand.popleft()
+                if len(hand) < self._ask_at and self._ahead is None:
+                    self._ask_ahead(worker_id, client, lease)
                 self._process(lease, context, until)
+                until = self._until
             if self._is_kept:
                 self._files.idle()
             self._take_answer()
 
     def _fill_hand(self, worker_id: str, client: QueueClient) -> bool:
         """Report, and wait for something to do, unless it has come already; False if there is to be nothing more."""
+        self._begins_at_once = not self._hand
         if self._hand:
             return True
         is_last = _term_came or self._is_worn_out()
@@ -166,23 +174,20 @@ class Worker:
             self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)
             return False
         self._is_kept = True
-        self._take(grant, limit, time.monotonic() + HOLD_S)
-        if self._hand:
-            self._hand[0] = (self._hand[0][0], math.inf)  # nothing comes before it
+        self._take(grant, time.monotonic() + HOLD_S)
         return True
 
     def _ask_ahead(self, worker_id: str, client: QueueClient, lease: Lease) -> None:
-        """Half-way through what is in hand: tell what is done and ask for more, so that nobody waits for the answer.
+        """Before the hand is empty: tell what is done and ask for more, so that nobody waits for the answer.
 
         Only while POs are short. What it brings was leased now, and is begun before a lease grows old (HOLD_S), or not at all.
         """
-        is_early = len(self._hand) + 1 > max(1, self._granted // 2)
-        if self._ahead is not None or is_early or not self._has_more or not self._is_kept or _term_came:
+        if not self._is_kept or _term_came:
             return
         limit = self._appetite(held=len(self._hand) + 1)
         if limit < 1 or self._pace_s > LEASE_AHEAD_S or self._settings.max_memory_bytes is not None:
             return
-        keeps = [lease.token, *(other.token for other, _ in self._hand)]
+        keeps = [lease.token, *(other.token for other in self._hand)]
         until = time.monotonic() + HOLD_S
         self._files.idle()  # nobody's time runs while this is sent
         self._turn += 1
@@ -191,9 +196,9 @@ class Worker:
             call = client.begin_exchange(worker_id, self._reports, limit, self._turn, keeps)
         except ServiceError as error:
             logger.debug("the queue is away: %s", error)
-            self._has_more = False  # who knows
+            self._ask_at = 0  # who knows
             return
-        self._ahead = _Ahead(call, self._reports, limit, until)
+        self._ahead = _Ahead(call, self._reports, until)
         self._reports = []
         self._files.reports.telling()
 
@@ -210,11 +215,16 @@ class Worker:
             self._reports = ahead.reports + self._reports
             return
         self._files.reports.told(all_of_them=False)
-        self._take(grant, ahead.limit, ahead.until)
+        self._take(grant, ahead.until)
 
-    def _take(self, grant: Grant, limit: int, until: float) -> None:
-        self._granted, self._has_more = len(grant.leases), len(grant.leases) == limit
-        self._hand.extend((lease, until) for lease in grant.leases)
+    def _take(self, grant: Grant, until: float) -> None:
+        """The next question is sent half-way through it, or ANSWER_S before its end."""
+        self._left = grant.left
+        self._ask_at = (
+            max(1, min(len(grant.leases) // 2, int(ANSWER_S / max(self._pace_s, 1e-6)) + 1)) if grant.left else 0
+        )
+        self._hand.extend(grant.leases)
+        self._until = until
 
     def _exchange(self, worker_id: str, client: QueueClient, limit: int) -> Grant:
         """Report and lease, as often as it takes: the queue may be replaced meanwhile, or wait for room on the disk.
@@ -243,8 +253,7 @@ class Worker:
         if not self._is_kept:
             self._reports.append(Report(lease.task_id, lease.token, 0.0))
             return
-        begin = time.monotonic()
-        files.begin(lease, begin, lease.task_timeout)
+        files.begin(lease, time.monotonic(), lease.task_timeout)
         if _term_came or time.monotonic() > latest_start:
             self._reports.append(Report(lease.task_id, lease.token, 0.0))
             return
@@ -263,17 +272,18 @@ class Worker:
         if not self._is_kept:
             # The disk is full: the PO stays in hand, and nothing else is begun, until the queue knows of its end.
             files.begin(lease, time.monotonic(), UNLIMITED_S)
+        seconds = report.processing_time
         self._tasks_done += 1
-        self._busy_s += report.processing_time
-        self._pace_s = 0.7 * self._pace_s + 0.3 * (time.monotonic() - begin)
+        self._busy_s += seconds
+        self._pace_s = 0.7 * self._pace_s + 0.3 * seconds
 
     def _appetite(self, held: int = 0) -> int:
-        """How many leases to ask for: about 25 ms of work, one of anything longer, none ahead where none are to be held."""
+        """How many leases to ask for now; none ahead where none are to be held."""
         if not self._settings.lease_ahead:
             return 1 if not held else 0
         limit = self._settings.max_tasks
         rest = MAX_LEASES if limit is None else limit - self._tasks_done - held
-        return min(MAX_LEASES, rest, max(1, int(LEASE_AHEAD_S / max(self._pace_s, 1e-6))))
+        return min(rest, leases_ahead(self._pace_s, self._left))
 
     def _is_worn_out(self) -> bool:
         """Time to be replaced; only ever true between tasks."""
@@ -304,6 +314,18 @@ class Worker:
             raise
         except BaseException:  # the results are reported; a session that does not close well changes none of them
             logger.exception("teardown failed")
+
+
+def leases_ahead(pace_s: float, left: int) -> int:
+    """How many leases are LEASE_AHEAD_S of work; one of anything longer, and of very short ones MAX_LEASES.
+
+    Near the end no more than half of a worker's share, so that nobody has nothing while others hold much.
+
+    Args:
+        pace_s: how long an attempt takes, seconds.
+        left: the worker's share of what waits in the queue (Grant.left).
+    """
+    return max(1, min(MAX_LEASES, int(LEASE_AHEAD_S / max(pace_s, 1e-6)), left // 2))
 
 
 def _connect_patiently(settings: WorkerSettings) -> QueueClient:
@@ -385,7 +407,14 @@ class _Streams:
 
     def restore(self) -> None:
         """What a processor has closed or replaced is there again; what it has written is handed to the system."""
-        are_ours = _flush() and sys.stdout is self._stdout and sys.stderr is self._stderr
+        are_ours = sys.stdout is self._stdout and sys.stderr is self._stderr
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except OSError:  # no room: it is tried again later
+            pass
+        except (ValueError, AttributeError):
+            are_ours = False
         if logging.root.manager.disable or self._handler not in logging.root.handlers:
             self._hear()
         if self._poll.poll(0):  # one of them is closed
@@ -428,14 +457,8 @@ class _FilesHandler(logging.Handler):
             self.handleError(record)
 
 
-def _flush() -> bool:
-    """Hand on what was printed; False if a processor has closed or replaced one of the two."""
-    are_open = True
+def _flush() -> None:
+    """Hand on what was printed, as far as it goes."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(ValueError, AttributeError, OSError):
             stream.flush()
-        except (ValueError, AttributeError):
-            are_open = False
-        except OSError:  # no room: it is tried again later
-            continue
-    return are_open

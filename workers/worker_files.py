@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _STATUS = struct.Struct("<QQQddQ160s64sQ")
 _STATUS_BYTES = 2 * _STATUS.size + 1  # two places, and the one byte whose last bit says which of them holds
+_NO_LEASE = Lease("", 0, 0, 0, 0.0, "", b"")
 MAX_LINE_CHARS = 10_000
 MAX_LINE_BYTES = 1_000_000
 MAX_READ_BYTES = 250_000
@@ -120,19 +121,21 @@ class WorkerWriter:
     def phase(self, phase: Phase) -> None:
         """Say how far the worker has come, with nothing in hand."""
         self._phase = phase
-        self._write(0, 0, time.monotonic(), 0.0, b"", b"")
+        self.begin(_NO_LEASE, time.monotonic(), 0.0)
 
     def begin(self, lease: Lease, started: float, task_timeout: float) -> None:
-        """A PO is in hand from now on; before anything of it is opened, so that whatever happens is charged to it."""
+        """A PO is in hand from now on; before anything of it is opened, so that whatever happens is charged to it.
+
+        Written into the place that does not hold, and only then, in one step, it does: this process may stop anywhere in between.
+        """
         task_id, token, attempt, _, _, po_number, _ = lease
-        self._write(
-            token,
-            attempt,
-            started,
-            task_timeout,
-            po_number.encode("utf-8", "replace"),
-            task_id.encode("utf-8", "replace"),
-        )
+        self._turn = turn = (self._turn + 1) & 255
+        _STATUS.pack_into(
+            self._map, (turn & 1) * _STATUS.size,
+            token, self._phase, attempt, started, task_timeout, self._output_end,
+            po_number.encode("utf-8", "replace"), task_id.encode("utf-8", "replace"), token,
+        )  # fmt: skip
+        self._map[_STATUS_BYTES - 1] = turn
 
     def end(self, lease: Lease) -> None:
         """The PO is done; if it wrote output, mark where that ends."""
@@ -146,7 +149,7 @@ class WorkerWriter:
 
     def idle(self) -> None:
         """Nothing is in hand."""
-        self._write(0, 0, 0.0, 0.0, b"", b"")
+        self.begin(_NO_LEASE, 0.0, 0.0)
 
     def log(self, record: logging.LogRecord, text: str) -> None:
         """A log record, kept apart from plain output by its level and logger."""
@@ -168,15 +171,6 @@ class WorkerWriter:
         """The worker ends by itself; this is worth no failure."""
         with contextlib.suppress(OSError), open(self.folder / "usage", "w", encoding="utf-8", opener=private) as file:
             json.dump(usage, file)
-
-    def _write(self, token: int, attempt: int, started: float, limit: float, po_number: bytes, task_id: bytes) -> None:
-        """Into the place that does not hold, and only then, in one step, it does: this process may stop anywhere in between."""
-        self._turn = turn = (self._turn + 1) & 255
-        _STATUS.pack_into(
-            self._map, (turn & 1) * _STATUS.size,
-            token, self._phase, attempt, started, limit, self._output_end, po_number, task_id, token,
-        )  # fmt: skip
-        self._map[_STATUS_BYTES - 1] = turn
 
 
 class OutputLine(NamedTuple):

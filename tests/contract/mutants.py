@@ -55,8 +55,8 @@ MUTANTS = {
     ),
     "two of one PO run at once": Mutant(
         "schedule.py",
-        "if entry.po_number not in running:",
-        "if running is not None:",
+        "elif entry.po_number in running:",
+        "elif running is None:",
         "test_leasing.py::test_tasks_of_one_po_stay_separate_and_never_run_at_once",
     ),
     "a blocked task loses its place": Mutant(
@@ -133,8 +133,8 @@ MUTANTS = {
     ),
     "handlers are called under the lock": Mutant(
         "task_queue.py",
-        "self._settle([final(entry, frozen, frozen.processing_time or None)])\n",
-        "self._settle([final(entry, frozen, frozen.processing_time or None)])\n            self._delivery.deliver()\n",
+        "self._settle(reported(entry, frozen, frozen.processing_time or None))\n",
+        "self._settle(reported(entry, frozen, frozen.processing_time or None))\n            self._delivery.deliver()\n",
         "test_events.py::test_no_handler_is_called_under_the_lock",
     ),
     "on_queue_empty fires for ever": Mutant(
@@ -145,7 +145,7 @@ MUTANTS = {
     ),
     "a looked-up task is the queue's own": Mutant(
         "payload.py",
-        "    return fast_json.decode(blob) if is_json(blob) else pickle.loads(blob)",
+        "    return fast_json.decode(blob) if blob[:1] in _JSON_BEGINS else pickle.loads(blob)",
         '    return globals().setdefault("_opened", {}).setdefault(blob, pickle.loads(blob))',
         "test_copies_and_pickles.py::test_what_is_done_to_a_leased_task_never_changes_the_queue",
     ),

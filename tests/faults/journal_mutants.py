@@ -23,7 +23,7 @@ from poqueue.records import Kind, Record
 from poqueue.schedule import Schedule, _Lane
 from poqueue.task import Report, TaskStatus
 from poqueue.task_queue import TaskQueue
-from poqueue.verdict import Verdict
+from poqueue.verdict import Decisions, Verdict
 
 S = TaskStatus
 Mutant = Callable[[], AbstractContextManager[None]]
@@ -62,7 +62,7 @@ def _last_in_first_out(pop: Any) -> Any:
 
 
 def _early(take: Any) -> Any:
-    return lambda self, now: take(self, now + 1.0)
+    return lambda self, now, limit=1: take(self, now + 1.0, limit)
 
 
 def _while_paused(may_not_lease: Any) -> Any:
@@ -70,31 +70,27 @@ def _while_paused(may_not_lease: Any) -> Any:
 
 
 def _any_token(decide_reports: Any) -> Any:
-    def mutant(
-        self: TaskQueue, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None
-    ) -> list[Verdict]:
+    def mutant(self: TaskQueue, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None) -> Decisions:
         found = [self._ledger.get(report.task_id) for report in reports]
         renewed = [r._replace(token=e.token) if e else r for r, e in zip(reports, found, strict=True)]
-        verdicts: list[Verdict] = decide_reports(self, worker_id, renewed, keeps)
-        return verdicts
+        decisions: Decisions = decide_reports(self, worker_id, renewed, keeps)
+        return decisions
 
     return mutant
 
 
 def _any_worker(decide_reports: Any) -> Any:
-    def mutant(
-        self: TaskQueue, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None
-    ) -> list[Verdict]:
-        verdicts: list[Verdict] = decide_reports(self, worker_id, reports, None)
-        return verdicts
+    def mutant(self: TaskQueue, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None) -> Decisions:
+        decisions: Decisions = decide_reports(self, worker_id, reports, None)
+        return decisions
 
     return mutant
 
 
 def _miscounted(finish: Any) -> Any:
-    def mutant(self: Ledger, entry: Entry, status: TaskStatus, now: float) -> None:
-        finish(self, entry, status, now)
-        self.counts[S.FAILED] -= status is S.FAILED and entry.retry_count > 0
+    def mutant(self: Ledger, entries: Sequence[Entry], status: TaskStatus, now: float) -> None:
+        finish(self, entries, status, now)
+        self.counts[S.FAILED] -= status is S.FAILED and entries[0].retry_count > 0
 
     return mutant
 
@@ -114,7 +110,7 @@ def _one_attempt_more(failed_attempt: Any) -> Any:
 def _leak(release_worker: Any) -> Any:
     def mutant(self: TaskQueue, worker_id: str) -> list[str]:
         self.retire_worker(worker_id)
-        return [entry.task_id for entry in self._ledger.held_by(worker_id)]
+        return [entry.task_id for entry in self._ledger.held_by(worker_id).values()]
 
     return mutant
 
@@ -124,10 +120,10 @@ def _unfenced(release_worker: Any) -> Any:
 
 
 def _done_before_written(settle: Any) -> Any:
-    def mutant(self: TaskQueue, verdicts: Sequence[Verdict]) -> None:
+    def mutant(self: TaskQueue, decisions: Decisions) -> None:
         now, at = self._clock(), self._wall_clock()
-        records = [verdict.record(at, now) for verdict in verdicts]
-        self._do_all(verdicts, now, at)
+        records = decisions.records(at, now)
+        self._do_all(decisions, now, at)
         if records:
             self._write(records)
 
@@ -143,7 +139,7 @@ def _added_before_written(write: Any) -> Any:
 
 
 def _taken_for_good(untake: Any) -> Any:
-    return lambda self, entry: None
+    return lambda self, entries: None
 
 
 def _in_full(due: Any) -> Any:
@@ -184,9 +180,9 @@ def _never_poison(broken_off: Any) -> Any:
 
 
 def _undone_and_counted(undo: Any) -> Any:
-    def mutant(self: Moves, entry: Entry, now: float) -> bool:
+    def mutant(self: Moves, entry: Entry, now: float) -> int:
         entry.attempt += 1
-        return bool(undo(self, entry, now))
+        return int(undo(self, entry, now))
 
     return mutant
 
@@ -212,10 +208,10 @@ def _still_there(remove: Any) -> Any:
 
 
 def _two_of_one_po(take: Any) -> Any:
-    def mutant(self: Schedule, now: float) -> Entry | None:
+    def mutant(self: Schedule, now: float, limit: int = 1) -> list[Entry]:
         self._running_pos.clear()
-        entry: Entry | None = take(self, now)
-        return entry
+        entries: list[Entry] = take(self, now, limit)
+        return entries
 
     return mutant
 
@@ -228,30 +224,26 @@ def _dropped_as_often_as_named(drop_tasks: Any) -> Any:
 
 
 def _turn_used_up(decide_reports: Any) -> Any:
-    def mutant(
-        self: TaskQueue, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None
-    ) -> list[Verdict]:
+    def mutant(self: TaskQueue, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None) -> Decisions:
         if keeps is not None:
             self._turns[worker_id] = self._turns.get(worker_id, 0) + 1
-        verdicts: list[Verdict] = decide_reports(self, worker_id, reports, keeps)
-        return verdicts
+        decisions: Decisions = decide_reports(self, worker_id, reports, keeps)
+        return decisions
 
     return mutant
 
 
 def _nothing_kept(decide_reports: Any) -> Any:
-    def mutant(
-        self: TaskQueue, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None
-    ) -> list[Verdict]:
-        verdicts: list[Verdict] = decide_reports(self, worker_id, reports, None if keeps is None else ())
-        return verdicts
+    def mutant(self: TaskQueue, worker_id: str, reports: Sequence[Report], keeps: Collection[int] | None) -> Decisions:
+        decisions: Decisions = decide_reports(self, worker_id, reports, None if keeps is None else ())
+        return decisions
 
     return mutant
 
 
 def _taken_back_late(take_back: Any) -> Any:
     def mutant(self: TaskQueue, worker_id: str, but: int = 0) -> list[str]:
-        is_live = any(entry.token == but for entry in self._ledger.held_by(worker_id))
+        is_live = but in self._ledger.held_by(worker_id)
         ids: list[str] = take_back(self, worker_id, but if is_live else 0)
         return ids
 

@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 from decimal import Decimal
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from poqueue.wire import Stream
 from tests.integration import villains
 from workers import WorkerContext
 
@@ -54,7 +54,7 @@ def half_a_report(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
         villains._long()
 
-    Connection._send_bytes = send_half  # type: ignore[attr-defined]
+    Stream.send = send_half  # type: ignore[method-assign]
     return {"x": "x" * 5_000_000}
 
 

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from poqueue.errors import JournalError
 from tests.faults.journal_mutants import CAUGHT_BY_HISTORIES, CAUGHT_BY_NAME
 from tests.faults.test_journal_machine import TO_CATCH_A_MUTANT, JournalMachine
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # a bug may need a thousand histories, on a slow machine
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 60
@@ -47,7 +48,7 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 
 def test_without_a_bug_the_histories_pass() -> None:
-    run_state_machine_as_test(JournalMachine, settings=TO_CATCH_A_MUTANT)
+    run_state_machine_as_test(JournalMachine, settings=settings(TO_CATCH_A_MUTANT, max_examples=300))
 
 
 @pytest.mark.parametrize("name", CAUGHT_BY_HISTORIES)

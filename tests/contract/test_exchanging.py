@@ -1,0 +1,87 @@
+"""What a pool's workers say and hear: reports by the dozen, leases by the dozen, and how much is left for each."""
+
+from __future__ import annotations
+
+import pytest
+
+from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
+from poqueue.payload import freeze_plain_result, freeze_success
+from poqueue.task import Lease, Report, Success
+from tests.contract.conftest import MakeQueue
+from tests.contract.scene import COUNTS, Clock, counts
+
+TOOK_S = 0.25
+
+
+def add(queue: TaskQueue, count: int) -> None:
+    queue.add_tasks([ProcessingTask(f"t{number}", {"po_number": f"PO-{number}"}) for number in range(count)])
+
+
+def in_short(lease: Lease) -> Success:
+    return Success(lease.task_id, lease.token, TOOK_S, freeze_success(["a.pdf"], int(TOOK_S * 1e9), {"x": 1}))
+
+
+def in_full(lease: Lease) -> Report:
+    result = freeze_plain_result(TaskResult(True, ["a.pdf"], TOOK_S, None, {"x": 1}))
+    return Report(lease.task_id, lease.token, TOOK_S, result)
+
+
+@pytest.mark.contract("R17", "R26")
+def test_a_success_in_short_is_one_in_full(make_queue: MakeQueue, clock: Clock) -> None:
+    shown = []
+    for told in (in_short, in_full):
+        queue = make_queue()
+        add(queue, 3)
+        leases = queue.exchange("w1", limit=2).leases
+        clock.advance(1.0)
+
+        queue.exchange("w1", [told(lease) for lease in leases], limit=0)
+
+        done = queue.get_tasks_by_status(TaskStatus.COMPLETED)
+        assert [task.result for task in done] == [TaskResult(True, ["a.pdf"], TOOK_S, None, {"x": 1})] * 2
+        metrics = queue.get_performance_metrics()
+        shown.append((counts(queue, *COUNTS), metrics, [(task.task_id, task.worker_id, task.attempt) for task in done]))
+        clock.advance(-1.0)
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.contract("R17")
+def test_a_success_that_comes_twice_or_too_late_or_from_another_counts_once_or_not_at_all(queue: TaskQueue) -> None:
+    add(queue, 2)
+    first, second = queue.exchange("w1", limit=2).leases
+
+    queue.exchange("w2", [in_short(first)], limit=0)
+    assert counts(queue, "completed_tasks", "processing_tasks") == (0, 2)
+    queue.exchange("w1", [in_short(first), in_short(first)], limit=0)
+    queue.exchange("w1", [in_short(first)], limit=0)
+    assert counts(queue, "completed_tasks", "processing_tasks") == (1, 1)
+    queue.release_worker("w1")
+    queue.exchange("w1", [in_short(second)], limit=0)
+
+    assert counts(queue, "completed_tasks", "pending_tasks") == (1, 1)
+
+
+@pytest.mark.contract("R3", "R17")
+def test_successes_and_failures_of_one_report_are_all_counted(queue: TaskQueue) -> None:
+    add(queue, 4)
+    done, failed, undone, refused = queue.exchange("w1", limit=4).leases
+
+    queue.exchange("w1", [
+        Report(failed.task_id, failed.token, 0.1, error={"error_type": "X", "message": "x"}),
+        in_short(done),
+        Report(undone.task_id, undone.token, 0.0),
+        Report(refused.task_id, refused.token, 0.1, error={"error_type": "Y", "message": "y"}, give_up=True),
+    ], limit=0)  # fmt: skip
+
+    assert counts(queue, "completed_tasks", "retry_tasks", "pending_tasks", "failed_tasks") == (1, 1, 1, 1)
+
+
+@pytest.mark.contract("R11")
+def test_a_worker_hears_how_much_is_left_for_each_that_works(queue: TaskQueue) -> None:
+    add(queue, 9)
+
+    assert queue.exchange("w1", limit=2).left == 7
+    assert queue.exchange("w2", limit=2).left == 3  # 5 are pending, for two
+    assert queue.exchange("w3", limit=2).left == 1
+    assert queue.exchange("w4", limit=9).left == 0
+    assert queue.exchange("w5", limit=9).left == 0

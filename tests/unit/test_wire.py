@@ -1,0 +1,144 @@
+"""Messages between the queue's process and its clients arrive whole or not at all, however the kernel cuts them."""
+
+import os
+import pickle
+import socket
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poqueue import wire
+from poqueue.wire import Stream
+
+Ends = tuple[Connection, Connection]
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    left, right = connected()
+    with left, right:
+        yield left, right
+
+
+def connected() -> Ends:
+    one, other = socket.socketpair()
+    return Connection(one.detach()), Connection(other.detach())
+
+
+def sent(stream: Stream, message: bytes) -> threading.Thread:
+    """A large message needs a reader while it is sent."""
+    thread = threading.Thread(target=stream.send, args=(message,))
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 12, 4096, 65_531, 65_532, 65_533, 1_000_003])
+def test_a_message_of_any_size_arrives_whole(size: int, ends: Ends) -> None:
+    message = os.urandom(size)
+    thread = sent(Stream(ends[0]), message)
+
+    assert Stream(ends[1]).receive() == message
+    thread.join()
+
+
+def test_requests_and_answers_alternate(ends: Ends) -> None:
+    here, there = map(Stream, ends)
+    for number in range(20):
+        here.send(pickle.dumps(number))
+        assert pickle.loads(there.receive()) == number
+        there.send(pickle.dumps(-number))
+        assert pickle.loads(here.receive()) == -number
+
+
+@pytest.mark.parametrize("size", [3, 100_000])
+def test_the_frames_are_those_of_multiprocessing(size: int, ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = os.urandom(size)
+    thread = sent(Stream(ends[0]), message)
+    assert ends[1].recv_bytes() == message
+    thread.join()
+
+    thread = threading.Thread(target=ends[1].send_bytes, args=(message,))
+    thread.start()
+    assert Stream(ends[0]).receive() == message
+    thread.join()
+
+    monkeypatch.setattr(wire, "_MAX_SHORT", 2)  # as if it were more than two gigabytes
+    thread = sent(Stream(ends[0]), message)
+    assert ends[1].recv_bytes() == message
+    thread.join()
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(0, 70_000), cuts=st.lists(st.integers(0, 70_012), max_size=6), is_long=st.booleans())
+def test_wherever_it_is_cut_a_message_is_the_same(size: int, cuts: list[int], is_long: bool) -> None:
+    message = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    head = wire._LONG_HEAD.pack(-1, size) if is_long else wire._LENGTH.pack(size)
+    frame, places = head + message, sorted(cuts)
+    left, right = connected()
+    with left, right:
+
+        def write_in_pieces() -> None:
+            for start, end in zip([0, *places], [*places, len(frame)], strict=True):
+                rest = memoryview(frame)[start:end]
+                while rest:
+                    rest = rest[os.write(left.fileno(), rest) :]
+
+        thread = threading.Thread(target=write_in_pieces)
+        thread.start()
+        assert Stream(right).receive() == message
+        thread.join()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 4, 11, 12, 50])
+@pytest.mark.parametrize("is_long", [False, True])
+def test_an_end_in_the_middle_is_no_message(kept: int, is_long: bool, ends: Ends) -> None:
+    head = wire._LONG_HEAD.pack(-1, 100) if is_long else wire._LENGTH.pack(100)
+    os.write(ends[0].fileno(), (head + bytes(100))[:kept])
+    ends[0].close()
+
+    with pytest.raises(EOFError):
+        Stream(ends[1]).receive()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [wire._LENGTH.pack(101), wire._LONG_HEAD.pack(-1, 101), wire._LONG_HEAD.pack(-1, 2**63), wire._LENGTH.pack(-2)],
+    ids=["too long", "too long, in the long form", "far too long", "negative"],
+)
+def test_what_announces_too_much_is_refused_before_it_is_read(frame: bytes, ends: Ends) -> None:
+    os.write(ends[0].fileno(), frame + bytes(200))
+
+    with pytest.raises(OSError, match="announced"):
+        Stream(ends[1]).receive(limit=100)
+
+
+def test_two_messages_at_once_are_none(ends: Ends) -> None:
+    """An answer that belongs to an earlier call must not be taken for the next one's."""
+    Stream(ends[0]).send(b"one")
+    Stream(ends[0]).send(b"two")
+
+    with pytest.raises(OSError, match="more came"):
+        Stream(ends[1]).receive()
+
+
+def test_a_time_limit_ends_the_wait_for_the_rest(ends: Ends) -> None:
+    wire.set_time_limit_of(ends[1], 0.05)
+    os.write(ends[0].fileno(), wire._LENGTH.pack(100) + b"half")
+
+    with pytest.raises(BlockingIOError):
+        Stream(ends[1]).receive()
+
+
+def test_a_stream_that_was_closed_is_of_no_use(ends: Ends) -> None:
+    stream = Stream(ends[0])
+    stream.close()
+    stream.close()
+
+    with pytest.raises(OSError):
+        stream.send(b"x")
+    with pytest.raises(OSError):
+        stream.receive()
