@@ -4,7 +4,7 @@ Plain and single-threaded: the queue holds the lock. The table below is the only
 """
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -124,6 +124,10 @@ class Ledger:
         """The task with this id."""
         return self._by_id.get(task_id)
 
+    def knows_any(self, ids: set[str]) -> bool:
+        """Whether one of these is the id of a task."""
+        return not self._by_id.keys().isdisjoint(ids)  # this way round it looks at those few only
+
     def add(self, entries: Collection[Entry]) -> None:
         """Take new tasks in, as PENDING."""
         by_id, pending, by_po = self._by_id, self._by_status[PENDING], self._by_po
@@ -163,26 +167,24 @@ class Ledger:
         """When each worker that holds leases now got the first of them, monotonic seconds."""
         return {worker_id: min(entry.leased for entry in held.values()) for worker_id, held in self._held.items()}
 
-    def move(self, entries: Sequence[Entry], status: S) -> None:
-        """Follow one arrow of the table, each of these tasks."""
-        by_status, counts, target = self._by_status, self.counts, self._by_status[status]
-        self._let_go(entries)
+    def move(self, entries: Iterable[Entry], status: S, now: float = 0.0) -> None:
+        """Follow one arrow of the table, each of these tasks. To COMPLETED or FAILED: `now` is remembered, for retention."""
+        by_status, counts, is_end = self._by_status, self.counts, status in TERMINAL
+        target = by_status[status]
         for entry in entries:
             before, rank = entry.status, entry.rank
             if status not in TRANSITIONS[before]:
                 raise AssertionError(f"task {entry.task_id}: {before.name} may not become {status.name}")
+            if before is PROCESSING:
+                self._let_go(entry)
             del by_status[before][rank]
             target[rank] = entry
             counts[before] -= 1
             counts[status] += 1
             entry.status = status
-
-    def finish(self, entries: Sequence[Entry], status: S, now: float) -> None:
-        """Move to COMPLETED or FAILED and remember when, for retention."""
-        self.move(entries, status)
-        for entry in entries:
-            entry.finished = now
-        self._finished.extend([(now, entry) for entry in entries])
+            if is_end:
+                entry.finished = now
+                self._finished.append((now, entry))
 
     def forget_worker(self, entry: Entry, worker_id: str) -> None:
         """The worker never began the task."""
@@ -208,7 +210,8 @@ class Ledger:
 
     def clear(self, entry: Entry) -> None:
         """Drop a task and count it as cleared."""
-        self._let_go([entry])
+        if entry.status is PROCESSING:
+            self._let_go(entry)
         self.counts[entry.status] -= 1
         self.cleared += 1
         self._drop(entry)
@@ -240,14 +243,13 @@ class Ledger:
         """Whether this end is the task's last one, and the task still known: its id may be another's by now."""
         return entry.status in TERMINAL and entry.finished == at and self._by_id.get(entry.task_id) is entry
 
-    def _let_go(self, entries: Sequence[Entry]) -> None:
-        """Those of them that a worker holds are not held any more."""
-        all_held = self._held
-        for entry in entries:
-            if entry.status is PROCESSING and (held := all_held.get(entry.worker_id or "")) is not None:
-                held.pop(entry.token, None)
-                if not held:
-                    del all_held[entry.worker_id or ""]
+    def _let_go(self, entry: Entry) -> None:
+        worker_id = entry.worker_id or ""
+        held = self._held.get(worker_id)
+        if held is not None:
+            held.pop(entry.token, None)
+            if not held:
+                del self._held[worker_id]
 
     def _drop(self, entry: Entry) -> None:
         del self._by_id[entry.task_id]

@@ -74,7 +74,7 @@ class Moves:
                 timeouts.note(entry.group, duration_s)
             entries.append(entry)
             durations.append(duration_s)
-        self._ledger.finish(entries, COMPLETED, now)
+        self._ledger.move(entries, COMPLETED, now)
         self._metrics.worked(entries[0].worker_id or "", worked_s)
         self._metrics.completed(durations, now)
         return self._schedule.end(entries)
@@ -87,7 +87,7 @@ class Moves:
         self._note_error(entry, details, at)
         entry.result = result
         entry.completed_at = at
-        self._ledger.finish([entry], S.FAILED, now)
+        self._ledger.move([entry], S.FAILED, now)
         return may_run
 
     def cancel(self, entry: Entry, details: dict[str, Any], now: float, at: float) -> None:
@@ -95,7 +95,7 @@ class Moves:
         self._schedule.remove(entry)
         entry.error_history = [*(entry.error_history or ()), _occurrence(entry, details, at)]
         entry.completed_at = at
-        self._ledger.finish([entry], S.FAILED, now)
+        self._ledger.move([entry], S.FAILED, now)
 
     def retry(
         self, entry: Entry, details: dict[str, Any], due: float, busy_s: float | None, now: float, at: float

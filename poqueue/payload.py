@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 from poqueue import fast_json
-from poqueue.task import ProcessingTask, TaskRecord, TaskResult
+from poqueue.task import ProcessingTask, TaskRecord, TaskResult, instance
 
 
 class FrozenResult(NamedTuple):
@@ -95,13 +95,13 @@ def freeze_result(result: Any, as_json: bool = False) -> FrozenResult:
     Raises:
         ValueError: it is no TaskResult, or cannot be frozen.
     """
-    if type(result) is FrozenResult:
-        if as_json and not is_json(result.payload):
-            raise ValueError("invalid result: a queue with a journal takes it as JSON")
-        return result
-    if not isinstance(result, TaskResult):
+    if isinstance(result, TaskResult):
+        return _frozen(result, freeze(_fields_of(result), "result", as_json))
+    if type(result) is not FrozenResult:
         raise ValueError(f"invalid result: a TaskResult is needed, got {type(result).__name__}")
-    return _frozen(result, freeze(_fields_of(result), "result", as_json))
+    if as_json and not is_json(result.payload):
+        raise ValueError("invalid result: a queue with a journal takes it as JSON")
+    return result
 
 
 def freeze_plain_result(result: TaskResult) -> FrozenResult:
@@ -139,9 +139,9 @@ def _fields_of(result: TaskResult) -> tuple[Any, ...]:
 
 def _frozen(result: TaskResult, payload: bytes) -> FrozenResult:
     seconds = result.processing_time
-    is_number = isinstance(seconds, int | float) and math.isfinite(seconds) and seconds > 0
+    is_time = (type(seconds) is float or isinstance(seconds, int | float)) and 0 < seconds < math.inf
     message = None if result.error_message is None else str(result.error_message)
-    return FrozenResult(bool(result.success), float(seconds) if is_number else 0.0, message, payload)
+    return instance(FrozenResult, (bool(result.success), float(seconds) if is_time else 0.0, message, payload))
 
 
 def thaw_result(blob: bytes) -> TaskResult:
@@ -150,18 +150,25 @@ def thaw_result(blob: bytes) -> TaskResult:
 
 
 def thaw_task(record: TaskRecord) -> ProcessingTask:
-    """Open a record: a task that shares nothing with the queue."""
-    fields: list[Any] = list(record)[:-1]  # but for the PO number, which is in the payload
-    fields[1] = thaw(record.payload)
-    fields[13] = thaw_result(record.result) if record.result is not None else None
-    fields[14] = deepcopy(record.error_history) if record.error_history else []
-    return ProcessingTask(*fields)
+    """Open a record: a task that shares nothing with the queue. Its data are opened when somebody looks at them."""
+    task = ProcessingTask.__new__(ProcessingTask)
+    (
+        task.task_id, task._payload, task.priority, task.status, task.attempt, task.retry_count,  # type: ignore[misc]
+        task.max_retries, task.retry_delay, task.task_timeout, task.worker_id,
+        task.created_at, task.assigned_at, task.completed_at, result, errors, task.interruptions, _,
+    ) = record  # fmt: skip
+    task.group = ""
+    task.result = thaw_result(result) if result is not None else None
+    task.error_history = deepcopy(list(errors)) if errors else []
+    return task
 
 
 def thaw_for_report(record: TaskRecord) -> ProcessingTask:
     """Open a record; a payload that cannot be opened here is named in its place, and spoils no report."""
     try:
-        return thaw_task(record)
+        task = thaw_task(record)
+        _ = task.po_data
+        return task
     except Exception as error:
         told = {"po_number": record.po_number, "cannot_be_opened": f"{type(error).__name__}"}
         return thaw_task(record._replace(payload=freeze(told, "report"), result=None))

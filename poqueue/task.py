@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 DEFAULT_PRIORITY = 5
 LEASE_AHEAD_S = 0.035  # how much work a worker may hold ahead,
@@ -46,14 +46,20 @@ class TaskResult:
     data: dict[str, Any] = field(default_factory=dict)
 
 
+class _Unopened:
+    __slots__ = ("_payload",)  # no field: it is nobody's to give, and equal tasks may differ in it
+    _payload: bytes
+
+
 @dataclass(slots=True)
-class ProcessingTask:
+class ProcessingTask(_Unopened):
     """A PO to process, and what has become of it.
 
     A caller gives `po_data` (with a non-blank `po_number`) and, if it likes, `task_id` and its own `max_retries`,
     `retry_delay` (seconds) and `task_timeout` (seconds); None takes the queue's. Tasks of one `group` (a supplier, say)
     are expected to take alike, which an adaptive time limit goes by. The rest is the queue's to fill in.
-    Every instance that the queue hands out is a copy. Times are UTC seconds since the epoch.
+    Every instance that the queue hands out is a copy; its `po_data` is opened when it is first looked at, and raises then
+    if it cannot be opened in this process. Times are UTC seconds since the epoch.
     """
 
     task_id: str = ""
@@ -78,6 +84,16 @@ class ProcessingTask:
     def po_number(self) -> str:
         """The PO number as the queue compares it: stripped text."""
         return str(self.po_data.get("po_number", "")).strip()
+
+    if not TYPE_CHECKING:  # for a type checker there are the fields, and nothing else
+
+        def __getattr__(self, name: str) -> Any:
+            if name != "po_data":
+                raise AttributeError(f"a ProcessingTask has no {name!r}")
+            from poqueue.payload import thaw
+
+            po_data = self.po_data = thaw(self._payload)
+            return po_data
 
 
 class Lease(NamedTuple):

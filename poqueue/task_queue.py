@@ -15,6 +15,7 @@ Contract: TaskQueue API Contract, with R1 to R28 as settled beside it.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -61,7 +62,6 @@ from poqueue.task import (
     Success,
     TaskRecord,
     TaskResult,
-    instance,
 )
 from poqueue.task import TaskStatus as S
 from poqueue.verdict import Decisions, Verdict, broken_off, failed_attempt, reported, retry_delay_s
@@ -72,7 +72,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_WAIT_S = 5.0
-NOTHING_DECIDED = Decisions()
 FAULT_RETRY_S = 0.5  # how often a journal that could not be written is tried again
 
 
@@ -185,27 +184,33 @@ class TaskQueue:
             QueueFullError: the queue is at its size limit; nothing was added.
             JournalError: it could not be written down; nothing was added. Likewise for every method that changes the queue.
         """
-        return self.add_tasks([task], priority)[0]
+        entry = self._admit(task, priority)
+        self._add([entry], [entry.task_id])
+        return entry.task_id
 
     def add_tasks(self, tasks: Sequence[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
         """Add many tasks in one step, all or none; arguments and errors as in add_task."""
         admitted = [self._admit(task, priority) for task in tasks]
+        ids = [entry.task_id for entry in admitted]
+        if ids:
+            self._add(admitted, ids)
+        return ids
+
+    def _add(self, admitted: Sequence[Entry], ids: Sequence[str]) -> None:
         try:
             with self._lock:
-                self._guard_new_ids(admitted)
-                self._guard_size(len(admitted))
+                self._guard_new_ids(ids)
+                if self._config.queue_size_limit is not None:
+                    self._guard_size(len(ids))
                 with self._change:
-                    now, at, count = self._clock(), self._wall_clock(), len(admitted)
-                    if self._journal is not None and admitted:
+                    now, at = self._clock(), self._wall_clock()
+                    if self._journal is not None:
                         self._write((), [_row(entry, rank, at) for rank, entry in enumerate(admitted, self._rank + 1)])
-                    self._rank = last = self._rank + count  # in one step: a signal handler may add tasks in between
-                    self._moves.add(admitted, last - count + 1, now, at)
-                if admitted:
-                    self._empty_is_news = True
-                    self._wake(len(admitted))
+                    self._rank = last = self._rank + len(ids)  # in one step: a signal handler may add tasks in between
+                    self._moves.add(admitted, last - len(ids) + 1, now, at)
+                self._work_comes(len(ids))
         finally:
             self._delivery.deliver()
-        return [entry.task_id for entry in admitted]
 
     def get_next_task(self, worker_id: str) -> ProcessingTask | None:
         """Lease the best task that may run now to a worker; None if there is none, or while paused.
@@ -304,10 +309,10 @@ class TaskQueue:
                 if turn and turn <= self._turns.get(worker_id, 0):  # it has begun a later one
                     return [], False, 0
                 decisions = self._decide_reports(worker_id, reports, keeps if turn else None)
+                leases: list[tuple[Any, ...]] = []
                 if turn and limit and self._may_lease_first(worker_id, decisions):
                     leases = self._lease_many(worker_id, limit, decisions)
-                else:
-                    leases = []
+                elif decisions is not None:
                     self._settle(decisions)
                 if turn:
                     self._turns[worker_id] = turn
@@ -821,11 +826,10 @@ class TaskQueue:
 
     def _admit(self, task: ProcessingTask | FrozenTask, priority: int) -> Entry:
         needs_json, config = self._journal is not None, self._config
-        if type(task) is not FrozenTask:
-            task = instance(FrozenTask, pack_task(task, needs_json))
-        elif needs_json and not is_json(task.payload):
+        packed: tuple[Any, ...] = task if type(task) is FrozenTask else pack_task(task, needs_json)
+        task_id, po_number, payload, own_priority, retries, delay, timeout, group = packed
+        if needs_json and not is_json(payload):
             raise ValueError("invalid task data: a queue with a journal takes it as JSON")
-        task_id, po_number, payload, own_priority, retries, delay, timeout, group = task
         if not isinstance(group, str):
             raise ValueError(f"invalid task: group must be text, got {group!r}")
         if not isinstance(task_id, str):
@@ -848,14 +852,14 @@ class TaskQueue:
             timeout = config.task_timeout
         else:
             check_timeout(timeout)
-        return Entry(task_id or _new_id(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, group)
+        return Entry(task_id or _ids.new(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, group)
 
-    def _guard_new_ids(self, admitted: list[Entry]) -> None:
-        fresh = set()
-        for entry in admitted:
-            if self._ledger.get(entry.task_id) is not None or entry.task_id in fresh:
-                raise ValueError(f"invalid task: task_id {entry.task_id!r} is already in the queue")
-            fresh.add(entry.task_id)
+    def _guard_new_ids(self, ids: Sequence[str]) -> None:
+        fresh = set(ids)
+        if len(fresh) == len(ids) and not self._ledger.knows_any(fresh):
+            return
+        known = next(task_id for task_id in ids if self._ledger.get(task_id) is not None or ids.count(task_id) > 1)
+        raise ValueError(f"invalid task: task_id {known!r} is already in the queue")
 
     def _guard_size(self, count: int) -> None:
         limit = self._config.queue_size_limit
@@ -877,7 +881,7 @@ class TaskQueue:
 
     # ------------------------------------------------------------------ moves (under the lock)
 
-    def _lease(self, worker_id: str, limit: int, decisions: Decisions = NOTHING_DECIDED) -> list[Entry]:
+    def _lease(self, worker_id: str, limit: int, decisions: Decisions | None = None) -> list[Entry]:
         """Lease up to `limit` tasks that may run now; none while something holds them back.
 
         What is decided is settled first, both in one transaction of the journal; what it raises, this raises.
@@ -885,23 +889,21 @@ class TaskQueue:
         with self._change:
             return self._lease_now(worker_id, limit, decisions)
 
-    def _lease_now(self, worker_id: str, limit: int, decisions: Decisions) -> list[Entry]:
+    def _lease_now(self, worker_id: str, limit: int, decisions: Decisions | None) -> list[Entry]:
         now = self._clock()
-        if not self._may_start(now):
+        taken = self._schedule.take(now, 1 if self._config.start_delay else limit) if self._may_start(now) else []
+        if decisions is not None and self._schedule.has_aside:
+            self._schedule.untake(taken)  # a task was passed over that will run once these are settled
             self._settle_now(decisions)
-            return []
-        taken = self._schedule.take(now, 1 if self._config.start_delay else limit)
-        if decisions and self._schedule.has_aside:  # a task was passed over that will run once these are settled
-            self._schedule.untake(taken)
-            self._settle_now(decisions)
-            return self._lease_now(worker_id, limit, NOTHING_DECIDED)
+            return self._lease_now(worker_id, limit, None)
         if not taken:
-            self._settle_now(decisions)
+            if decisions is not None:
+                self._settle_now(decisions)
             return taken
         at, count = self._wall_clock(), len(taken)
         if self._journal is not None and not self._can_write_leases(taken, worker_id, decisions, now, at):
             return []
-        if decisions:
+        if decisions is not None:
             self._do_all(decisions, now, at)
         if self._config.start_delay:
             self._next_start = now + self._config.start_delay
@@ -916,10 +918,10 @@ class TaskQueue:
         return not (self._held_because or now < self._next_start or is_at_fault)
 
     def _can_write_leases(
-        self, taken: list[Entry], worker_id: str, decisions: Decisions, now: float, at: float
+        self, taken: list[Entry], worker_id: str, decisions: Decisions | None, now: float, at: float
     ) -> bool:
         """Write leases, and what is decided before them. If it fails the tasks stand in their places again."""
-        records = decisions.records(at, now)
+        records = decisions.records(at, now) if decisions is not None else []
         records += [
             Record(LEASED, entry.rank, token, at, worker_id) for token, entry in enumerate(taken, self._token + 1)
         ]
@@ -928,14 +930,14 @@ class TaskQueue:
             self._write(records)
             is_written = True
         except JournalError:
-            if decisions:
+            if decisions is not None:
                 raise
         finally:  # the status says why nothing starts
             if not is_written:
                 self._schedule.untake(taken)
         return is_written
 
-    def _lease_many(self, worker_id: str, limit: int, decisions: Decisions = NOTHING_DECIDED) -> list[tuple[Any, ...]]:
+    def _lease_many(self, worker_id: str, limit: int, decisions: Decisions | None = None) -> list[tuple[Any, ...]]:
         """Leases, packed."""
         timeouts = self._timeouts
         return [
@@ -949,16 +951,16 @@ class TaskQueue:
     def _left_for_each(self) -> int:
         return -(-self._ledger.counts[PENDING] // max(1, self._ledger.holders))
 
-    def _may_lease_first(self, worker_id: str, decisions: Decisions) -> bool:
+    def _may_lease_first(self, worker_id: str, decisions: Decisions | None) -> bool:
         """Whether the next leases are the same before and after these are settled: then one transaction does for both."""
         if self._may_not_lease(worker_id) or self._halt.is_set or self._schedule.has_aside:
             return False
-        return all(verdict.kind is Kind.FAILED for verdict in decisions.verdicts)
+        return decisions is None or all(verdict.kind is Kind.FAILED for verdict in decisions.verdicts)
 
     def _decide_reports(
         self, worker_id: str, reports: Sequence[Report | Success], keeps: Collection[int] | None
-    ) -> Decisions:
-        """With `keeps` the worker has these in hand and nothing else."""
+    ) -> Decisions | None:
+        """None if they change nothing. With `keeps` the worker has these in hand and nothing else."""
         held = self._ledger.held_by(worker_id)
         told: dict[int, None] = {}
         ends: list[End] = []
@@ -985,7 +987,7 @@ class TaskQueue:
             in_hand = told.keys() | keeps
             others = [entry for token, entry in list(held.items()) if token not in in_hand]
             verdicts += [Verdict(Kind.UNDONE, entry) for entry in others]
-        return Decisions(ends, verdicts)
+        return Decisions(ends, verdicts) if ends or verdicts else None
 
     def _decide_failure(self, entry: Entry, report: Report) -> Verdict:
         if report.error is None:
@@ -1019,22 +1021,21 @@ class TaskQueue:
 
     def _settle(self, decisions: Decisions) -> None:
         """Write down what was decided, and then do it. If it cannot be written, nothing has happened."""
-        if decisions:
+        if decisions.ends or decisions.verdicts:
             with self._change:
                 self._settle_now(decisions)
 
     def _settle_now(self, decisions: Decisions) -> None:
-        if not decisions:
-            return
         now, at = self._clock(), self._wall_clock()
         if self._journal is not None:
             self._write(decisions.records(at, now))
         self._do_all(decisions, now, at)
 
     def _do_all(self, decisions: Decisions, now: float, at: float) -> None:
-        if decisions.ends:
-            self._complete(decisions.ends, now, at)
-        for verdict in decisions.verdicts:
+        ends, verdicts = decisions
+        if ends:
+            self._complete(ends, now, at)
+        for verdict in verdicts:
             self._do(verdict, now, at)
         self._ledger.expire(now - self._config.retention_s)
         self._note_if_empty()
@@ -1042,7 +1043,8 @@ class TaskQueue:
     def _complete(self, ends: Sequence[End], now: float, at: float) -> None:
         """Successes come by the hundred: each step is done for all of them."""
         may_run = self._moves.complete(ends, now, at)
-        self._note_all("completed", [end[0] for end in ends])
+        if self._delivery.is_heard or self._feed.is_read:
+            self._note_all("completed", [end[0] for end in ends])
         if self._halt.is_set:
             for _ in ends:
                 self._count_end(succeeded=True)
@@ -1186,7 +1188,7 @@ class TaskQueue:
             self._news.notify_all()
 
     def _note_if_empty(self) -> None:
-        if self._empty_is_news and not self._waiting() and not self._ledger.counts[PROCESSING]:
+        if self._empty_is_news and not self._ledger.counts[PROCESSING] and not self._waiting():
             self._empty_is_news = False
             self._note("empty", None)
 
@@ -1233,11 +1235,23 @@ class _Change:
         self._is_open = False
 
 
-def _new_id() -> str:
-    """A UUID of version 4, without the object in between."""
-    digits = os.urandom(16).hex()
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+class _Ids:
+    """UUIDs of version 8 (RFC 9562, 5.8): 74 random bits of this process, and a count of 48 bits."""
+
+    def __init__(self) -> None:
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)  # else both processes would give the same ones
+
+    def _begin(self) -> None:
+        digits = os.urandom(10).hex()
+        self._prefix = f"{digits[:8]}-{digits[8:12]}-8{digits[12:15]}-{'89ab'[int(digits[15], 16) & 3]}{digits[16:19]}-"
+        self._count = itertools.count(int.from_bytes(os.urandom(5), "big"))
+
+    def new(self) -> str:
+        return f"{self._prefix}{next(self._count):012x}"
+
+
+_ids = _Ids()
 
 
 def _limit_s(entry: Entry, timeouts: AdaptiveTimeout) -> float:

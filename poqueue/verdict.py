@@ -43,9 +43,6 @@ class Decisions(NamedTuple):
     ends: Sequence[End] = ()
     verdicts: Sequence[Verdict] = ()
 
-    def __bool__(self) -> bool:
-        return bool(self.ends or self.verdicts)
-
     def records(self, at: float, now: float) -> list[Record]:
         """The lines of the journal's log."""
         done = [
@@ -59,7 +56,7 @@ class Decisions(NamedTuple):
 def reported(entry: Entry, result: FrozenResult, seconds: float | None) -> Decisions:
     """A report with a result: done, or failed by the processor's own word."""
     if result.success:
-        return Decisions(ends=[(entry, result.payload, result.processing_time, seconds)])
+        return instance(Decisions, ([(entry, result.payload, result.processing_time, seconds)], ()))
     details = described({"error_message": result.error_message or "failed"})
     return Decisions(verdicts=[Verdict(Kind.FAILED, entry, details, result.payload, seconds=seconds)])
 

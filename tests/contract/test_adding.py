@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+from uuid import RFC_4122, UUID
 
 import pytest
 
@@ -34,9 +36,30 @@ def test_a_given_id_is_kept_and_returned(queue: TaskQueue) -> None:
 def test_a_task_without_an_id_gets_one_of_its_own(queue: TaskQueue) -> None:
     given = [queue.add_task(task(f"PO-{number}")) for number in range(20)]
 
-    assert all(isinstance(each, str) and each for each in given)
+    assert all(UUID(each).version == 8 and UUID(each).variant == RFC_4122 and str(UUID(each)) == each for each in given)
     assert len(set(given)) == 20
     assert ids(queue.get_tasks_by_status(TaskStatus.PENDING)) == set(given)
+
+
+@pytest.mark.contract("R6")
+def test_a_process_and_its_fork_give_ids_of_their_own() -> None:
+    queue = TaskQueue()
+    queue.add_task(task("PO-0"))
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.write(writer, " ".join(queue.add_task(task(f"PO-C{number}")) for number in range(5)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as pipe:
+        theirs = pipe.read().split()
+    os.waitpid(pid, 0)
+    ours = [queue.add_task(task(f"PO-P{number}")) for number in range(5)]
+
+    assert len(set(theirs + ours)) == 10
+    assert {each[:24] for each in theirs}.isdisjoint(each[:24] for each in ours)
 
 
 @pytest.mark.contract("R6")

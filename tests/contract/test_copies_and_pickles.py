@@ -163,6 +163,30 @@ def test_tasks_of_every_status_pickle(queue: TaskQueue, protocol: int) -> None:
         assert again.status is status
 
 
+def test_the_data_of_a_task_are_opened_once_and_are_the_callers_own(queue: TaskQueue) -> None:
+    queue.add_task(ProcessingTask("A", {"po_number": "PO-1", "rows": [{"x": 1}]}))
+    one, other = lease(queue), find(queue, "A")
+
+    one.po_data["rows"].append("mine")
+
+    assert one.po_data["rows"] == [{"x": 1}, "mine"] and one.po_data is one.po_data
+    assert other.po_data == find(queue, "A").po_data == {"po_number": "PO-1", "rows": [{"x": 1}]}
+    other.po_data = {"po_number": "another"}
+    assert other.po_number == "another"
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = one.nonsense  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("do", [pickle.dumps, copy.copy, copy.deepcopy, repr, lambda each: each == ProcessingTask()])
+def test_what_was_not_looked_at_yet_is_there_for_everybody(queue: TaskQueue, do: Callable[[object], object]) -> None:
+    queue.add_task(task("PO-1", "A"))
+    seen = find(queue, "A")
+    assert seen.po_data == {"po_number": "PO-1"}
+
+    assert (do(find(queue, "A")) == do(seen)) is True
+    assert find(queue, "A") == seen
+
+
 @pytest.mark.parametrize("record", [ProcessingTask(), TaskResult(success=True), task("PO-1"), *TaskStatus])
 def test_records_pickle_and_copy(record: object) -> None:
     assert pickle.loads(pickle.dumps(record)) == record

@@ -516,8 +516,10 @@ def test_the_manager_never_opens_what_it_carries(queue: QueueClient) -> None:
 
     assert [lease.task_id for lease in grant.leases] == ["BOMB", "B"]
     assert queue.get_queue_status()["processing_tasks"] == 2
+    bomb = queue.find_task(task_id="BOMB")
+    assert bomb is not None and bomb.status is TaskStatus.PROCESSING, "what the queue knows can be seen"
     with pytest.raises(SystemExit):
-        queue.find_task(task_id="BOMB")
+        _ = bomb.po_data
     assert queue.find_task(task_id="B") is not None
 
 
