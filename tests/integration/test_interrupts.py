@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -239,7 +240,8 @@ def test_a_po_that_waits_for_its_retry_is_not_run_after_ctrl_c(tmp_path: Path) -
 
 # ── bad moments ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-STARTING_MS = 20
+# A frame of a traceback that is not of the interpreter's own start: of our modules, or of a child process.
+OURS = re.compile(r'/(?:workers|poqueue)/(?!__init__)\w+\.py"|multiprocessing/')
 MOMENTS_MS = (10, 20, 50, 100, 150, 200, 300, 400)
 
 
@@ -278,8 +280,8 @@ def interrupt_at(moment_ms: int, number: int, orders: Path, tmp_path: Path) -> E
 def test_ctrl_c_ends_a_run_cleanly_at_any_moment(kind: str, moment_ms: int, workbook: Path, tmp_path: Path) -> None:
     ended = interrupt_at(moment_ms, signal.SIGINT, workbook if kind == "xlsx" else Path("slow.csv"), tmp_path)
 
-    if moment_ms <= STARTING_MS and "spawn" not in ended.err and "cli.py" not in ended.err:
-        return  # the interpreter's own start shows a traceback, and nothing of ours can help that
+    if ended.code in (1, -signal.SIGINT) and "KeyboardInterrupt" in ended.err and not OURS.search(ended.err):
+        return  # Python itself was still starting, which takes long on a busy machine, and nothing of ours can help that
     assert ended.code in (INTERRUPTED, -signal.SIGINT), ended.err  # a shell shows 130 for either
     ended.check_quiet()
 
