@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import active_children, forkserver, resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workers.own_process import HELD_SIGNALS, OOM_SCORE, rss_bytes
 
@@ -93,44 +93,84 @@ def close_descriptors(numbers: Iterable[int]) -> None:
 # ---------------------------------------------------------------------- finding
 
 
-def belongings(pid: int, process_id: str, folder: Path | None = None) -> "list[psutil.Process]":
-    """Every living process that belongs to a worker, itself left out; the worker may be dead already."""
-    marked = [one for one in _other_pids() if one != pid and _belongs(one, pid, process_id, folder)]
-    return _living(marked) + [child for child in _descendants(pid) if child.pid != pid]
+class _Seen(NamedTuple):
+    """A process as the kernel describes it in one line; `born` is when it started, in clock ticks since the machine did."""
+
+    pid: int
+    is_zombie: bool
+    parent: int
+    session: int
+    born: int
+
+
+def _look_at(pid: int) -> _Seen | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            line = file.read(2048)
+    except OSError:
+        return None
+    words = line[line.rindex(b")") + 2 :].split()  # its name, in front of that, may hold anything
+    return _Seen(pid, words[0] in (b"Z", b"X"), int(words[1]), int(words[3]), int(words[19]))
+
+
+def _look_around() -> list[_Seen]:
+    found = (_look_at(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return [seen for seen in found if seen is not None]
+
+
+def born(pid: int) -> int:
+    """When a process started, in clock ticks since the machine did; 0 if it is gone."""
+    seen = _look_at(pid)
+    return seen.born if seen is not None else 0
+
+
+def belongings(pid: int, process_id: str, folder: Path | None = None, since: int = 0) -> "list[psutil.Process]":
+    """Every living process that belongs to a worker, itself left out; the worker may be dead already.
+
+    Args:
+        since: when the worker was `born`, if known. What is older cannot be its own, and that is most of a machine.
+    """
+    around = [seen for seen in _look_around() if seen.born >= since]
+    family = _descendants(pid, around)
+    others = [seen for seen in around if seen.pid not in (pid, os.getpid()) and not seen.is_zombie]
+    return _processes(
+        seen.pid
+        for seen in others
+        if seen.pid in family or seen.session == pid or _has_mark(seen.pid, process_id, folder)
+    )
+
+
+def _descendants(pid: int, around: Iterable[_Seen]) -> set[int]:
+    children: dict[int, list[int]] = {}
+    for seen in around:
+        children.setdefault(seen.parent, []).append(seen.pid)
+    found: set[int] = set()
+    generation = [pid]
+    while generation:
+        generation = [child for parent in generation for child in children.get(parent, ()) if child not in found]
+        found.update(generation)
+    return found
+
+
+def _has_mark(pid: int, process_id: str, folder: Path | None) -> bool:
+    return _environ_has(pid, PROCESS_MARK, process_id) or _maps_mark_in(pid, folder)
 
 
 def marked_processes(run_id: str, folder: Path | None = None) -> "list[psutil.Process]":
     """Every living process of a run: its environment carries the run's mark, or it maps a worker's mark."""
-    marked = [one for one in _other_pids() if _environ_has(one, RUN_MARK, run_id) or _maps_mark_in(one, folder)]
-    return _living(marked)
+    others = [seen.pid for seen in _look_around() if not seen.is_zombie and seen.pid != os.getpid()]
+    return _processes(one for one in others if _environ_has(one, RUN_MARK, run_id) or _maps_mark_in(one, folder))
 
 
-def _other_pids() -> list[int]:
-    import psutil
-
-    mine = os.getpid()
-    return [pid for pid in psutil.pids() if pid != mine]
-
-
-def _living(pids: list[int]) -> "list[psutil.Process]":
+def _processes(pids: Iterable[int]) -> "list[psutil.Process]":
+    """As psutil knows them: it never mistakes another process for one whose pid it has got."""
     import psutil
 
     found = []
     for pid in pids:
         with contextlib.suppress(psutil.Error):
-            process = psutil.Process(pid)
-            if _is_living(process):
-                found.append(process)
+            found.append(psutil.Process(pid))
     return found
-
-
-def _belongs(pid: int, leader: int, process_id: str, folder: Path | None) -> bool:
-    try:
-        if os.getsid(pid) == leader:
-            return True
-    except OSError:
-        return False
-    return _environ_has(pid, PROCESS_MARK, process_id) or _maps_mark_in(pid, folder)
 
 
 def _maps_mark_in(pid: int, folder: Path | None) -> bool:
@@ -146,15 +186,6 @@ def _maps_mark_in(pid: int, folder: Path | None) -> bool:
         return False
     start = os.fsencode(f" {folder}/")
     return any(start in line and line.endswith(b"/mark") for line in maps.splitlines())
-
-
-def _descendants(pid: int) -> "list[psutil.Process]":
-    import psutil
-
-    try:
-        return [child for child in psutil.Process(pid).children(recursive=True) if _is_living(child)]
-    except psutil.Error:
-        return []
 
 
 def _environ_has(pid: int, name: str, value: str) -> bool:
@@ -218,9 +249,9 @@ def is_same_after_stop(pid: int, check: Callable[[], bool]) -> bool:
     return False
 
 
-def terminate_tree(pid: int, process_id: str, folder: Path | None = None) -> None:
+def terminate_tree(pid: int, process_id: str, folder: Path | None = None, since: int = 0) -> None:
     """Ask a worker and all that belongs to it to end (SIGTERM); stopped ones are woken to hear it."""
-    others = {process.pid for process in belongings(pid, process_id, folder)}
+    others = {process.pid for process in belongings(pid, process_id, folder, since)}
     _signal_main_thread(pid, signal.SIGTERM)
     for target in others:
         _signal(target, signal.SIGTERM)
@@ -235,14 +266,14 @@ def _signal_main_thread(pid: int, number: int) -> None:
         _signal(pid, number)
 
 
-def kill_tree(pid: int, process_id: str, folder: Path | None = None) -> None:
+def kill_tree(pid: int, process_id: str, folder: Path | None = None, since: int = 0) -> None:
     """Kill a living worker and all that belongs to it."""
-    kill_all(lambda: belongings(pid, process_id, folder), [pid])
+    kill_all(lambda: belongings(pid, process_id, folder, since), [pid])
 
 
-def kill_belongings(dead_pid: int, process_id: str, folder: Path | None = None) -> int:
+def kill_belongings(dead_pid: int, process_id: str, folder: Path | None = None, since: int = 0) -> int:
     """Kill what a dead worker has left; returns how many there were."""
-    return kill_all(lambda: belongings(dead_pid, process_id, folder), [])
+    return kill_all(lambda: belongings(dead_pid, process_id, folder, since), [])
 
 
 def helper_pids() -> list[int]:
@@ -314,11 +345,9 @@ def orphans() -> "list[psutil.Process]":
     They are known by the workers' odd out-of-memory score, which every descendant inherits and a zombie still shows; what
     the embedding program has started does not have it.
     """
-    import psutil
-
     started = {process.pid for process in active_children()}
-    children = [child for child in psutil.Process().children() if child.pid not in started]
-    return [child for child in children if _oom_score(child.pid) == OOM_SCORE]
+    children = [seen.pid for seen in _look_around() if seen.parent == os.getpid() and seen.pid not in started]
+    return _processes(child for child in children if _oom_score(child) == OOM_SCORE)
 
 
 def reap_orphans() -> None:

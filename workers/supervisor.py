@@ -647,6 +647,7 @@ class Supervisor:
                 return
             worker.forget()
             self._dead.pop(0)
+            self._next_orphan_check = min(self._next_orphan_check, now + FIRST_ORPHAN_CHECK_S)  # it may have left some
 
     def _reap_orphans(self, now: float) -> None:
         """Orphans that end by themselves, of workers alive and dead, would otherwise stay as zombies."""

@@ -13,7 +13,7 @@ from workers.worker import WorkerSettings, main
 from workers.worker_files import Phase, Status, WorkerReader
 
 EVIDENCE_S = 0.5  # how long to wait at most for the whole stack of a hung worker
-EVIDENCE_STEP_S = 0.003
+EVIDENCE_STEP_S = 0.001
 EVIDENCE_REST_S = 0.1  # what has not grown for so long is all there is
 
 
@@ -67,6 +67,7 @@ class WorkerProcess:
         finally:
             orders.close()
         self.pid = int(self._process.pid)
+        self._family = (self.pid, process_id, self._marked_folder, control.born(self.pid))  # what belongs to it
 
     @property
     def sentinel(self) -> int:
@@ -135,14 +136,14 @@ class WorkerProcess:
                 self.kill = None  # the PO ended in the time of grace; whatever the worker does now is another's
                 return
             kill.stage = "kill"
-            control.kill_tree(self.pid, self.process_id, self._marked_folder)
+            control.kill_tree(*self._family)
 
     def kill_now(self, now: float) -> None:
         """No evidence, no grace."""
         if self.kill is None:
             self.kill = Kill("stop", 0, now, now)
         self.kill.stage = "kill"
-        control.kill_tree(self.pid, self.process_id, self._marked_folder)
+        control.kill_tree(*self._family)
 
     def next_step(self) -> float | None:
         """When advance_kill has something to do."""
@@ -168,15 +169,14 @@ class WorkerProcess:
             self.kill = None
             return
         kill.stage, kill.due = "term", due
-        control.terminate_tree(self.pid, self.process_id, self._marked_folder)
+        control.terminate_tree(*self._family)
 
     def bury(self) -> None:
         """After its death: end what it has left behind, and remove what it owned if it did not end by itself."""
         if self.is_buried:
             return
         self.is_buried = True
-        control.kill_belongings(self.pid, self.process_id, self._marked_folder)
-        control.reap_orphans()
+        control.kill_belongings(*self._family)
         if self.exit_code != 0 or self.kill is not None or self.status().phase < Phase.RECYCLING:
             control.remove_owned(self.files.owned(), self.started_at)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,37 @@ def test_what_a_dead_leader_has_left_is_found_and_counted(start: Callable[..., "
     assert control.kill_belongings(leader.pid, "w-2") == 1
     wait_until(lambda: is_over(left), "it is dead")
     assert control.kill_belongings(leader.pid, "w-2") == 0
+
+
+def test_what_is_older_than_a_worker_is_none_of_its_own(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    environ = {**os.environ, control.PROCESS_MARK: "w-4"}
+    older = start("sleep", LONG, env=environ)
+    wait_until(lambda: control.born(os.getpid()) < control.born(older.pid) < ticks(), "a tick later")
+    leader = start("sh", "-c", f"sleep {LONG} & echo $!; wait", env=environ, start_new_session=True)
+    assert leader.stdout is not None
+    child = int(leader.stdout.readline())
+
+    found = [process.pid for process in control.belongings(leader.pid, "w-4", since=control.born(leader.pid))]
+
+    assert found == [child]
+    assert control.born(0) == 0
+
+
+def ticks() -> int:
+    """Now, as `born` counts."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
+@pytest.mark.parametrize("name", ["a) Z 1 1 (b", "c d", "(", "e\nf)"])
+def test_a_process_is_found_whatever_its_name(
+    name: str, tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    os.symlink(shutil.which("sleep") or "/bin/sleep", tmp_path / name)
+    process = start(str(tmp_path / name), LONG, env={**os.environ, control.PROCESS_MARK: "w-5"})
+
+    wait_until(lambda: control.belongings(2**22 - 1, "w-5"), "it is found")
+
+    assert control.born(process.pid) > control.born(os.getpid())
 
 
 @pytest.mark.parametrize("mark", ["run-1", "run"])
