@@ -98,7 +98,7 @@ def test_its_commands_about_a_run_that_has_ended_run(line: str, folder: Path) ->
 def test_its_commands_for_a_live_run_run(folder: Path) -> None:
     (folder / "moody.py").write_text(MOODY, encoding="utf-8")
     (folder / "slow").touch()
-    rows = "".join(f"{4700 + number},ACME,1\n" for number in range(300))
+    rows = "".join(f"{4700 + number},ACME,1\n" for number in reversed(range(300)))  # 4711 is far from its turn
     (folder / "orders.csv").write_text("po_number,supplier,amount\n" + rows, encoding="utf-8")
     (folder / "runs").mkdir()
     lines = [line for line in LINES if shlex.split(line)[1] in LIVE]
