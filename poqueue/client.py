@@ -300,8 +300,8 @@ class QueueClient:
             self._listener = threading.Thread(target=self._listen, args=opened, daemon=True, name="poqueue-events")
             self._listener.start()
 
-    def open_events(self) -> tuple[int, int]:
-        opened: tuple[int, int] = self.call("open_events")
+    def open_events(self, *, brings_data: bool = True) -> tuple[int, int]:
+        opened: tuple[int, int] = self.call("open_events", brings_data=brings_data)
         return opened
 
     def read_events(

@@ -117,15 +117,18 @@ class EventFeed:
         self.last_urgent = 0
         self._events: deque[tuple[str, Entry | tuple[Any, ...] | None, str]] = deque(maxlen=MAX_FEED)
         self._read_to: dict[int, int] = {}
+        self._without_data: set[int] = set()  # readers that need none
         self._readers = 0
 
     def count(self, after: int) -> int:
         """How many there are with numbers above `after`, those that were dropped included."""
         return self.last - after if self._events else 0
 
-    def open(self) -> tuple[int, int]:
+    def open(self, *, brings_data: bool) -> tuple[int, int]:
         """A new reader's number, and the number of the last event before it."""
         self._readers += 1
+        if not brings_data:
+            self._without_data.add(self._readers)
         self._read_to[self._readers] = self.last
         self.is_read = True
         return self._readers, self.last
@@ -133,6 +136,7 @@ class EventFeed:
     def close(self, reader: int) -> None:
         """This reader reads no more."""
         self._read_to.pop(reader, None)
+        self._without_data.discard(reader)
         self.is_read = bool(self._read_to)
         self._let_go()
 
@@ -148,14 +152,15 @@ class EventFeed:
         self.last_urgent = self.last
         return True
 
-    def read(self, after: int, limit: int) -> list[tuple[Any, ...]]:
+    def read(self, reader: int, after: int, limit: int) -> list[tuple[Any, ...]]:
         """Up to `limit` events with numbers above `after`, packed, oldest first; a gap means that some were dropped."""
+        brings_data = reader not in self._without_data
         events = self._events
         first = self.last - len(events) + 1
         start = max(first, after + 1)
         wanted = islice(events, start - first, start - first + limit)
         return [
-            (number, kind, task.packed() if type(task) is Entry else task, error)
+            (number, kind, task.packed(brings_data=brings_data) if type(task) is Entry else task, error)
             for number, (kind, task, error) in enumerate(wanted, start)
         ]
 

@@ -87,10 +87,10 @@ class Entry:
         """What the queue knows of the task, its payload and result unopened."""
         return instance(TaskRecord, self.packed())
 
-    def packed(self) -> tuple[Any, ...]:
-        """The record as a plain tuple."""
+    def packed(self, *, brings_data: bool = True) -> tuple[Any, ...]:
+        """The record as a plain tuple; with an empty payload if nobody needs it."""
         return (
-            self.task_id, self.payload, self.priority, self.status, self.attempt, self.retry_count,
+            self.task_id, self.payload if brings_data else b"", self.priority, self.status, self.attempt, self.retry_count,
             self.max_retries, self.retry_delay, self.task_timeout, self.worker_id,
             self.created_at, self.assigned_at, self.completed_at, self.result, self.error_history or (),
             self.interruptions, self.po_number,

@@ -90,6 +90,8 @@ class ProcessingTask(_Unopened):
         def __getattr__(self, name: str) -> Any:
             if name != "po_data":
                 raise AttributeError(f"a ProcessingTask has no {name!r}")
+            if not self._payload:
+                raise ValueError("the PO's data were left out here (open_events); find_task has them")
             from poqueue.payload import thaw
 
             po_data = self.po_data = thaw(self._payload)
@@ -146,7 +148,10 @@ class Grant(NamedTuple):
 
 
 class TaskRecord(NamedTuple):
-    """A ProcessingTask with its payload and result still frozen: what the queue hands out without opening it."""
+    """A ProcessingTask with its payload and result still frozen: what the queue hands out without opening it.
+
+    The payload is empty where it was left out (open_events).
+    """
 
     task_id: str
     payload: bytes

@@ -724,10 +724,14 @@ class TaskQueue:
         with self._lock:
             self._delivery.update(on_task_complete, on_task_failed, on_queue_empty, on_queue_full)
 
-    def open_events(self) -> tuple[int, int]:
-        """Begin to read events, from now on: the reader's number, and that of the last event before."""
+    def open_events(self, *, brings_data: bool = True) -> tuple[int, int]:
+        """Begin to read events, from now on: the reader's number, and that of the last event before.
+
+        Args:
+            brings_data: False leaves the PO's data out of the events of completed tasks: their payload is empty.
+        """
         with self._lock:
-            return self._feed.open()
+            return self._feed.open(brings_data=brings_data)
 
     def read_events(
         self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0, gather_s: float = 0.0
@@ -761,7 +765,7 @@ class TaskQueue:
                 if (remaining_s := deadline - time.monotonic()) <= 0:
                     break
                 self._news.wait(remaining_s)
-            return feed.read(after, limit)
+            return feed.read(reader, after, limit)
 
     def close_events(self, reader: int) -> None:
         """End reading."""

@@ -41,10 +41,14 @@ class QueueKeeper:
         marks: environment that the manager process is started with.
         on_replaced: called after each replacement, to tell the new queue what the journal does not know; until it calls
             hold_queue, no task starts.
+        brings_data: whether events of completed tasks bring the PO's data.
     """
 
-    def __init__(self, service: QueueService, marks: dict[str, str], on_replaced: Callable[[], None]) -> None:
+    def __init__(
+        self, service: QueueService, marks: dict[str, str], on_replaced: Callable[[], None], *, brings_data: bool
+    ) -> None:
         self.service = service
+        self._brings_data = brings_data
         self._marks = marks
         self._on_replaced = on_replaced
         self._replaced_at: deque[float] = deque(maxlen=MAX_REPLACEMENTS)
@@ -139,7 +143,7 @@ class QueueKeeper:
     def _open_events(self) -> None:
         self._events_client: QueueClient = self.service.client()
         self._pending = None
-        self._reader, self._last_event = self._events_client.open_events()
+        self._reader, self._last_event = self._events_client.open_events(brings_data=self._brings_data)
 
     # --- a lost manager
 

@@ -124,6 +124,7 @@ class Supervisor:
         output_dir: folder for what processors write; one in work_dir when left out.
         log_path: file for the manager's own log lines.
         on_event: called with every event of the queue, in order.
+        events_bring_data: False leaves the PO's data out of the events of completed POs, for a receiver that knows its POs.
         on_show: called with a Snapshot about four times a second.
         signals: where signals are noted, if the caller wants them noted before and after the run as well.
         lease_ahead: let a worker hold some 35 ms of work ahead; False keeps strict priority at one lease a worker.
@@ -152,6 +153,7 @@ class Supervisor:
         output_dir: Path | None = None,
         log_path: Path | None = None,
         on_event: Callable[[Event], None] | None = None,
+        events_bring_data: bool = True,
         on_show: "Callable[[Snapshot], None] | None" = None,
         signals: SignalInbox | None = None,
         lease_ahead: bool = True,
@@ -189,7 +191,10 @@ class Supervisor:
             durability=durability,
             **queue_settings,
         )
-        self._keeper = QueueKeeper(self._service, {control.RUN_MARK: self.run_id}, self._after_replacement)
+        self._keeper = QueueKeeper(
+            self._service, {control.RUN_MARK: self.run_id}, self._after_replacement,
+            brings_data=events_bring_data and on_event is not None,
+        )  # fmt: skip
         self._feeder = Feeder(self._keeper)
         self._ask = self._keeper.ask
         self._adoption = own_process.Adoption()

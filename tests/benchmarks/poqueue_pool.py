@@ -1,7 +1,8 @@
 """poqueue as one of the pools: a Supervisor with timeouts, retries, metrics, events, results and progress on.
 
 It is used as `poqueue run` uses it: the supervisor's loop adds the tasks and hands on an event for each PO that ends, and
-its result is opened there. The clock stops with the last of these.
+its result is opened there. The clock stops with the last of these. As from any other pool here, the result comes without
+the PO itself (`poqueue run` asks for both, and writes them to results.csv: workload "orders").
 """
 
 import inspect
@@ -47,7 +48,7 @@ class PoqueuePool:
         settings: dict[str, Any] = {"journal": Path(self._folder.name, "journal.sqlite")} if has_journal else {}
         self.supervisor = Supervisor(
             PROCESSOR, jobs=jobs, start_method=start_method, task_timeout=timeout_s, max_retries=retries, retry_delay=0.0,
-            on_event=self._take, on_show=lambda snapshot: None, **settings,
+            on_event=self._take, events_bring_data=False, on_show=lambda snapshot: None, **settings,
         )  # fmt: skip
         self._outcomes = Outcomes()
         self._expected: set[str] | None = None  # what is still to come

@@ -23,7 +23,7 @@ from poqueue import ProcessingTask, TaskStatus
 from poqueue.errors import JournalError, ServiceError
 from poqueue.service import connect
 from poqueue.simulation import ahead_of
-from poqueue.task import Event
+from poqueue.task import Event, TaskRecord
 from tests.conftest import marked
 from tests.integration.stage import DEADLINE_S, Play, history, living, on_stage, perform, po, started_pids, wait_until
 from workers import Supervisor
@@ -238,6 +238,21 @@ def test_a_flood_of_events_keeps_no_hung_po_alive(tmp_path: Path) -> None:
 
     assert len(handed_on) == 1500 and play.errors("H") == ["TaskTimeout"]
     assert play.tasks["H"].error_history[-1]["at"] < handed_on[1000]
+
+
+@pytest.mark.parametrize("brings_data", [True, False])
+def test_events_bring_the_data_of_the_po_or_leave_it_out(brings_data: bool, tmp_path: Path) -> None:
+    told: list[TaskRecord] = []
+
+    def take(event: Event) -> None:
+        if event.kind == "completed" and event.task is not None:
+            told.append(event.task)
+
+    perform(tmp_path, po("P", "quick", tmp_path), on_event=take, events_bring_data=brings_data)
+
+    [record] = told
+    assert record.po_number == "P" and record.result is not None
+    assert bool(record.payload) is brings_data
 
 
 @contextlib.contextmanager

@@ -3,7 +3,10 @@
 import threading
 import time
 
+import pytest
+
 from poqueue import ProcessingTask, TaskQueue, TaskResult
+from poqueue.payload import thaw_task
 from poqueue.task import Event
 
 LONG_S = 4.0
@@ -75,3 +78,20 @@ def test_a_reader_that_does_not_gather_hears_at_once_beside_one_that_does() -> N
     queue.post_notice("hurry")
     gathers.join()
     assert [event.kind for event in all_calls[0]] == ["completed", "completed", "notice"]
+
+
+def test_events_come_without_the_data_for_a_reader_that_needs_none() -> None:
+    queue, reader, after = filled(1)
+    other, _ = queue.open_events(brings_data=False)
+    queue.complete_task("t0", "w", OK)
+
+    [whole], [bare] = (queue.read_events(number, after) for number in (reader, other))
+
+    assert whole.task is not None and bare.task is not None
+    assert bare.task.payload == b"" and whole.task.payload
+    assert bare == whole._replace(task=whole.task._replace(payload=b""))
+    assert thaw_task(whole.task).po_data == {"po_number": "P0"}
+    opened = thaw_task(bare.task)
+    assert opened.result == thaw_task(whole.task).result
+    with pytest.raises(ValueError, match="left out"):
+        _ = opened.po_data
