@@ -164,10 +164,13 @@ def marked_processes(run_id: str, folder: Path | None = None) -> "list[psutil.Pr
 
 def _processes(pids: Iterable[int]) -> "list[psutil.Process]":
     """As psutil knows them: it never mistakes another process for one whose pid it has got."""
+    wanted = list(pids)
+    if not wanted:
+        return []  # as nearly always, and psutil takes its time to load
     import psutil
 
     found = []
-    for pid in pids:
+    for pid in wanted:
         with contextlib.suppress(psutil.Error):
             found.append(psutil.Process(pid))
     return found
@@ -301,8 +304,6 @@ def end_run(run_id: str, work_dir: Path, folder: Path | None, *, keeps_files: bo
 
 def kill_all(find: "Callable[[], list[psutil.Process]]", known: list[int]) -> int:
     """Stop what `find` finds until it finds nobody new, then kill all of them."""
-    import psutil
-
     doomed: dict[int, psutil.Process] = {}
     for pid in known:
         _signal(pid, signal.SIGSTOP)
@@ -312,15 +313,21 @@ def kill_all(find: "Callable[[], list[psutil.Process]]", known: list[int]) -> in
             break
         for process in fresh:
             doomed[process.pid] = process
-            with contextlib.suppress(psutil.Error):
-                process.suspend()
+            _if_it_lives(process.suspend)
     for process in doomed.values():
-        with contextlib.suppress(psutil.Error):  # psutil compares start times: a reused pid is nobody of ours
-            process.kill()
+        _if_it_lives(process.kill)
     for pid in known:
         _signal(pid, signal.SIGKILL)
     _reap_adopted(doomed)
     return len(doomed)
+
+
+def _if_it_lives(do: Callable[[], None]) -> None:
+    """Psutil compares start times: a reused pid is nobody of ours."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        do()
 
 
 def _reap_adopted(doomed: "dict[int, psutil.Process]") -> None:

@@ -65,7 +65,7 @@ SHOW_S = 0.25
 GAP_S = 2.0  # a loop that stood still for longer was stopped, or the machine was; no PO is to blame
 MEMORY_CHECK_S = 1.0
 ORPHAN_CHECK_S = 5.0
-FIRST_ORPHAN_CHECK_S = 1.0  # it also loads what a burial needs, before there is one and while nobody waits
+ORPHAN_CHECK_AFTER_DEATH_S = 1.0
 BOOT_TIMEOUT_S = 120.0
 TEARDOWN_S = 10.0
 WATCH_S = 1.0  # how often the machine and the journal are looked at
@@ -219,7 +219,7 @@ class Supervisor:
         self._last_loop = 0.0
         self._next_show = 0.0
         self._next_memory_check = 0.0
-        self._next_orphan_check = time.monotonic() + FIRST_ORPHAN_CHECK_S
+        self._next_orphan_check = time.monotonic() + ORPHAN_CHECK_S
         self._begun = time.monotonic()
         self._note = ""
 
@@ -652,7 +652,7 @@ class Supervisor:
                 return
             worker.forget()
             self._dead.pop(0)
-            self._next_orphan_check = min(self._next_orphan_check, now + FIRST_ORPHAN_CHECK_S)  # it may have left some
+            self._next_orphan_check = min(self._next_orphan_check, now + ORPHAN_CHECK_AFTER_DEATH_S)
 
     def _reap_orphans(self, now: float) -> None:
         """Orphans that end by themselves, of workers alive and dead, would otherwise stay as zombies."""

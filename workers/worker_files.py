@@ -272,7 +272,12 @@ class WorkerReader:
 
         A flood is not kept: what is 64 MB behind, or 1 MB before the end of a dead worker, is left out, and a line says so.
         """
+        if not (is_dead or self._pending or self._has_more()):
+            return []  # as nearly always
         return list(self._lines(is_dead))
+
+    def _has_more(self) -> bool:
+        return self._output_fd < 0 or os.fstat(self._output_fd).st_size != self._read_to
 
     def _lines(self, is_dead: bool) -> Iterator[OutputLine]:
         while True:
