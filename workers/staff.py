@@ -99,10 +99,12 @@ class Staff:
         return dead
 
     def note_end(self, worker: WorkerProcess, now: float) -> None:
-        """Learn from how a worker ended: before it worked it counts as a bad start, in the middle of work as lost."""
-        phase = worker.status().phase
-        if phase >= Phase.WORKING:
-            self._has_lost_workers |= phase < Phase.RECYCLING
+        """Learn from how a worker ended: before its first PO it counts as a bad start, after that as lost."""
+        status = worker.status()
+        if status.phase >= Phase.RECYCLING:
+            return
+        if status.phase is Phase.WORKING and status.has_begun:
+            self._has_lost_workers = True
             return
         reason = worker.files.boot_failure()
         self._boot_failures += 1
@@ -137,9 +139,10 @@ class Staff:
         return None
 
     def _check_boots(self) -> None:
-        if any(worker.status().phase >= Phase.WORKING for worker in self.workers):
+        states = [worker.status() for worker in self.workers]
+        if any(state.phase is Phase.WORKING and state.has_begun for state in states):
             self._boot_failures = 0
-        if self._boot_failures >= MAX_BOOT_FAILURES:
+        if self._boot_failures >= MAX_BOOT_FAILURES and not any(state.phase >= Phase.WORKING for state in states):
             raise WorkersCannotStartError(
                 f"{self._boot_failures} workers in a row could not start: {self._boot_reason}"
             )

@@ -149,13 +149,14 @@ class Worker:
         hand = self._hand
         while self._fill_hand(worker_id, client):
             until = math.inf if self._begins_at_once else self._until
+            had_any = bool(hand)
             while hand:
                 lease = hand.popleft()
                 if len(hand) < self._ask_at and self._ahead is None:
                     self._ask_ahead(worker_id, client, lease)
                 self._process(lease, context, until)
                 until = self._until
-            if self._is_kept:
+            if had_any and self._is_kept:
                 self._files.idle()
             self._take_answer()
 

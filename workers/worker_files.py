@@ -69,6 +69,11 @@ class Status(NamedTuple):
     po_number: str
     task_id: str
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the worker has ever begun a PO: from then on it tells no moment while it has none."""
+        return bool(self.token) or not self.started
+
 
 class Usage(NamedTuple):
     """What workers have used from their first PO to their own end; times in seconds.

@@ -1,6 +1,8 @@
 """The life of workers: starting, being replaced, closing their sessions, what they own, and what they say."""
 
 import logging
+import os
+import signal
 import textwrap
 import threading
 from pathlib import Path
@@ -12,6 +14,7 @@ from poqueue import TaskStatus
 from tests.integration import villains
 from tests.integration.stage import Play, lines_of, on_stage, perform, po, wait_until
 from workers import WorkersCannotStartError
+from workers.worker_files import Phase
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -47,6 +50,37 @@ def test_a_module_that_only_workers_cannot_import_stops_the_run(tmp_path: Path) 
     )
 
     check_brake(tmp_path, "there is no display", target="only_here:process", app_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_workers_that_die_whenever_they_wait_for_their_first_po_stop_the_run(jobs: int, tmp_path: Path) -> None:
+    killed: list[int] = []
+    with on_stage(tmp_path, jobs=jobs) as (supervisor, play):
+        supervisor.queue.pause_queue()  # so that nobody begins one
+        supervisor.queue.add_task(po("P", "quick", tmp_path))
+        is_over = threading.Event()
+
+        def kill_each() -> None:
+            while not is_over.wait(0.005):
+                for worker in list(supervisor._staff.workers):
+                    if worker.pid not in killed and worker.status().phase is Phase.WORKING:
+                        killed.append(worker.pid)
+                        os.kill(worker.pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_each)
+        killer.start()
+        alarm = threading.Timer(30.0, supervisor.stop)
+        alarm.start()
+        try:
+            with pytest.raises(WorkersCannotStartError, match="SIGKILL"):
+                supervisor.run()
+        finally:
+            alarm.cancel()
+            is_over.set()
+            killer.join()
+
+    assert 3 <= len(killed) <= 8, "no storm of starts"
+    assert play.tasks["P"].status is TaskStatus.PENDING
 
 
 def test_the_queue_is_untouched_when_workers_cannot_start(tmp_path: Path) -> None:
