@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 MAX_DEPTH = 50
 MAX_DETAIL_CHARS = 64_000
+_TEXT = frozenset({str})
 _SCALARS = frozenset({str, int, bool, type(None)})
 _KEYS = (str, int, float, type(None))
 _FLAT = _SCALARS | {float}
@@ -63,10 +64,12 @@ def _reduce(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, s
 
 
 def _reduce_dict(value: dict[Any, Any], where: str, depth: int, otherwise: Callable[[Any, str, str], Any]) -> Any:
+    if _is_simple(value):
+        return value.copy()  # nearly all of them: no place needs to be named
     reduced: dict[str, Any] = {}
     for key, item in value.items():
         if type(key) is str and _is_plain_already(item) and key.isascii() and key not in reduced:
-            reduced[key] = item  # nearly all of them: no place needs to be named
+            reduced[key] = item
             continue
         if not isinstance(key, _KEYS) and not _is_a(key, "decimal", "Decimal"):
             return otherwise(value, where, f"with a key of type {type(key).__name__}")
@@ -75,6 +78,17 @@ def _reduce_dict(value: dict[Any, Any], where: str, depth: int, otherwise: Calla
             return otherwise(value, where, f"with two keys that read {text!r}")
         reduced[_checked_text(text, where, otherwise)] = _reduce(item, f"{where}[{text!r}]", depth + 1, otherwise)
     return reduced
+
+
+def _is_simple(value: dict[Any, Any]) -> bool:
+    """Whether it holds text, whole numbers, truth values and None only, under text, and all the text is valid Unicode."""
+    if not (_TEXT.issuperset(map(type, value)) and _SCALARS.issuperset(map(type, value.values()))):
+        return False
+    try:
+        "".join([*value, *[item for item in value.values() if type(item) is str]]).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_plain_already(item: Any) -> bool:

@@ -1,17 +1,21 @@
-"""The queue's report as a dict of plain JSON types, as CSV text, and as YAML text."""
+"""The queue's report as a dict of plain JSON types, as JSON text, as CSV text, and as YAML text."""
 
+import contextlib
 import csv
 import io
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from poqueue import fast_json
 from poqueue.formula import guard_formula
-from poqueue.payload import is_json, thaw_for_report
+from poqueue.payload import is_json, thaw_for_report, thaw_result
 from poqueue.plain import plain_details
-from poqueue.task import ProcessingTask, ReportParts
+from poqueue.task import ReportParts, TaskRecord, TaskResult, TaskStatus
 
 FORMATS = ("json", "csv", "yaml")
+ENDED = (TaskStatus.COMPLETED, TaskStatus.FAILED)
 TASK_COLUMNS = (
     "task_id", "po_number", "status", "priority", "attempt", "retry_count", "max_retries", "retry_delay", "task_timeout",
     "worker_id", "created_at", "assigned_at", "completed_at", "processing_time", "success", "error_message",
@@ -40,51 +44,77 @@ def build(parts: ReportParts, format: str = "json") -> dict[str, Any] | str:
 
 def build_report(parts: ReportParts) -> dict[str, Any]:
     """Put a report together: every task with its history, and the figures of the queue."""
-    tasks = [thaw_for_report(record) for record in parts.records]
+    return {**_figures(parts), "tasks": [_task_as_dict(record) for record in parts.records]}
+
+
+def as_json(parts: ReportParts, first: Mapping[str, Any]) -> Iterator[str]:
+    """The same as the pieces of a JSON text, with other fields in front; at no time are all tasks open.
+
+    Args:
+        first: plain JSON types.
+
+    Raises:
+        ValueError: `first` holds something else.
+    """
+    yield fast_json.encode_finite({**first, **_figures(parts)}).removesuffix("}") + ', "tasks": ['
+    between = ""
+    for record in parts.records:
+        yield between + _task_as_json(record)
+        between = ", "
+    yield "]}"
+
+
+def _figures(parts: ReportParts) -> dict[str, Any]:
     figures = {
         "queue": parts.status,
         "configuration": parts.configuration,
         "performance": parts.metrics,
         "errors": parts.errors,
-        "workers": _by_worker(tasks, parts.metrics["worker_utilization"]),
+        "workers": _by_worker(parts.records, parts.metrics["worker_utilization"]),
     }
+    return {"generated_at": iso_time(parts.wall_time), **plain_details(figures)}
+
+
+def _task_as_dict(record: TaskRecord) -> dict[str, Any]:
+    """One task in plain JSON types; times are ISO text in UTC, durations seconds."""
+    task = thaw_for_report(record)
+    fields = _fields(record, task.result) | {"po_data": task.po_data}
+    return fields if is_json(record.payload) and is_json(record.result or b"[") else plain_details(fields)
+
+
+def _task_as_json(record: TaskRecord) -> str:
+    """The same as text. What a worker has opened and ended well is known to be JSON, and goes there as it is."""
+    if record.status is TaskStatus.COMPLETED and is_json(record.payload) and is_json(record.result or b""):
+        with contextlib.suppress(Exception):  # the other way can open anything
+            fields = fast_json.encode_finite(_fields(record, thaw_result(record.result or b"")))
+            return f'{fields.removesuffix("}")}, "po_data": {record.payload.decode()}}}'
+    return fast_json.encode_finite(_task_as_dict(record))
+
+
+def _fields(record: TaskRecord, result: TaskResult | None) -> dict[str, Any]:
+    """All but the PO itself."""
     return {
-        "generated_at": iso_time(parts.wall_time),
-        **plain_details(figures),
-        "tasks": [
-            task_as_dict(task, is_plain=is_json(record.payload) and is_json(record.result or b"["))
-            for task, record in zip(tasks, parts.records, strict=True)
-        ],
-    }
-
-
-def task_as_dict(task: ProcessingTask, *, is_plain: bool = False) -> dict[str, Any]:
-    """One task in plain JSON types; times are ISO text in UTC, durations seconds. `is_plain`: its data comes from JSON."""
-    result = task.result
-    fields = {
-        "task_id": task.task_id,
-        "po_number": task.po_number,
-        "status": task.status.value,
-        "priority": task.priority,
-        "attempt": task.attempt,
-        "retry_count": task.retry_count,
-        "max_retries": task.max_retries,
-        "retry_delay": task.retry_delay,
-        "task_timeout": task.task_timeout,
-        "worker_id": task.worker_id,
-        "created_at": iso_time(task.created_at),
-        "assigned_at": iso_time(task.assigned_at),
-        "completed_at": iso_time(task.completed_at),
+        "task_id": record.task_id,
+        "po_number": record.po_number,
+        "status": record.status.value,
+        "priority": record.priority,
+        "attempt": record.attempt,
+        "retry_count": record.retry_count,
+        "max_retries": record.max_retries,
+        "retry_delay": record.retry_delay,
+        "task_timeout": record.task_timeout,
+        "worker_id": record.worker_id,
+        "created_at": iso_time(record.created_at),
+        "assigned_at": iso_time(record.assigned_at),
+        "completed_at": iso_time(record.completed_at),
         "processing_time": result.processing_time if result else None,
         "success": result.success if result else None,
         "error_message": result.error_message if result else None,
         "downloads": list(result.downloads) if result else [],
         "data": result.data if result else {},
-        "error_history": task.error_history,
-        "interruptions": task.interruptions,
-        "po_data": task.po_data,
+        "error_history": list(record.error_history),
+        "interruptions": record.interruptions,
     }
-    return fields if is_plain else plain_details(fields)
 
 
 def as_csv(report: dict[str, Any]) -> str:
@@ -92,7 +122,7 @@ def as_csv(report: dict[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(TASK_COLUMNS)
-    for task in report["tasks"]:
+    for task in report.get("tasks", ()):
         writer.writerow([_csv_cell(task[column]) for column in TASK_COLUMNS])
     return out.getvalue()
 
@@ -122,16 +152,16 @@ def _csv_cell(value: Any) -> Any:
     return value
 
 
-def _by_worker(tasks: list[ProcessingTask], utilization: dict[str, float]) -> dict[str, dict[str, Any]]:
+def _by_worker(records: Sequence[TaskRecord], utilization: dict[str, float]) -> dict[str, dict[str, Any]]:
     workers: dict[str, dict[str, Any]] = {
         worker_id: {"completed": 0, "failed": 0, "failed_attempts": 0, "utilization": share}
         for worker_id, share in utilization.items()
     }
     empty = {"completed": 0, "failed": 0, "failed_attempts": 0, "utilization": 0.0}
-    for task in tasks:
-        if task.worker_id is not None and task.status.value in ("completed", "failed"):
-            workers.setdefault(task.worker_id, dict(empty))[task.status.value] += 1
-        for error in task.error_history:
+    for record in records:
+        if record.worker_id is not None and record.status in ENDED:
+            workers.setdefault(record.worker_id, dict(empty))[record.status.value] += 1
+        for error in record.error_history:
             if isinstance(error.get("worker_id"), str):
                 workers.setdefault(error["worker_id"], dict(empty))["failed_attempts"] += 1
     return workers

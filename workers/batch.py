@@ -25,9 +25,9 @@ from poqueue.errors import ConfigError, JournalError, OrdersError, ServiceError
 from poqueue.journal import JOURNAL_NAME, check_file
 from poqueue.packing import unpack_parts
 from poqueue.payload import thaw, thaw_result, thaw_task
-from poqueue.report import as_csv, as_yaml, build_report
+from poqueue.report import as_csv, as_json, as_yaml, build_report
 from poqueue.service import leave_if_imported_again
-from poqueue.task import Event, ProcessingTask, TaskRecord, TaskStatus
+from poqueue.task import Event, ProcessingTask, ReportParts, TaskRecord, TaskStatus
 from workers.guards import MachineGuard
 from workers.log import RunLogging
 from workers.orders import OrderBook, OrderSource, read_orders
@@ -73,7 +73,8 @@ class BatchReport:
         reason: "done", "interrupted", "halted" or "nothing to do"; `message` says more.
         resumed: of a resumed run: done_before, interrupted, changed, new, removed, requeued; empty otherwise.
         is_resumable: whether `--resume` can go on from here.
-        report: the queue's report, as export_queue_report("json") gives it, with `run` and `accounts`.
+        head: `run` and `accounts`, the first fields of the report.
+        parts: the queue's report before anything of it is opened; None if the queue was lost.
     """
 
     exit_code: int
@@ -87,7 +88,13 @@ class BatchReport:
     message: str = ""
     resumed: dict[str, int] = field(default_factory=dict)
     is_resumable: bool = False
-    report: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
+    parts: ReportParts | None = None
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The queue's report, as export_queue_report("json") gives it, behind `head`; made anew at each look."""
+        return {**self.head, **(build_report(self.parts) if self.parts is not None else {})}
 
 
 def run_batch(
@@ -359,7 +366,7 @@ class _Run:
         self._orders: list[dict[str, Any]] | None = None  # of a resumed run: rows may have moved
         self._ended = bytearray(len(book.orders))
         self._counts = {"succeeded": 0, "failed": 0, "not_run": 0}
-        self._report: dict[str, Any] = {}
+        self._parts: ReportParts | None = None
         before = read_report(run_dir) if resuming is not None else None
         self._usage = (Usage.of_run(before["run"]) if before is not None else None) or Usage()
         self._not_run: list[dict[str, Any]] | None = None
@@ -397,20 +404,17 @@ class _Run:
             if (self._run_dir / "manager.log").stat().st_size == 0:
                 (self._run_dir / "manager.log").unlink()
         files = {name: self._run_dir / name for name in (*RESULT_FILES, "run.log", "manager.log")}
-        report = {
-            "run": self._batch.describe(self._run_dir, self._book),
-            "accounts": _as_dict(accounts),
-            **self._report,
-        }
-        report["run"] |= {"seconds": round(seconds, 3), "reason": end.reason, "message": end.message}
+        run = self._batch.describe(self._run_dir, self._book)
+        run |= {"seconds": round(seconds, 3), "reason": end.reason, "message": end.message}
         if self._resumed:
-            report["run"]["resumed"] = self._resumed
+            run["resumed"] = self._resumed
         if self._usage.busy_s:
-            report["run"]["workers_used"] = self._usage._asdict()
+            run["workers_used"] = self._usage._asdict()
+        head = {"run": run, "accounts": _as_dict(accounts)}
         failpoint.hit("batch.before_report")
         for path in (self._run_dir / "report.json", *self._batch._settings.report):
             name = path.name if path.parent == self._run_dir else str(path)
-            files[name] = write_report(report, path)
+            files[name] = write_report(head, self._parts, path)
         if self._batch._settings.results is not None:
             files[str(self._batch._settings.results)] = self._batch._settings.results
         code = self._exit_code(end, accounts, total)
@@ -428,7 +432,8 @@ class _Run:
             end.message,
             self._resumed,
             is_journaled,
-            report,
+            head,
+            self._parts,
         )
 
     def _announce(self) -> None:
@@ -465,9 +470,7 @@ class _Run:
                 self._usage = self._usage.with_other(supervisor.usage)
                 if end.reason != "done":
                     self._not_run = self._unfinished(supervisor)
-                self._report = build_report(
-                    unpack_parts(supervisor.ask("get_report_parts", timeout_s=REPORT_TIMEOUT_S))
-                )
+                self._parts = unpack_parts(supervisor.ask("get_report_parts", timeout_s=REPORT_TIMEOUT_S))
                 return end
         except ServiceError as error:
             if not hasattr(self, "_results"):
@@ -706,16 +709,18 @@ def processor_spec(settings: RunSettings, target: Any = None) -> ProcessorSpec:
     return ProcessorSpec(settings.processor, dict(settings.options), app_dir)
 
 
-def write_report(report: Mapping[str, Any], path: Path) -> Path:
-    """Write a report in the format of the file's extension; the file is replaced whole or not at all."""
-    plain = dict(report)
-    if path.suffix == ".csv":
-        text = as_csv(plain)
-    elif path.suffix == ".yaml":
-        text = as_yaml(plain)
+def write_report(head: Mapping[str, Any], parts: ReportParts | None, path: Path) -> Path:
+    """Write a report in the format of the file's extension; the file is replaced whole or not at all.
+
+    Args:
+        head: fields in front of the queue's own, of plain JSON types.
+        parts: the queue's report; None if the queue was lost, and nothing but the head is known.
+    """
+    if path.suffix in (".csv", ".yaml"):
+        report = {**head, **(build_report(parts) if parts is not None else {})}
+        write_whole(as_csv(report) if path.suffix == ".csv" else as_yaml(report), path)
     else:
-        text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
-    write_whole(text, path)
+        write_whole(as_json(parts, head) if parts is not None else json.dumps(head, ensure_ascii=False), path)
     return path
 
 

@@ -385,7 +385,8 @@ def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
 def _say_errors(report: BatchReport) -> None:
     from workers.safe_text import safe_text
 
-    for error in report.report.get("errors", {}).get("most_common_errors", [])[:5]:
+    errors = report.parts.errors if report.parts is not None else {}
+    for error in errors.get("most_common_errors", [])[:5]:
         _say(safe_text(f"  {error['count']} x {error['error_type']}: {error['last_message']}", 200))
 
 
