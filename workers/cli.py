@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -241,6 +242,7 @@ def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resu
     from workers.progress import make_progress
     from workers.signals import raise_interrupts
 
+    gc.set_threshold(50_000, 20, 20)  # rows and results come by the thousand, and hold no cycles worth the looking for
     settings = resolved.settings
     progress = make_progress(sys.stderr, enabled=settings.progress, quiet=settings.quiet)
     orders = Path(arguments.orders) if arguments.orders else None
