@@ -106,7 +106,7 @@ def _child_records(label: str, data: bytes, sheet: str | None) -> Records:
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_send_sheet, args=(sender, data, label, sheet), daemon=True)
-    with quiet_start({}):
+    with quiet_start():
         child.start()
     sender.close()
     number = 0

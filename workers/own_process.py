@@ -22,7 +22,7 @@ def become_worker(marks: dict[str, str], *, dies_with_starter: bool) -> None:
     Args:
         dies_with_starter: False where that thread may end before the run does.
     """
-    os.environ.update(marks)  # for methods that do not start a new program
+    os.environ.update(marks)  # whatever program is started here is known by them
     with contextlib.suppress(OSError):
         os.setsid()
     if dies_with_starter:

@@ -1,10 +1,10 @@
 """Starting processes and ending them, with everything they have started: the only room that does either.
 
 A worker leads a session of its own. What belongs to it is found in four ways, since a process can leave any one of them:
-it descends from the worker, it is in the worker's session, its environment carries the worker's mark (set before the
-worker was started, so that even a daemon inherits it), or (for forks, which start no new
-program) it still maps the worker's mark file. Killing goes stop, list, repeat until nobody new appears, kill:
-a list taken of running processes is old before it is used.
+it descends from the worker, it is in the worker's session, its environment carries the worker's mark (new programs inherit
+that), or it still maps the worker's mark file (forks do). The worker sets both marks itself: were they in the
+environment of this process, even for the moment of a start, what other threads start meanwhile would carry them too.
+Killing goes stop, list, repeat until nobody new appears, kill: a list taken of running processes is old before it is used.
 """
 
 import contextlib
@@ -34,31 +34,24 @@ _MAX_ROUNDS = 50
 
 
 @contextlib.contextmanager
-def quiet_start(marks: dict[str, str]) -> Iterator[None]:
-    """Start processes inside: a Ctrl-C waits until they have their handlers, and their environment carries the marks."""
+def quiet_start() -> Iterator[None]:
+    """Start processes inside: a Ctrl-C waits until they have their handlers."""
     resource_tracker.ensure_running()  # it unblocks signals, so it has to be there first (bpo: see its source)
-    before = {name: os.environ.get(name) for name in marks}
     held = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
-    os.environ.update(marks)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
-def start_forkserver(marks: dict[str, str]) -> None:
+def start_forkserver() -> None:
     """Have multiprocessing's fork server run, with what our processes import already imported; harmless when repeated.
 
-    Its environment is that of all its children, so it must not be started with the marks of the first one. What an
-    embedding program has set to be preloaded stays; the script and the processor are left to the processes themselves.
+    What an embedding program has set to be preloaded stays; the script and the processor are left to the processes
+    themselves.
     """
     preloads = getattr(forkserver._forkserver, "_preload_modules", None)
-    with quiet_start(marks):
+    with quiet_start():
         if preloads == ["__main__"] and not _is_shadowed(Path()):
             forkserver.set_forkserver_preload(PRELOADED)
         forkserver.ensure_running()
@@ -97,7 +90,7 @@ class _Seen(NamedTuple):
     """A process as the kernel describes it in one line; `born` is when it started, in clock ticks since the machine did."""
 
     pid: int
-    is_zombie: bool
+    has_ended: bool
     parent: int
     session: int
     born: int
@@ -110,7 +103,8 @@ def _look_at(pid: int) -> _Seen | None:
     except OSError:
         return None
     words = line[line.rindex(b")") + 2 :].split()  # its name, in front of that, may hold anything
-    return _Seen(pid, words[0] in (b"Z", b"X"), int(words[1]), int(words[3]), int(words[19]))
+    has_ended = words[0] in (b"Z", b"X") and int(words[17]) <= 1  # if only its first thread has, it lives
+    return _Seen(pid, has_ended, int(words[1]), int(words[3]), int(words[19]))
 
 
 def _look_around() -> list[_Seen]:
@@ -131,21 +125,19 @@ def belongings(pid: int, process_id: str, folder: Path | None = None, since: int
         since: when the worker was `born`, if known. What is older cannot be its own, and that is most of a machine.
     """
     around = [seen for seen in _look_around() if seen.born >= since]
-    family = _descendants(pid, around)
-    others = [seen for seen in around if seen.pid not in (pid, os.getpid()) and not seen.is_zombie]
-    return _processes(
-        seen.pid
-        for seen in others
-        if seen.pid in family or seen.session == pid or _has_mark(seen.pid, process_id, folder)
-    )
+    is_another = any(seen.pid == pid and since and seen.born != since for seen in around)  # its pid was used again
+    family = set() if is_another else _family(pid, around)
+    others = [seen for seen in around if seen.pid not in (pid, os.getpid()) and not seen.has_ended]
+    return _processes(seen for seen in others if seen.pid in family or _has_mark(seen.pid, process_id, folder))
 
 
-def _descendants(pid: int, around: Iterable[_Seen]) -> set[int]:
+def _family(pid: int, around: Iterable[_Seen]) -> set[int]:
+    """Those in its session, and its descendants."""
     children: dict[int, list[int]] = {}
     for seen in around:
         children.setdefault(seen.parent, []).append(seen.pid)
-    found: set[int] = set()
-    generation = [pid]
+    found = {seen.pid for seen in around if seen.session == pid}
+    generation = [pid, *found]
     while generation:
         generation = [child for parent in generation for child in children.get(parent, ()) if child not in found]
         found.update(generation)
@@ -156,23 +148,31 @@ def _has_mark(pid: int, process_id: str, folder: Path | None) -> bool:
     return _environ_has(pid, PROCESS_MARK, process_id) or _maps_mark_in(pid, folder)
 
 
-def marked_processes(run_id: str, folder: Path | None = None) -> "list[psutil.Process]":
-    """Every living process of a run: its environment carries the run's mark, or it maps a worker's mark."""
-    others = [seen.pid for seen in _look_around() if not seen.is_zombie and seen.pid != os.getpid()]
-    return _processes(one for one in others if _environ_has(one, RUN_MARK, run_id) or _maps_mark_in(one, folder))
+def marked_processes(run_id: str, folder: Path | None = None, since: int = 0) -> "list[psutil.Process]":
+    """Every living process of a run: its environment carries the run's mark, or it maps a worker's mark below the folder.
+
+    Args:
+        since: when the run's supervisor was `born`, if known; what is older is not looked at.
+    """
+    others = [seen for seen in _look_around() if seen.born >= since and not seen.has_ended and seen.pid != os.getpid()]
+    return _processes(
+        seen for seen in others if _environ_has(seen.pid, RUN_MARK, run_id) or _maps_mark_in(seen.pid, folder)
+    )
 
 
-def _processes(pids: Iterable[int]) -> "list[psutil.Process]":
+def _processes(wanted: Iterable[_Seen]) -> "list[psutil.Process]":
     """As psutil knows them: it never mistakes another process for one whose pid it has got."""
-    wanted = list(pids)
-    if not wanted:
+    chosen = list(wanted)
+    if not chosen:
         return []  # as nearly always, and psutil takes its time to load
     import psutil
 
     found = []
-    for pid in wanted:
+    for seen in chosen:
         with contextlib.suppress(psutil.Error):
-            found.append(psutil.Process(pid))
+            process = psutil.Process(seen.pid)
+            if born(seen.pid) == seen.born:
+                found.append(process)
     return found
 
 
@@ -187,8 +187,8 @@ def _maps_mark_in(pid: int, folder: Path | None) -> bool:
         maps = Path(f"/proc/{pid}/maps").read_bytes()
     except OSError:
         return False
-    start = os.fsencode(f" {folder}/")
-    return any(start in line and line.endswith(b"/mark") for line in maps.splitlines())
+    start = os.fsencode(f" {folder}/").replace(b"\n", b"\\012")
+    return start in maps and any(start in line and line.endswith(b"/mark") for line in maps.splitlines())
 
 
 def _environ_has(pid: int, name: str, value: str) -> bool:
@@ -200,12 +200,8 @@ def _environ_has(pid: int, name: str, value: str) -> bool:
 
 
 def _is_living(process: "psutil.Process") -> bool:
-    import psutil
-
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
+    seen = _look_at(process.pid)
+    return seen is not None and not seen.has_ended and process.is_running()
 
 
 # ---------------------------------------------------------------------- ending
@@ -286,18 +282,18 @@ def helper_pids() -> list[int]:
     return [pid for pid in pids if pid]
 
 
-def kill_run(run_id: str, folder: Path | None = None, keep: Iterable[int] = ()) -> int:
+def kill_run(run_id: str, folder: Path | None = None, keep: Iterable[int] = (), since: int = 0) -> int:
     """Kill every process that carries a run's mark, this one and `keep` excepted; returns how many there were."""
     spared = set(keep)
-    return kill_all(lambda: [p for p in marked_processes(run_id, folder) if p.pid not in spared and _is_living(p)], [])
+    return kill_all(lambda: [one for one in marked_processes(run_id, folder, since) if one.pid not in spared], [])
 
 
-def end_run(run_id: str, work_dir: Path, folder: Path | None, *, keeps_files: bool) -> None:
+def end_run(run_id: str, work_dir: Path, since: int, *, keeps_files: bool) -> None:
     """In the manager, when the supervisor has died: no process of the run may stay behind, nor, without a journal, a file.
 
     It stands here, and not with the supervisor, since the manager imports the file that it stands in.
     """
-    kill_run(run_id, folder)
+    kill_run(run_id, work_dir, since=since)
     if not keeps_files:
         shutil.rmtree(work_dir, ignore_errors=True)
 
@@ -352,9 +348,11 @@ def orphans() -> "list[psutil.Process]":
     They are known by the workers' odd out-of-memory score, which every descendant inherits and a zombie still shows; what
     the embedding program has started does not have it.
     """
+    if _oom_score(os.getpid()) == OOM_SCORE:
+        return []  # what this process has started has it as well
     started = {process.pid for process in active_children()}
-    children = [seen.pid for seen in _look_around() if seen.parent == os.getpid() and seen.pid not in started]
-    return _processes(child for child in children if _oom_score(child) == OOM_SCORE)
+    children = [seen for seen in _look_around() if seen.parent == os.getpid() and seen.pid not in started]
+    return _processes(seen for seen in children if _oom_score(seen.pid) == OOM_SCORE)
 
 
 def reap_orphans() -> None:

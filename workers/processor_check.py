@@ -34,7 +34,7 @@ class ProcessorCheck:
         self._answers, answer = context.Pipe(duplex=False)
         self._process = context.Process(target=_check, args=(spec, answer, path))
         try:
-            with quiet_start({}):
+            with quiet_start():
                 self._process.start()
         except BaseException:  # a Ctrl-C too: the process is ours to end
             self.close()

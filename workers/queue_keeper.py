@@ -40,18 +40,14 @@ class QueueKeeper:
 
     Args:
         service: not started yet.
-        marks: environment that the manager process is started with.
         on_replaced: called after each replacement, to tell the new queue what the journal does not know; until it calls
             hold_queue, no task starts.
         brings_data: whether events of completed tasks bring the PO's data.
     """
 
-    def __init__(
-        self, service: QueueService, marks: dict[str, str], on_replaced: Callable[[], None], *, brings_data: bool
-    ) -> None:
+    def __init__(self, service: QueueService, on_replaced: Callable[[], None], *, brings_data: bool) -> None:
         self.service = service
         self._brings_data = brings_data
-        self._marks = marks
         self._on_replaced = on_replaced
         self._replaced_at: deque[float] = deque(maxlen=MAX_REPLACEMENTS)
         self._pending: PendingCall | None = None
@@ -65,7 +61,7 @@ class QueueKeeper:
         start = self.service.start
         while True:
             try:
-                with control.quiet_start(self._marks):
+                with control.quiet_start():
                     start()
                 self.queue = self.service.client()
                 self._open_events()
@@ -162,7 +158,7 @@ class QueueKeeper:
             failpoint.hit("supervisor.before_replace")
             try:
                 self._events_client.close()
-                with control.quiet_start(self._marks):
+                with control.quiet_start():
                     self.service.replace(hold=REPLACED)
                 self.queue.hang_up()  # else its first call would find the old manager's end, and take it for this one's
                 failpoint.hit("supervisor.after_replace")

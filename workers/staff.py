@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BOOT_FAILURES = 3
 MAX_BOOT_DELAY_S = 5.0
+SETTLED_S = 5.0  # who has waited for a first PO so long had started well
 NO_PROCESS_LIMIT_S = 30.0
 
 
@@ -99,13 +100,14 @@ class Staff:
         return dead
 
     def note_end(self, worker: WorkerProcess, now: float) -> None:
-        """Learn from how a worker ended: before its first PO it counts as a bad start, after that as lost."""
+        """Learn from how a worker ended: without a PO, before it was ready or soon after, it counts as a bad start."""
         status = worker.status()
-        if status.phase >= Phase.RECYCLING:
+        has_worked = status.phase is Phase.WORKING and (status.has_begun or now - status.started > SETTLED_S)
+        if has_worked or status.phase >= Phase.RECYCLING:
+            self._has_lost_workers |= has_worked
+            self._boot_failures = 0
             return
-        if status.phase is Phase.WORKING and status.has_begun:
-            self._has_lost_workers = True
-            return
+        self._look_at_boots()
         reason = worker.files.boot_failure()
         self._boot_failures += 1
         self._boot_reason = (reason.strip() or f"it ended by {worker.how_it_ended()}").splitlines()[-1]
@@ -138,11 +140,15 @@ class Staff:
                 return standby
         return None
 
-    def _check_boots(self) -> None:
+    def _look_at_boots(self) -> bool:
+        """Whether anybody is through its start; who is at work shows that it can be done."""
         states = [worker.status() for worker in self.workers]
         if any(state.phase is Phase.WORKING and state.has_begun for state in states):
             self._boot_failures = 0
-        if self._boot_failures >= MAX_BOOT_FAILURES and not any(state.phase >= Phase.WORKING for state in states):
+        return any(state.phase >= Phase.WORKING for state in states)
+
+    def _check_boots(self) -> None:
+        if not self._look_at_boots() and self._boot_failures >= MAX_BOOT_FAILURES:
             raise WorkersCannotStartError(
                 f"{self._boot_failures} workers in a row could not start: {self._boot_reason}"
             )

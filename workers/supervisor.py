@@ -176,23 +176,23 @@ class Supervisor:
         self._journal_inode = 0
         self._journal_gone_since: float | None = None
         self.run_id = f"{os.getpid()}-{os.urandom(4).hex()}"
-        self._work_dir = work_dir or Path(tempfile.gettempdir(), f"poqueue-run-{self.run_id}")
+        self._work_dir = (work_dir or Path(tempfile.gettempdir(), f"poqueue-run-{self.run_id}")).resolve()
         self._output_dir = output_dir or self._work_dir / "output"
         self._start_method = start_method
-        self._marked_folder = self._work_dir if start_method == "fork" else None
+        self._since = control.born(os.getpid())
         self._service = QueueService(
             start_method=start_method,
             directory=self._work_dir if fits_address(self._work_dir) else None,
             log_path=log_path or Path(os.devnull),
             on_orphan=functools.partial(
-                control.end_run, self.run_id, self._work_dir, self._marked_folder, keeps_files=journal is not None
+                control.end_run, self.run_id, self._work_dir, self._since, keeps_files=journal is not None
             ),
             journal=journal,
             durability=durability,
             **queue_settings,
         )
         self._keeper = QueueKeeper(
-            self._service, {control.RUN_MARK: self.run_id}, self._after_replacement,
+            self._service, self._after_replacement,
             brings_data=events_bring_data and on_event is not None,
         )  # fmt: skip
         self._feeder = Feeder(self._keeper)
@@ -256,7 +256,7 @@ class Supervisor:
         self._oom_kills = control.oom_kills()
         try:
             if self._start_method == "forkserver":
-                control.start_forkserver({control.RUN_MARK: self.run_id})
+                control.start_forkserver()
             if prepares_workers:
                 self._service.choose_address()
                 self._staff.prepare(time.monotonic())
@@ -335,7 +335,7 @@ class Supervisor:
             worker.forget(keep_files=self._keeps_files)
         self._staff.workers, self._staff.standbys, self._dead = [], [], []
         self._keeper.close()
-        control.kill_run(self.run_id, self._marked_folder, keep=control.helper_pids())
+        control.kill_run(self.run_id, self._work_dir, control.helper_pids(), self._since)
         if not active_children():  # of another supervisor in this process, whose orphans these might be
             control.kill_orphans()
         control.reap_orphans()

@@ -165,6 +165,8 @@ class Worker:
         self._begins_at_once = not self._hand
         if self._hand:
             return True
+        if not self._is_kept:
+            self._tell_unkept(worker_id, client)
         is_last = _term_came or self._is_worn_out()
         limit = 0 if is_last else self._appetite()
         grant = self._exchange(worker_id, client, limit)
@@ -174,9 +176,16 @@ class Worker:
         if is_last or grant.stop:
             self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)
             return False
-        self._is_kept = True
         self._take(grant, time.monotonic() + HOLD_S)
         return True
+
+    def _tell_unkept(self, worker_id: str, client: QueueClient) -> None:
+        """What only this process knows is told before anything else; until then the PO stays in hand."""
+        self._exchange(worker_id, client, 0)
+        self._reports = []
+        self._files.reports.told()
+        self._is_kept = True
+        self._files.idle()
 
     def _ask_ahead(self, worker_id: str, client: QueueClient, lease: Lease) -> None:
         """Before the hand is empty: tell what is done and ask for more, so that nobody waits for the answer.

@@ -47,7 +47,6 @@ class WorkerProcess:
         self.started = time.monotonic()
         self.started_at = time.time()
         self.files = WorkerReader(folder)
-        self._marked_folder = folder if context.get_start_method() == "fork" else None
         mark = self.files.mark
         marks = {control.RUN_MARK: run_id, control.PROCESS_MARK: process_id}
         before = control.open_descriptors()
@@ -56,7 +55,7 @@ class WorkerProcess:
             self._process: Any = context.Process(  # type: ignore[attr-defined]  # every real context has it
                 target=main, args=(settings(folder, marks, mark), orders), name=f"poqueue-{process_id}"
             )
-            with control.quiet_start(marks):
+            with control.quiet_start():
                 self._process.start()
         except BaseException:
             self._orders.close()
@@ -67,7 +66,7 @@ class WorkerProcess:
         finally:
             orders.close()
         self.pid = int(self._process.pid)
-        self._family = (self.pid, process_id, self._marked_folder, control.born(self.pid))  # what belongs to it
+        self._family = (self.pid, process_id, folder, control.born(self.pid))  # what belongs to it
 
     @property
     def sentinel(self) -> int:

@@ -20,6 +20,7 @@ from tests.integration.console import (
     APP_DIR,
     BEHAVE,
     GONE_WITHIN_S,
+    MARK,
     ROOT,
     SAMPLE,
     Ended,
@@ -380,11 +381,11 @@ def test_an_interrupt_is_not_taken_for_a_fault_of_the_processor_that_is_imported
 @pytest.mark.parametrize("to_group", [False, True], ids=["to the command", "to the group"])
 def test_nothing_of_a_killed_run_goes_on(to_group: bool, tmp_path: Path) -> None:
     with two_at_work(tmp_path, act="stubborn") as run:
-        assert len(pids_with("POQUEUE_RUN_ID", f"{run.pid}-")) >= 3  # the manager and two workers
+        assert len(pids_with(MARK, run.mark)) >= 4  # the command, the manager and two workers
 
         (run.send_group if to_group else run.send)(signal.SIGKILL)
 
-        wait_until(lambda: not pids_with("POQUEUE_RUN_ID", f"{run.pid}-"), "all of the run is gone", GONE_WITHIN_S)
+        wait_until(lambda: not pids_with(MARK, run.mark), "all of the run is gone", GONE_WITHIN_S)
         assert run.wait().code == -signal.SIGKILL
     for row in read_csv(tmp_path / "r" / "results.csv"):
         assert row["status"] in ("succeeded", "failed")  # what had been written is whole
@@ -398,7 +399,7 @@ def test_what_commands_started_dies_with_a_killed_run(tmp_path: Path) -> None:
 
         run.send_group(signal.SIGKILL)
 
-        wait_until(lambda: not pids_with("POQUEUE_RUN_ID", f"{run.pid}-"), "all of the run is gone", GONE_WITHIN_S)
+        wait_until(lambda: not pids_with(MARK, run.mark), "all of the run is gone", GONE_WITHIN_S)
         assert state(int((tmp_path / "pid").read_text())) in ("", "Z", "X")
 
 

@@ -17,6 +17,7 @@ from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from poqueue import ProcessingTask, TaskStatus
@@ -25,6 +26,7 @@ from poqueue.service import connect
 from poqueue.simulation import ahead_of
 from poqueue.task import Event, TaskRecord
 from tests.conftest import marked
+from tests.integration.console import python
 from tests.integration.stage import DEADLINE_S, Play, history, living, on_stage, perform, po, started_pids, wait_until
 from workers import Supervisor
 from workers import feeder as feeder_module
@@ -424,6 +426,61 @@ def test_what_is_still_to_be_added_is_shown_as_waiting(tmp_path: Path, monkeypat
     assert all(s.succeeded + s.failed + s.running + s.retrying + s.pending == 3000 for s in seen)
 
 
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_what_other_threads_start_meanwhile_is_left_alone(method: str, tmp_path: Path) -> None:
+    """Workers are started all the time, and die with what they leave; the embedding program has processes of its own."""
+    own: list[subprocess.Popen[bytes]] = []
+    is_over = threading.Event()
+
+    def start_some() -> None:
+        while not is_over.wait(0.01) and len(own) < 300:
+            own.append(subprocess.Popen(["sh", "-c", "sleep 300 & wait"], start_new_session=True))
+
+    starter = threading.Thread(target=start_some)
+    starter.start()
+    try:
+        tasks = [po(f"P{number}", "quick", tmp_path) for number in range(10)]
+        perform(tmp_path, *tasks, po("D", "kill_itself", tmp_path), max_tasks_per_worker=2, start_method=method)
+        is_over.set()
+        starter.join()
+        children = [child for one in own for child in psutil.Process(one.pid).children()]
+
+        assert own and [one.poll() for one in own] == [None] * len(own)
+        assert len(children) >= len(own) - 1 and all(child.is_running() for child in children)
+    finally:
+        is_over.set()
+        starter.join()
+        for one in own:
+            os.killpg(one.pid, signal.SIGKILL)
+            one.wait()
+
+
+def test_a_program_with_the_workers_odd_score_keeps_its_children(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+        import pathlib, subprocess
+        from poqueue import ProcessingTask
+        from workers import Supervisor
+
+        def process(po):
+            return {}
+
+        if __name__ == "__main__":
+            pathlib.Path("/proc/self/oom_score_adj").write_text("557")
+            own = subprocess.Popen(["sleep", "300"])
+            with Supervisor(process, jobs=1) as supervisor:
+                supervisor.queue.add_task(ProcessingTask(po_data={"po_number": "1"}))
+                supervisor.run()
+            print(own.poll())
+            own.kill()
+            own.wait()
+        """)
+    )
+    ended = python(tmp_path / "program.py", cwd=tmp_path)
+
+    assert ended.check(0).out == "None\n"
+
+
 def test_a_process_adopts_orphans_only_while_it_has_a_supervisor(tmp_path: Path) -> None:
     assert not adopts_orphans()
     with on_stage(tmp_path / "outer", po("A", "quick", tmp_path)) as (outer, _):
@@ -649,7 +706,7 @@ def test_a_queue_that_cannot_start_leaves_no_worker_behind(start_method: str, tm
     with pytest.raises(JournalError):
         supervisor.start()
 
-    left = {process.pid for process in marked_processes(supervisor.run_id, supervisor._marked_folder)}
+    left = {process.pid for process in marked_processes(supervisor.run_id, supervisor._work_dir)}
     assert left <= set(helper_pids()), "nothing but multiprocessing's own helpers"
     assert not active_children() and not supervisor._work_dir.exists()
 

@@ -5,6 +5,7 @@ import os
 import signal
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from poqueue import TaskStatus
 from tests.integration import villains
 from tests.integration.stage import Play, lines_of, on_stage, perform, po, wait_until
-from workers import WorkersCannotStartError
+from tests.integration.test_supervisor import meanwhile
+from workers import Supervisor, WorkersCannotStartError, staff
 from workers.worker_files import Phase
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -81,6 +83,57 @@ def test_workers_that_die_whenever_they_wait_for_their_first_po_stop_the_run(job
 
     assert 3 <= len(killed) <= 8, "no storm of starts"
     assert play.tasks["P"].status is TaskStatus.PENDING
+
+
+def test_a_worker_that_dies_after_a_long_wait_for_its_first_po_had_started_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staff, "SETTLED_S", 0.2)
+    with on_stage(tmp_path, jobs=1) as (supervisor, play):
+        supervisor.queue.pause_queue()
+        supervisor.queue.add_task(po("P", "quick", tmp_path))
+
+        def kill_some() -> None:
+            killed: set[int] = set()
+            for _ in range(4):
+                wait_until(lambda: settled(supervisor) - killed, "the next one has waited")
+                [pid] = settled(supervisor) - killed
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+            supervisor.queue.resume_queue()
+
+        meanwhile(supervisor, kill_some)
+
+    assert play.is_completed("P")
+
+
+def settled(supervisor: Supervisor) -> set[int]:
+    found = [(worker.pid, worker.status()) for worker in list(supervisor._staff.workers)]
+    return {pid for pid, now in found if now.phase is Phase.WORKING and time.monotonic() - now.started > 0.4}
+
+
+def test_a_bad_start_now_and_then_ends_no_run(tmp_path: Path) -> None:
+    tasks = [po(f"P{number}", "quick", tmp_path) for number in range(5)]
+
+    play = perform(tmp_path, *tasks, target=villains.SetupRaisesAtTimes, jobs=1, max_tasks_per_worker=1)
+
+    assert all(play.is_completed(f"P{number}") for number in range(5))
+    assert len(lines_of(tmp_path / "boots")) >= 9
+
+
+def test_a_worker_whose_report_was_told_unkept_has_nothing_in_hand(tmp_path: Path) -> None:
+    tasks = [po("R", "fail", tmp_path, max_retries=1), po("A", "leave_no_room", tmp_path)]
+    with on_stage(tmp_path, *tasks, jobs=1, retry_delay=600.0) as (supervisor, play):
+
+        def look() -> None:
+            wait_until(lambda: supervisor.queue.get_queue_status()["completed_tasks"] == 1, "A is through, R waits")
+            [worker] = supervisor._staff.workers
+            wait_until(lambda: not worker.status().token, "the worker says that it is idle", within_s=3.0)
+            supervisor.stop()
+
+        meanwhile(supervisor, look)
+
+    assert play.is_completed("A")
 
 
 def test_the_queue_is_untouched_when_workers_cannot_start(tmp_path: Path) -> None:

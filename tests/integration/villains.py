@@ -88,6 +88,13 @@ def later(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     return {}
 
 
+def leave_no_room(po: dict[str, Any], context: WorkerContext) -> None:
+    """The disk is full: no report can be kept from now on."""
+    from workers.kept_reports import ReportKeeper
+
+    ReportKeeper.keep = lambda self, report: False  # type: ignore[method-assign]
+
+
 def wait_for_go(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     """Until the test makes the file `go`."""
     end = time.monotonic() + LONG_S
@@ -459,6 +466,19 @@ class SetupRaises:
 
     def process(self, po: dict[str, Any]) -> None:
         """Never reached."""
+
+
+class SetupRaisesAtTimes(SetupRaises):
+    """Every other session cannot be opened."""
+
+    def setup(self, context: WorkerContext) -> None:
+        boots = Path(context.options["folder"], "boots")
+        append(boots, str(os.getpid()))
+        if len(boots.read_text().splitlines()) % 2:
+            raise OSError("the browser does not start this time")
+
+    def process(self, po: dict[str, Any]) -> None:
+        """Quick."""
 
 
 class SetupDies(SetupRaises):

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -54,20 +53,15 @@ def is_over(pid: int) -> bool:
         return True
 
 
-def test_the_environment_is_as_it_was_after_a_start() -> None:
-    os.environ.pop("PQ_A", None)
-    os.environ["PQ_B"] = "before"
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    try:
-        with pytest.raises(RuntimeError), control.quiet_start({"PQ_A": "1", "PQ_B": "2"}):
-            assert (os.environ["PQ_A"], os.environ["PQ_B"]) == ("1", "2")
-            assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-            raise RuntimeError
+def test_signals_wait_while_processes_start_and_other_threads_notice_nothing() -> None:
+    mask, environ = signal.pthread_sigmask(signal.SIG_BLOCK, []), dict(os.environ)
 
-        assert "PQ_A" not in os.environ and os.environ["PQ_B"] == "before"
-        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
-    finally:
-        del os.environ["PQ_B"]
+    with pytest.raises(RuntimeError), control.quiet_start():
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert dict(os.environ) == environ  # what another thread starts now inherits it
+        raise RuntimeError
+
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
 
 
 def test_members_are_found_by_descent_session_and_mark(start: Callable[..., "subprocess.Popen[str]"]) -> None:
@@ -114,6 +108,37 @@ def test_what_is_older_than_a_worker_is_none_of_its_own(start: Callable[..., "su
     assert control.born(0) == 0
 
 
+def test_whoever_has_got_a_dead_workers_pid_is_none_of_its_own(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    stranger = start("sh", "-c", f"sleep {LONG} & echo go; wait", start_new_session=True)
+    assert stranger.stdout is not None and stranger.stdout.readline() == "go\n"
+    worker_born = control.born(stranger.pid) - 1
+
+    assert control.belongings(stranger.pid, "w-6", since=worker_born) == []
+    assert len(control.belongings(stranger.pid, "w-6", since=worker_born + 1)) == 1
+
+
+def test_a_process_whose_first_thread_has_ended_lives(start: Callable[..., "subprocess.Popen[str]"]) -> None:
+    code = (
+        "import ctypes, threading, time\n"
+        f"threading.Thread(target=time.sleep, args=({LONG},)).start()\n"
+        "print('go', flush=True)\n"
+        "ctypes.CDLL(None).pthread_exit(None)\n"
+    )
+    environ = {**os.environ, control.PROCESS_MARK: "w-7"}
+    leader = start("sh", "-c", '"$0" -c "$1" & wait', sys.executable, code, env=environ, start_new_session=True)
+    assert leader.stdout is not None and leader.stdout.readline() == "go\n"
+    [child] = psutil.Process(leader.pid).children()
+    wait_until(lambda: child.status() == psutil.STATUS_ZOMBIE, "its first thread has ended")
+
+    assert [one.pid for one in control.belongings(leader.pid, "w-7")] == [child.pid]
+    control.kill_tree(leader.pid, "w-7")
+
+    wait_until(
+        lambda: not os.path.exists(f"/proc/{child.pid}/task") or len(os.listdir(f"/proc/{child.pid}/task")) < 2,
+        "it is dead",
+    )
+
+
 def ticks() -> int:
     """Now, as `born` counts."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
@@ -123,8 +148,9 @@ def ticks() -> int:
 def test_a_process_is_found_whatever_its_name(
     name: str, tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
-    os.symlink(shutil.which("sleep") or "/bin/sleep", tmp_path / name)
-    process = start(str(tmp_path / name), LONG, env={**os.environ, control.PROCESS_MARK: "w-5"})
+    os.symlink(sys.executable, tmp_path / name)
+    environ = {**os.environ, control.PROCESS_MARK: "w-5"}
+    process = start(str(tmp_path / name), "-S", "-c", f"import time; time.sleep({LONG})", env=environ)
 
     wait_until(lambda: control.belongings(2**22 - 1, "w-5"), "it is found")
 
@@ -332,7 +358,7 @@ def test_the_kernels_count_of_kills_can_be_read() -> None:
 
 def test_signals_are_held_only_in_the_thread_that_starts() -> None:
     masks: list[Any] = []
-    with control.quiet_start({}):
+    with control.quiet_start():
         thread = threading.Thread(target=lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
     thread.start()
     thread.join()
