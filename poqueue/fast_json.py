@@ -6,7 +6,7 @@ Half the time of json.dumps and json.loads for a result; what comes out is the s
 import json
 from collections.abc import Callable
 from json import encoder, scanner
-from typing import Any
+from typing import Any, NoReturn
 
 
 def _encoder(*, allow_nan: bool, default: Callable[[Any], Any] | None = None) -> Callable[[Any], str]:
@@ -25,7 +25,14 @@ def _encoder(*, allow_nan: bool, default: Callable[[Any], Any] | None = None) ->
 encode = _encoder(allow_nan=True)
 encode_any = _encoder(allow_nan=True, default=str)  # what JSON does not hold as its text
 encode_finite = _encoder(allow_nan=False)  # NaN and infinity, which other readers refuse, are a ValueError
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
 _scan = scanner.make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed names the wrong type
+_scan_strictly = scanner.make_scanner(json.JSONDecoder(parse_constant=_refuse))  # type: ignore[arg-type]
 
 
 def decode(blob: bytes) -> Any:
@@ -38,8 +45,21 @@ def decode(blob: bytes) -> Any:
         text = blob.decode()
     except UnicodeDecodeError:  # a lone surrogate, or no UTF-8 at all
         text = blob.decode("utf-8", "surrogatepass")
+    return _whole(text, _scan)
+
+
+def check_strict(blob: bytes) -> None:
+    """Make sure that any reader of JSON takes it.
+
+    Raises:
+        ValueError: it is none, or holds NaN, infinity or a lone surrogate.
+    """
+    _whole(blob.decode(), _scan_strictly)
+
+
+def _whole(text: str, scan: Callable[[str, int], tuple[Any, int]]) -> Any:
     try:
-        value, end = _scan(text, 0)
+        value, end = scan(text, 0)
     except StopIteration as stop:
         raise json.JSONDecodeError("Expecting value", text, stop.value) from None
     if end != len(text):

@@ -54,7 +54,7 @@ def as_json(parts: ReportParts, first: Mapping[str, Any]) -> Iterator[str]:
         first: plain JSON types.
 
     Raises:
-        ValueError: `first` holds something else.
+        ValueError, TypeError: `first` holds something else.
     """
     yield fast_json.encode_finite({**first, **_figures(parts)}).removesuffix("}") + ', "tasks": ['
     between = ""
@@ -78,15 +78,16 @@ def _figures(parts: ReportParts) -> dict[str, Any]:
 def _task_as_dict(record: TaskRecord) -> dict[str, Any]:
     """One task in plain JSON types; times are ISO text in UTC, durations seconds."""
     task = thaw_for_report(record)
-    fields = _fields(record, task.result) | {"po_data": task.po_data}
-    return fields if is_json(record.payload) and is_json(record.result or b"[") else plain_details(fields)
+    return plain_details(_fields(record, task.result) | {"po_data": task.po_data})
 
 
 def _task_as_json(record: TaskRecord) -> str:
-    """The same as text. What a worker has opened and ended well is known to be JSON, and goes there as it is."""
-    if record.status is TaskStatus.COMPLETED and is_json(record.payload) and is_json(record.result or b""):
+    """The same as text. Data that are JSON go there as they are, once they have been read as that."""
+    if is_json(record.payload) and is_json(record.result or b"["):
         with contextlib.suppress(Exception):  # the other way can open anything
-            fields = fast_json.encode_finite(_fields(record, thaw_result(record.result or b"")))
+            fast_json.check_strict(record.payload)
+            result = None if record.result is None else thaw_result(record.result)
+            fields = fast_json.encode_finite(_fields(record, result))
             return f'{fields.removesuffix("}")}, "po_data": {record.payload.decode()}}}'
     return fast_json.encode_finite(_task_as_dict(record))
 

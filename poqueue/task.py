@@ -82,7 +82,7 @@ class ProcessingTask(_Unopened):
 
     @property
     def po_number(self) -> str:
-        """The PO number as the queue compares it: stripped text."""
+        """The PO number as the queue compares it: stripped text. Errors as in po_data."""
         return str(self.po_data.get("po_number", "")).strip()
 
     if not TYPE_CHECKING:  # for a type checker there are the fields, and nothing else

@@ -9,7 +9,6 @@ matches the orders with the tasks of the journal; what had ended is told again, 
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import time
@@ -19,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from poqueue import failpoint
+from poqueue import failpoint, fast_json
 from poqueue.client import REPORT_TIMEOUT_S
 from poqueue.errors import ConfigError, JournalError, OrdersError, ServiceError
 from poqueue.journal import JOURNAL_NAME, check_file
@@ -606,8 +605,8 @@ class _Run:
         return int(task_id[1:]) - 1 if self._place_of is None else self._place_of.get(task_id)
 
     def _order_of(self, task_id: str) -> dict[str, Any] | None:
-        """The order of a task in a file whose rows may have moved; None: as the task has it."""
-        place = self._place(task_id) if self._orders or self._match is not None else None
+        """The order of a task, as long as it is at hand; None: as the task has it."""
+        place = self._place(task_id)
         orders = self._orders or self._book.orders
         return orders[place] if place is not None and place < len(orders) else None
 
@@ -720,7 +719,7 @@ def write_report(head: Mapping[str, Any], parts: ReportParts | None, path: Path)
         report = {**head, **(build_report(parts) if parts is not None else {})}
         write_whole(as_csv(report) if path.suffix == ".csv" else as_yaml(report), path)
     else:
-        write_whole(as_json(parts, head) if parts is not None else json.dumps(head, ensure_ascii=False), path)
+        write_whole(as_json(parts, head) if parts is not None else fast_json.encode_finite(head), path)
     return path
 
 

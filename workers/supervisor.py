@@ -642,10 +642,11 @@ class Supervisor:
             if not self._is_draining and (worker.kill is None or worker.kill.reason != "stop"):
                 self._staff.note_end(worker, now)
             self._dead.append(worker)
+        for worker in self._dead:
+            worker.bury()
         while self._dead:
             worker = self._dead[0]
             try:
-                worker.bury()
                 if worker.worker_id:
                     self._settle(worker, now)
             except JournalError:  # nothing can be written for now: it is settled later, from its files

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.batches import NEW_ORLEANS, NEW_ORLEANS_WORDS, Batch
-from tests.integration.console import Running, state, wait_until
+from tests.integration.console import BEHAVE, Running, outcomes, poqueue, state, wait_until, write_orders
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -208,6 +209,21 @@ def test_a_supervisor_that_is_stopped_longer_than_the_time_limit_times_nothing_o
 
     batch.check()
     assert "killing" not in ended.err and len(batch.begun()) == 12
+
+
+def test_a_damaged_payload_of_a_po_that_is_done_keeps_nobody_from_going_on(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", *(f"P{number},ok" for number in range(20)))
+    words = ["run", "orders.csv", *BEHAVE, "-j", "1", "--run-dir", "r"]
+    poqueue(*words, "--halt", "soon,success=5", cwd=tmp_path).check(4)
+    with contextlib.closing(sqlite3.connect(tmp_path / "r" / "journal.sqlite")) as journal, journal:
+        journal.execute("UPDATE tasks SET payload = CAST(CAST(payload AS TEXT) || '\"' AS BLOB) WHERE task_id = 't1'")
+
+    poqueue("run", "--resume", "r", cwd=tmp_path).check(4)  # halted again after as many
+
+    found = outcomes(tmp_path / "r")
+    assert sorted(found.values()) == ["not run"] * 10 + ["succeeded"] * 10 and found["P0"] == "succeeded"
+    tasks = json.loads((tmp_path / "r" / "report.json").read_text())["tasks"]
+    assert ["cannot_be_opened" in task["po_data"] for task in tasks] == [True] + [False] * 19
 
 
 def test_a_kill_while_the_processor_is_imported_leaves_no_file_behind(tmp_path: Path) -> None:

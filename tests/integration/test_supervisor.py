@@ -455,6 +455,31 @@ def test_what_other_threads_start_meanwhile_is_left_alone(method: str, tmp_path:
             one.wait()
 
 
+def test_what_dead_workers_leave_dies_though_the_journal_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, is_full = Supervisor._settle, threading.Event()
+    is_full.set()
+
+    def settle_if_there_is_room(self: Supervisor, worker: Any, now: float) -> None:
+        if is_full.is_set():
+            raise JournalError("the disk is full")
+        settle(self, worker, now)
+
+    monkeypatch.setattr(Supervisor, "_settle", settle_if_there_is_room)
+    tasks = [po(name, "shell_daemon_and_die", tmp_path) for name in ("A", "B")]
+    with on_stage(tmp_path, *tasks, journal=tmp_path / "journal") as (supervisor, play):
+
+        def look() -> None:
+            wait_until(lambda: len(started_pids(tmp_path)) == 2 and len(supervisor._dead) == 2, "both have died")
+            wait_until(lambda: not living(started_pids(tmp_path)), "what they left is dead as well")
+            is_full.clear()
+
+        meanwhile(supervisor, look)
+
+    assert play.errors("A") == play.errors("B") == ["WorkerKilled"]
+
+
 def test_a_program_with_the_workers_odd_score_keeps_its_children(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
         textwrap.dedent("""

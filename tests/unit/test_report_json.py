@@ -63,14 +63,25 @@ def parts_of_one(payload: bytes, *, is_done: bool) -> ReportParts:
     return queue.get_report_parts()
 
 
-@pytest.mark.parametrize("payload", [b'{"po_number": "P", ', b"[", b"\x80no pickle"])
-def test_data_that_cannot_be_opened_spoils_no_report(payload: bytes) -> None:
-    parts = parts_of_one(payload, is_done=False)
+@pytest.mark.parametrize("is_done", [True, False])
+@pytest.mark.parametrize("payload", [b'{"po_number": "P", ', b"[", b"{}{}", b"\x80no pickle"])
+def test_data_that_cannot_be_opened_spoils_no_report(payload: bytes, is_done: bool) -> None:
+    parts = parts_of_one(payload, is_done=is_done)
 
     [task] = json.loads("".join(as_json(parts, {})))["tasks"]
 
     assert task["po_number"] == "P" and "cannot_be_opened" in task["po_data"]
     assert task == build_report(parts)["tasks"][0]
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_what_only_python_takes_for_json_is_written_as_something_else(number: str, is_done: bool) -> None:
+    parts = parts_of_one(f'{{"po_number": "P", "amount": {number}}}'.encode(), is_done=is_done)
+
+    [task] = json.loads("".join(as_json(parts, {})), parse_constant=pytest.fail)["tasks"]
+
+    assert task == build_report(parts)["tasks"][0] and isinstance(task["po_data"]["amount"], str)
 
 
 def test_text_that_is_no_unicode_is_written_as_json_escapes_it(tmp_path: Path) -> None:
