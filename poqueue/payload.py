@@ -157,6 +157,8 @@ def thaw_task(record: TaskRecord) -> ProcessingTask:
         task.max_retries, task.retry_delay, task.task_timeout, task.worker_id,
         task.created_at, task.assigned_at, task.completed_at, result, errors, task.interruptions, _,
     ) = record  # fmt: skip
+    if not task._payload:
+        task.po_data = {"po_number": record.po_number}
     task.group = ""
     task.result = thaw_result(result) if result is not None else None
     task.error_history = deepcopy(list(errors)) if errors else []

@@ -82,7 +82,7 @@ class ProcessingTask(_Unopened):
 
     @property
     def po_number(self) -> str:
-        """The PO number as the queue compares it: stripped text. Errors as in po_data."""
+        """The PO number as the queue compares it: stripped text."""
         return str(self.po_data.get("po_number", "")).strip()
 
     if not TYPE_CHECKING:  # for a type checker there are the fields, and nothing else
@@ -90,8 +90,6 @@ class ProcessingTask(_Unopened):
         def __getattr__(self, name: str) -> Any:
             if name != "po_data":
                 raise AttributeError(f"a ProcessingTask has no {name!r}")
-            if not self._payload:
-                raise ValueError("the PO's data were left out here (open_events); find_task has them")
             from poqueue.payload import thaw
 
             po_data = self.po_data = thaw(self._payload)
@@ -150,7 +148,7 @@ class Grant(NamedTuple):
 class TaskRecord(NamedTuple):
     """A ProcessingTask with its payload and result still frozen: what the queue hands out without opening it.
 
-    The payload is empty where it was left out (open_events).
+    The payload is empty where it was left out (open_events); a task made of that knows no more than its po_number.
     """
 
     task_id: str
