@@ -6,7 +6,7 @@ As a pytest plugin (`-p tests.faults.journal_mutants`) this plants the bug that 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -87,10 +87,11 @@ def _any_worker(decide_reports: Any) -> Any:
     return mutant
 
 
-def _miscounted(finish: Any) -> Any:
-    def mutant(self: Ledger, entries: Sequence[Entry], status: TaskStatus, now: float) -> None:
-        finish(self, entries, status, now)
-        self.counts[S.FAILED] -= status is S.FAILED and entries[0].retry_count > 0
+def _miscounted(move: Any) -> Any:
+    def mutant(self: Ledger, entries: Iterable[Entry], status: TaskStatus, now: float = 0.0) -> None:
+        moved = list(entries)
+        move(self, moved, status, now)
+        self.counts[S.FAILED] -= status is S.FAILED and moved[0].retry_count > 0
 
     return mutant
 
@@ -264,7 +265,7 @@ CAUGHT_BY_HISTORIES: dict[str, Mutant] = {
     "a pause is not written": _unwritten(Kind.PAUSED, Kind.RESUMED),
     "a cancelled task is not written": _unwritten(Kind.CANCELLED),
     "a dropped task is not written": _unwritten(Kind.CLEARED),
-    "failures are miscounted": replaced(Ledger, "finish", _miscounted),
+    "failures are miscounted": replaced(Ledger, "move", _miscounted),
     "one attempt too many": replaced(queue_module, "failed_attempt", _one_attempt_more),
     "a lost worker keeps its leases": replaced(TaskQueue, "release_worker", _leak),
     "a lost worker goes on leasing": replaced(TaskQueue, "release_worker", _unfenced),
