@@ -479,6 +479,27 @@ def test_what_dead_workers_leave_dies_though_the_journal_cannot_be_written(
     assert play.errors("A") == play.errors("B") == ["WorkerKilled"]
 
 
+def test_a_fork_is_known_though_the_work_folder_is_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    tasks = [po("D", "daemon_and_die", tmp_path), po("W", "wait_for_go", tmp_path)]
+    work_dir = tmp_path / "link" / "work"
+    with on_stage(tmp_path, *tasks, task_timeout=60.0, start_method="fork", work_dir=work_dir) as (supervisor, play):
+
+        def look() -> None:
+            wait_until(lambda: play_failed(supervisor), "D has failed")
+            wait_until(lambda: started_pids(tmp_path) and not living(started_pids(tmp_path)), "its daemon is dead")
+            (tmp_path / "go").touch()
+
+        meanwhile(supervisor, look)
+
+    assert play.is_completed("W")
+
+
+def play_failed(supervisor: Supervisor) -> bool:
+    return bool(supervisor.queue.get_queue_status()["failed_tasks"] == 1)
+
+
 def test_a_program_with_the_workers_odd_score_keeps_its_children(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
         textwrap.dedent("""

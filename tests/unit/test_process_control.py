@@ -108,6 +108,28 @@ def test_what_is_older_than_a_worker_is_none_of_its_own(start: Callable[..., "su
     assert control.born(0) == 0
 
 
+@pytest.mark.parametrize("name", ["plain", "a b", "a\nb", "é"])
+def test_whoever_maps_a_workers_mark_file_belongs_to_it(
+    name: str, tmp_path: Path, start: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "mark").write_bytes(b"\0")
+    code = (
+        "import mmap, sys, time\n"
+        "file = open(sys.argv[1], 'r+b')\n"
+        "view = mmap.mmap(file.fileno(), 1)\n"
+        "print('go', flush=True)\n"
+        f"time.sleep({LONG})\n"
+    )
+    process = start(sys.executable, "-c", code, str(folder / "mark"))
+    assert process.stdout is not None and process.stdout.readline() == "go\n"
+
+    assert [one.pid for one in control.belongings(2**22 - 1, "w-none", folder)] == [process.pid]
+    assert [one.pid for one in control.marked_processes("none", tmp_path)] == [process.pid]
+    assert control.belongings(2**22 - 1, "w-none", tmp_path / "other") == []
+
+
 def test_whoever_has_got_a_dead_workers_pid_is_none_of_its_own(start: Callable[..., "subprocess.Popen[str]"]) -> None:
     stranger = start("sh", "-c", f"sleep {LONG} & echo go; wait", start_new_session=True)
     assert stranger.stdout is not None and stranger.stdout.readline() == "go\n"
