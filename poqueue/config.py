@@ -1,8 +1,7 @@
 """The queue's settings, checked as a whole before any of them is used."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_TIMEOUT_S = 366 * 86400.0
 DEFAULT_MAX_RETRY_DELAY_S = 3600.0
@@ -10,13 +9,8 @@ DEFAULT_RETENTION_S = 86400.0
 DEFAULT_TIMEOUT_FLOOR_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class QueueConfig:
-    """Settings of one queue; times in seconds.
-
-    Raises:
-        ValueError: a value is of the wrong type or out of range; the text names it in words.
-    """
+class QueueConfig(NamedTuple):
+    """Settings of one queue; times in seconds. Made and changed by `checked` and `changed`, which let nothing wrong in."""
 
     max_retries: int = 3
     retry_delay: float = 5.0
@@ -30,7 +24,22 @@ class QueueConfig:
     timeout_share: float | None = None
     timeout_floor: float = DEFAULT_TIMEOUT_FLOOR_S
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def checked(cls, *values: Any, **named: Any) -> "QueueConfig":
+        """These settings.
+
+        Raises:
+            ValueError: a value is of the wrong type or out of range; the text names it in words.
+        """
+        config = cls(*values, **named)
+        config._check()
+        return config
+
+    def changed(self, changes: dict[str, Any]) -> "QueueConfig":
+        """The same with some of them changed. Errors as in checked."""
+        return QueueConfig.checked(**{**self._asdict(), **changes})
+
+    def _check(self) -> None:
         check_max_retries(self.max_retries)
         check_seconds(self.retry_delay, "retry delay (retry_delay)", minimum=0.0)
         check_timeout(self.task_timeout)

@@ -153,7 +153,7 @@ def thaw_task(record: TaskRecord) -> ProcessingTask:
     """Open a record: a task that shares nothing with the queue. Its data are opened when somebody looks at them."""
     task = ProcessingTask.__new__(ProcessingTask)
     (
-        task.task_id, task._payload, task.priority, task.status, task.attempt, task.retry_count,  # type: ignore[misc]
+        task.task_id, task._payload, task.priority, task.status, task.attempt, task.retry_count,
         task.max_retries, task.retry_delay, task.task_timeout, task.worker_id,
         task.created_at, task.assigned_at, task.completed_at, result, errors, task.interruptions, _,
     ) = record  # fmt: skip

@@ -1,6 +1,5 @@
 """Reducing any value to plain JSON types: strictly (results) or at any price (error details)."""
 
-import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -113,8 +112,8 @@ def _convert(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, 
             return _reduce_dict(dict(value), where, depth, otherwise)
         if isinstance(value, set | frozenset):
             return _reduce(sorted(value, key=repr), where, depth, otherwise)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if _is_dataclass(value):
+            fields = {field.name: getattr(value, field.name) for field in sys.modules["dataclasses"].fields(value)}
             return _reduce(fields, where, depth + 1, otherwise)
         if callable(getattr(value, "item", None)) and hasattr(value, "dtype"):
             return _reduce(value.item(), where, depth + 1, otherwise)
@@ -131,6 +130,11 @@ def _is_a(value: Any, module: str, *names: str) -> bool:
     """Whether it is an instance of one of these classes, which it cannot be before somebody has imported their module."""
     kinds = (getattr(sys.modules.get(module), name, None) for name in names)
     return any(kind is not None and isinstance(value, kind) for kind in kinds)
+
+
+def _is_dataclass(value: Any) -> bool:
+    known = sys.modules.get("dataclasses")  # if nobody has imported it, nobody has made one
+    return known is not None and known.is_dataclass(value) and not isinstance(value, type)
 
 
 def _checked_text(text: str, where: str, otherwise: Callable[[Any, str, str], Any]) -> Any:

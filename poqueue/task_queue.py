@@ -23,7 +23,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +126,7 @@ class TaskQueue:
         wall_clock: Callable[[], float] = time.time,
         open_task: Callable[[TaskRecord], ProcessingTask] = thaw_task,
     ) -> None:
-        self._config = QueueConfig(
+        self._config = QueueConfig.checked(
             max_retries, retry_delay, task_timeout, enable_priority,
             queue_size_limit, max_retry_delay, retry_jitter, retention_s, start_delay,
             timeout_share, timeout_floor,
@@ -628,7 +627,7 @@ class TaskQueue:
                 self.get_queue_status(),
                 self.get_performance_metrics(),
                 self.get_error_summary(),
-                asdict(self._config),
+                self._config._asdict(),
                 self._wall_clock(),
             )
 
@@ -654,7 +653,7 @@ class TaskQueue:
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with self._lock:
-            config = replace(self._config, **changes)
+            config = self._config.changed(changes)
             with self._change:
                 self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=json.dumps(changes))])
             self._config = config
@@ -673,7 +672,7 @@ class TaskQueue:
         given = {"max_retries": max_retries, "retry_delay": retry_delay, "task_timeout": task_timeout}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with self._lock:
-            replace(self._config, **changes)  # only to check them
+            self._config.changed(changes)  # only to check them
             line = json.dumps({"waiting": changes})
             with self._change:
                 self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=line)])
@@ -1131,7 +1130,7 @@ class TaskQueue:
 
         found = replay(journal, self._ledger, self._moves, now, self._wall_clock())
         self._rank, self._token, self._is_paused = found.last_rank, found.last_token, found.is_paused
-        self._config = replace(self._config, **found.settings)
+        self._config = self._config.changed(found.settings)
         delayed = self._ledger.of_status(S.RETRY_PENDING)
         self._schedule.rebuild(
             self._ledger.of_status(PENDING), [(e.ready, e) for e in delayed], self._ledger.of_status(PROCESSING)

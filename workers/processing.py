@@ -7,15 +7,14 @@ harm the manager.
 """
 
 import importlib
-import inspect
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
 
 from poqueue.errors import ProcessorError
 from poqueue.payload import FrozenResult, freeze_plain_result, freeze_success, thaw
@@ -26,6 +25,8 @@ from workers.signals import Interrupt, Termination
 MAX_RESULT_BYTES = 10_000_000
 MAX_MESSAGE_CHARS = 8_000
 MAX_TRACEBACK_CHARS = 64_000
+_HAS_REST = 0x4  # inspect.CO_VARARGS
+_NOT_PLAIN = 0x20 | 0x80 | 0x200  # of a generator, a coroutine, an asynchronous generator
 
 
 class GiveUp(Exception):
@@ -53,7 +54,6 @@ class TaskDataError(Exception):
     """The PO's data cannot be opened in the worker."""
 
 
-@dataclass(slots=True)
 class WorkerContext:
     """What a processor may know of its worker and its PO.
 
@@ -66,14 +66,27 @@ class WorkerContext:
         options: the options given for the processor, as text.
     """
 
-    worker_id: str
-    output_dir: Path
-    options: dict[str, str] = field(default_factory=dict)
-    po_number: str = ""
-    task_id: str = ""
-    attempt: int = 0
-    max_attempts: int = 0
-    owner: Callable[[int | None, str | None], None] | None = None
+    __slots__ = ("attempt", "max_attempts", "options", "output_dir", "owner", "po_number", "task_id", "worker_id")
+
+    def __init__(
+        self,
+        worker_id: str,
+        output_dir: Path,
+        options: dict[str, str] | None = None,
+        po_number: str = "",
+        task_id: str = "",
+        attempt: int = 0,
+        max_attempts: int = 0,
+        owner: Callable[[int | None, str | None], None] | None = None,
+    ) -> None:
+        self.worker_id = worker_id
+        self.output_dir = output_dir
+        self.options = {} if options is None else options
+        self.po_number = po_number
+        self.task_id = task_id
+        self.attempt = attempt
+        self.max_attempts = max_attempts
+        self.owner = owner
 
     def own(self, *, pid: int | None = None, path: str | os.PathLike[str] | None = None) -> None:
         """Name a process or a path (file or folder) that the supervisor must remove if this worker is killed.
@@ -84,7 +97,6 @@ class WorkerContext:
             self.owner(pid, os.fspath(path) if path is not None else None)
 
 
-@dataclass(frozen=True, slots=True)
 class ProcessorSpec:
     """What is to process the POs: `target` is "module:attribute", or a function or class that can be pickled.
 
@@ -93,9 +105,12 @@ class ProcessorSpec:
         app_dir: folder put first on sys.path to import from.
     """
 
-    target: Any
-    options: dict[str, str] = field(default_factory=dict)
-    app_dir: str | None = None
+    __slots__ = ("app_dir", "options", "target")
+
+    def __init__(self, target: Any, options: dict[str, str] | None = None, app_dir: str | None = None) -> None:
+        self.target = target
+        self.options = {} if options is None else options
+        self.app_dir = app_dir
 
     @property
     def name(self) -> str:
@@ -109,8 +124,8 @@ class Processor:
     """A processing function or an instance of a processing class, behind one face: `process(po, context)` processes one PO."""
 
     def __init__(self, target: Any) -> None:
-        instance: Any = target() if inspect.isclass(target) else target
-        process: Any = getattr(instance, "process", instance) if not inspect.isfunction(instance) else instance
+        instance: Any = target() if isinstance(target, type) else target
+        process: Any = getattr(instance, "process", instance) if type(instance) is not FunctionType else instance
         self.process: Callable[[dict[str, Any], WorkerContext], Any] = (
             process if _positional_count(process) >= 2 else lambda po, context: process(po)
         )
@@ -209,7 +224,7 @@ def _has(target: Any, name: str, path: str) -> bool:
 
 def _check_fit(target: Any, name: str) -> None:
     what = f"processor {name!r}"
-    if inspect.isclass(target):
+    if isinstance(target, type):
         _check_class_fits(target, what)
         return
     if not callable(target):
@@ -225,7 +240,8 @@ def _check_class_fits(target: Any, what: str) -> None:
         target, 0, 0, f"{what}: the class must be constructed without arguments; open sessions in setup(context)"
     )
     _refuse_async(target.process, what)
-    itself = 0 if isinstance(inspect.getattr_static(target, "process"), staticmethod | classmethod) else 1
+    as_written = next((vars(kind)["process"] for kind in target.__mro__ if "process" in vars(kind)), None)
+    itself = 0 if isinstance(as_written, staticmethod | classmethod) else 1
     what_it_takes = f"{what}: process must take (self, po) or (self, po, context)"
     _check_takes(target.process, 1 + itself, 2 + itself, what_it_takes)
     if callable(getattr(target, "setup", None)):
@@ -234,7 +250,32 @@ def _check_class_fits(target: Any, what: str) -> None:
         _check_takes(target.teardown, 1, 1, f"{what}: teardown must take (self)")
 
 
+class _Positional(NamedTuple):
+    """What a function takes by position."""
+
+    names: tuple[str, ...]
+    required: int
+    has_rest: bool
+
+
+def _positional(function: Any) -> _Positional | None:
+    """Of a plain function or method; None of anything else, which inspect knows: to import that takes a tenth of a start."""
+    bound = 1 if type(function) is MethodType else 0
+    plain_one = function.__func__ if bound else function
+    if type(plain_one) is not FunctionType or plain_one.__dict__:
+        return None  # one that was wrapped says so there
+    code = plain_one.__code__
+    if code.co_kwonlyargcount or code.co_flags & _NOT_PLAIN or code.co_argcount < bound:
+        return None
+    required = max(0, code.co_argcount - len(plain_one.__defaults__ or ()) - bound)
+    return _Positional(code.co_varnames[bound : code.co_argcount], required, bool(code.co_flags & _HAS_REST))
+
+
 def _refuse_async(function: Any, what: str) -> None:
+    if _positional(function) is not None:
+        return
+    import inspect
+
     kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
     if any(is_kind(one) for is_kind in kinds for one in (function, type(function).__call__)):
         raise ProcessorError(
@@ -244,6 +285,11 @@ def _refuse_async(function: Any, what: str) -> None:
 
 def _check_takes(function: Any, least: int, most: int, message: str) -> None:
     """The function can be called with `least` or with `most` positional arguments."""
+    found = _positional(function)
+    if found is not None and found.required <= most and (found.has_rest or len(found.names) >= least):
+        return
+    import inspect
+
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
@@ -258,15 +304,23 @@ def _check_takes(function: Any, least: int, most: int, message: str) -> None:
 
 
 def _positional_count(function: Any) -> int:
+    found = _positional(function) or _positional_by_inspect(function)
+    if found is None:
+        return 1
+    named_context = len(found.names) >= 2 and found.names[1] == "context"
+    return 2 if found.required >= 2 or named_context or found.has_rest else 1
+
+
+def _positional_by_inspect(function: Any) -> _Positional | None:
+    import inspect
+
     try:
         parameters = inspect.signature(function).parameters.values()
     except (ValueError, TypeError):
-        return 1
+        return None
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     has_rest = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    required = sum(p.default is p.empty for p in positional)
-    named_context = len(positional) >= 2 and positional[1].name == "context"
-    return 2 if required >= 2 or named_context or has_rest else 1
+    return _Positional(tuple(p.name for p in positional), sum(p.default is p.empty for p in positional), has_rest)
 
 
 def _last_line(error: BaseException) -> str:

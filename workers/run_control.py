@@ -12,9 +12,8 @@ import fcntl
 import json
 import os
 import stat
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from poqueue.client import MIN_KEY_BYTES, QueueClient, connect
 from poqueue.errors import ConfigError
@@ -28,8 +27,7 @@ WORDS = ("drain", "stop", "scale", "cancel")
 _locked_here: set[Path] = set()  # a process's own locks do not stop it
 
 
-@dataclass(frozen=True, slots=True)
-class ControlFile:
+class ControlFile(NamedTuple):
     """Address and key (hex) of a run's queue, and its processes; `manager_started` is UTC seconds."""
 
     address: str
@@ -44,7 +42,7 @@ class ControlFile:
 
     def write(self, run_dir: Path) -> None:
         """Make the file, or replace it whole."""
-        write_whole(json.dumps(asdict(self)), run_dir / CONTROL_NAME)
+        write_whole(json.dumps(self._asdict()), run_dir / CONTROL_NAME)
 
 
 def read_control_file(run_dir: Path) -> ControlFile | None:

@@ -13,7 +13,6 @@ It is single-threaded (so that fork is safe), shares no lock with a worker, and 
 """
 
 import contextlib
-import dataclasses
 import faulthandler
 import functools
 import gc
@@ -25,10 +24,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from multiprocessing import active_children, connection, get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poqueue import failpoint
 from poqueue.client import REPORT_TIMEOUT_S, QueueClient
@@ -75,8 +73,7 @@ FINISHED_AT_ONCE = 1000
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 
 
-@dataclass(frozen=True, slots=True)
-class Halt:
+class Halt(NamedTuple):
     """When to stop early: after so many failed, succeeded or ended POs; at once, or when those that run have ended."""
 
     failed: int | None = None
@@ -90,8 +87,7 @@ class Halt:
         return (self.failed, self.succeeded, self.done) != (None, None, None)
 
 
-@dataclass(frozen=True, slots=True)
-class RunEnd:
+class RunEnd(NamedTuple):
     """How a run ended: `reason` is "done", "interrupted" or "halted"; `signal` the first that interrupted it."""
 
     reason: str
@@ -880,7 +876,9 @@ class Supervisor:
         if self._on_show is not None:
             self._on_show(snapshot)
         if self._control_dir is not None:
-            self._ask("set_view", {**dataclasses.asdict(snapshot), "jobs": self._staff.jobs, "pid": os.getpid()})
+            from dataclasses import asdict
+
+            self._ask("set_view", {**asdict(snapshot), "jobs": self._staff.jobs, "pid": os.getpid()})
 
     def _views(self, now: float) -> "tuple[WorkerView, ...]":
         from workers.progress import WorkerView

@@ -20,7 +20,6 @@ import traceback
 # those of the module signal make enums of what they take and give: up to ten times the time
 from _signal import getsignal, pthread_sigmask  # type: ignore[import-not-found]
 from collections import deque
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -49,8 +48,7 @@ UNLIMITED_S = 1e9
 _SIG_SETMASK = int(signal.SIG_SETMASK)
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
+class WorkerSettings(NamedTuple):
     """What a worker process is started with; crosses by the start method's own pipe, never by argv or environment."""
 
     address: str

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,18 @@ EVIDENCE_STEP_S = 0.001
 EVIDENCE_REST_S = 0.1  # what has not grown for so long is all there is
 
 
-@dataclass(slots=True)
 class Kill:
     """An end that has begun. `token` is the lease it is about, 0 for the worker as such; times are monotonic seconds."""
 
-    reason: str
-    token: int
-    begun: float
-    due: float
-    stage: str = "evidence"
-    stack_from: int = 0
-    stack: str = ""
-    stack_grown: float = 0.0
+    def __init__(self, reason: str, token: int, begun: float, due: float) -> None:
+        self.reason = reason
+        self.token = token
+        self.begun = begun
+        self.due = due
+        self.stage = "evidence"
+        self.stack_from = 0
+        self.stack = ""
+        self.stack_grown = 0.0
 
 
 class WorkerProcess:

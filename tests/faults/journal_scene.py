@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def snapshot(queue: TaskQueue) -> dict[str, Any]:
         "cleared": queue._ledger.cleared,
         "finished": [record.task_id for record in queue.get_finished()[0]],
         "paused": queue._is_paused,
-        "config": asdict(queue._config),
+        "config": queue._config._asdict(),
         "last": (queue._rank, queue._token),
         "metrics": queue.get_performance_metrics(),
         "errors": queue.get_error_summary(),
