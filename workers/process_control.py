@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # else where it is used: it would take a tenth of a program's
 
 RUN_MARK = "POQUEUE_RUN_ID"
 PROCESS_MARK = "POQUEUE_RUN_ID_OF_PROCESS"
-PRELOADED = ["poqueue.service", "workers.worker"]  # what its processes import; neither starts a thread
+PRELOADED = ["poqueue.server", "workers.worker"]  # what its processes import; neither starts a thread
 _MAX_ROUNDS = 50
 
 

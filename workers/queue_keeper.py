@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import connection
 from typing import Any
 
@@ -56,9 +57,9 @@ class QueueKeeper:
         self._last_event = 0
         self._gather_s = EVENTS_GATHER_S
 
-    def open(self) -> None:
-        """Start the manager, and another one if it is lost on the way. Errors as in QueueService.start."""
-        start = self.service.start
+    def open(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Start the manager, and another one if it is lost on the way. Arguments and errors as in QueueService.start."""
+        start: Callable[[], None] = partial(self.service.start, meanwhile)
         while True:
             try:
                 with control.quiet_start():

@@ -254,9 +254,9 @@ class Supervisor:
             if self._start_method == "forkserver":
                 control.start_forkserver()
             if prepares_workers:
-                self._service.choose_address()
-                self._staff.prepare(time.monotonic())
-            self._keeper.open()
+                self._keeper.open(meanwhile=lambda: self._staff.prepare(time.monotonic()))
+            else:
+                self._keeper.open()
             self.queue: QueueClient = self._keeper.queue
             self._feeder.open()
             if self._journal is not None:

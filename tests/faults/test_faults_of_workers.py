@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
+import poqueue.server as server_module
 import poqueue.service as service_module
 from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
 from poqueue.service import QueueService, connect
@@ -274,7 +275,7 @@ def silent() -> Iterator[Callable[[str, int], None]]:
 def test_a_manager_without_descriptors_serves_those_it_knows_and_lets_others_in_later(
     silent: Callable[[str, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "AUTH_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(server_module, "AUTH_TIMEOUT_S", 1.0)
     with QueueService(start_method="fork") as service:
         queue = service.client()
         queue.add_task(ProcessingTask("A", {"po_number": "A"}))
@@ -316,8 +317,8 @@ class _Stopping:
 def test_no_more_connections_than_the_limit_are_held(
     silent: Callable[[str, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "MAX_CONNECTIONS", 10)
-    monkeypatch.setattr(service_module, "AUTH_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 10)
+    monkeypatch.setattr(server_module, "AUTH_TIMEOUT_S", 1.0)
     with QueueService(start_method="fork") as service:
         queue = service.client()
         queue.get_queue_status()

@@ -29,7 +29,8 @@ from poqueue.journal import Journal, check_file
 from poqueue.packing import FrozenTask
 from poqueue.payload import freeze_po, freeze_result
 from poqueue.records import Kind, Record
-from poqueue.service import METHODS, QueueService
+from poqueue.server import METHODS
+from poqueue.service import QueueService
 from poqueue.task_queue import FAULT_RETRY_S
 from poqueue.verdict import MAX_CRASHES
 from tests.contract.scene import Clock, Recorder, success

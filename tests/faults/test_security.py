@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
-import poqueue.service as service_module
+import poqueue.server as server_module
 from poqueue import ProcessingTask, TaskQueue
 from poqueue.client import QueueClient, connect
 from poqueue.errors import ConfigError, JournalError, ServiceError
@@ -318,7 +318,7 @@ def imports(path: Path) -> set[str]:
 
 MAY_UNPICKLE = {  # what comes over the socket after both sides have proved the key, and values of a queue without a journal
     "poqueue/client.py": 1,
-    "poqueue/service.py": 1,
+    "poqueue/server.py": 1,
     "poqueue/payload.py": 1,
 }
 RUNS_CODE = (
@@ -505,7 +505,7 @@ def _never(*args: object) -> NoReturn:
 
 
 def test_another_user_is_refused_before_a_thread_is_started_for_him(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "peer_uid", lambda plug: os.getuid() + 1)
-    monkeypatch.setattr(service_module.QueueServer, "_serve_connection", _never)
+    monkeypatch.setattr(server_module, "peer_uid", lambda plug: os.getuid() + 1)
+    monkeypatch.setattr(server_module.QueueServer, "_serve_connection", _never)
     with QueueService(start_method="fork") as service, pytest.raises(ServiceError):
         connect(service.address, service.key)

@@ -11,8 +11,8 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import connection, get_context
-from multiprocessing.managers import BaseManager, Server
+from multiprocessing import connection
+from multiprocessing.managers import Server
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,8 @@ from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
 from poqueue import client as client_module
 from poqueue.client import QueueClient
 from poqueue.errors import CallTimeoutError, ManagerLostError, PoqueueError, QueueError, ServiceError, TaskNotFoundError
-from poqueue.service import METHODS, QueueServer, QueueService, connect
+from poqueue.server import METHODS, QueueServer
+from poqueue.service import QueueService, connect
 
 ROOT = Path(__file__).parents[2]
 SHORT_S = 0.3
@@ -572,11 +573,9 @@ def test_what_the_standard_server_offers_beside_is_refused(
 
 
 def test_the_private_names_of_multiprocessing_that_we_use_are_there(tmp_path: Path) -> None:
-    context = get_context("spawn")
-    manager = BaseManager("/tmp/none.sock", b"0" * 32, ctx=context)
-    assert BaseManager._Server is Server  # type: ignore[attr-defined]
-    for name in ("_registry", "_state", "_address", "_authkey", "_ctx"):
-        assert hasattr(manager, name)
+    server = Server({}, str(tmp_path / "server"), b"0" * 32, "pickle")
+    with server.listener:  # type: ignore[attr-defined]
+        assert server.authkey == b"0" * 32  # type: ignore[attr-defined]
     for name in ("accepter", "serve_forever", "serve_client", "shutdown", "dummy", "accept_connection"):
         assert callable(getattr(Server, name))
     assert issubclass(QueueServer, Server)
@@ -584,13 +583,6 @@ def test_the_private_names_of_multiprocessing_that_we_use_are_there(tmp_path: Pa
         assert callable(getattr(connection, name))
     with connection.Listener(str(tmp_path / "s")) as listener:
         assert isinstance(listener._listener._socket, socket.socket)  # type: ignore[attr-defined]
-
-
-def test_the_private_names_of_a_started_manager_are_there(service: QueueService) -> None:
-    manager = service._manager
-    assert manager is not None
-    assert manager._process.pid == service.pid
-    assert callable(manager.shutdown.cancel)  # type: ignore[attr-defined]
 
 
 # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -621,6 +613,30 @@ def test_the_manager_ends_when_its_owner_is_killed(start_method: str, tmp_path: 
             owner.kill()
     wait_until(lambda: not manager.is_running() or manager.status() == psutil.STATUS_ZOMBIE, "the manager has ended")
     wait_until(lambda: not os.path.exists(os.path.dirname(address)), "its folder is gone")
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+def test_a_program_that_forgets_to_end_the_manager_ends_all_the_same(start_method: str, tmp_path: Path) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            from poqueue.service import QueueService
+            if __name__ == "__main__":
+                service = QueueService(start_method={start_method!r})
+                service.start()
+                print(service.pid, service.address, flush=True)
+        """)
+    )
+
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+    pid, address = done.stdout.split()
+    assert done.stderr == ""
+    assert not psutil.pid_exists(int(pid))
+    assert not os.path.exists(os.path.dirname(address))
 
 
 def test_signals_of_the_terminal_do_not_end_the_manager(service: QueueService, queue: QueueClient) -> None:

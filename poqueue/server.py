@@ -1,0 +1,201 @@
+"""The manager process: one TaskQueue, served by a multiprocessing.managers.Server that closes what the standard one leaves open.
+
+Another user is refused even with the key, silent clients are dropped, a method's error of any kind comes back as an error,
+and payloads and results cross as bytes that are not opened here.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import pickle
+import signal
+import socket
+import threading
+import time
+from multiprocessing import connection
+from multiprocessing.managers import Server
+from pathlib import Path
+from typing import Any
+
+from poqueue import failpoint, wire
+from poqueue.errors import PoqueueError, QueueError
+from poqueue.packing import PACK_ANSWER, UNPACK_REQUEST
+from poqueue.service import CANNOT_HOST_EXIT, Hosting, reason_path
+from poqueue.task import TaskRecord
+from poqueue.task_queue import TaskQueue
+from poqueue.wire import lift_time_limit_of, peer_uid, set_time_limit
+
+logger = logging.getLogger(__name__)
+
+AUTH_TIMEOUT_S = 5.0
+MAX_CONNECTIONS = 1100
+METHODS = tuple(name for name in vars(TaskQueue) if not name.startswith("_"))
+
+
+class QueueServer(Server):
+    """Serves one queue: checks who connects, and answers every request, whatever happens inside."""
+
+    public = ["accept_connection", "shutdown", "dummy"]  # noqa: RUF012  (as in the base class)
+    listener: Any
+    authkey: bytes
+
+    def __init__(self, queue: TaskQueue, address: str, key: bytes) -> None:
+        super().__init__({}, address, key, "pickle")
+        self._queue = queue
+        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    def accepter(self) -> None:
+        """Accept connections of this user, up to a limit; out of descriptors it waits instead of spinning."""
+        wire.load_proof()
+        listening = self.listener._listener._socket
+        while True:
+            try:
+                accepted, _ = listening.accept()
+            except OSError:
+                time.sleep(0.05)
+                continue
+            if peer_uid(accepted) != os.getuid() or not self._places.acquire(blocking=False):
+                accepted.close()
+                continue
+            threading.Thread(target=self._serve_connection, args=(accepted,), daemon=True).start()
+
+    def _serve_connection(self, accepted: socket.socket) -> None:
+        set_time_limit(accepted, AUTH_TIMEOUT_S)
+        conn = connection.Connection(accepted.detach())
+        try:
+            connection.deliver_challenge(conn, self.authkey)
+            connection.answer_challenge(conn, self.authkey)
+            _, name, args, kwargs = conn.recv()
+            if name not in self.public:
+                raise PermissionError(name)
+            if name == "accept_connection":
+                conn.send(("#RETURN", None))
+                lift_time_limit_of(conn)
+                self.serve_client(conn)
+            else:
+                getattr(self, name)(conn, *args, **kwargs)
+        except Exception as error:  # a client that breaks off, lies or is silent harms only its own connection
+            logger.debug("connection refused or lost: %r", error)
+        finally:
+            conn.close()
+            self._places.release()
+
+    def serve_client(self, conn: Any) -> None:
+        """Answer one client's requests until it hangs up."""
+        queue, stream = self._queue, wire.Stream(conn)
+        while True:
+            try:
+                request = stream.receive(wire.MAX_REQUEST_BYTES)
+            except (EOFError, OSError):
+                return
+            answer = _answer(queue, request)
+            failpoint.hit("service.before_answer")
+            stream.send(answer)
+
+
+def _answer(queue: TaskQueue, request: bytes | memoryview) -> bytes:
+    try:
+        number, name, args, kwargs = pickle.loads(request)
+    except BaseException as error:  # arguments may raise anything while they are opened
+        return pickle.dumps((None, False, QueueError(f"request cannot be read: {_text_of(error)}")), 5)
+    try:
+        if name not in METHODS:
+            raise QueueError(f"the queue has no public method {name!r}")
+        unpack, pack = UNPACK_REQUEST.get(name), PACK_ANSWER.get(name)
+        if unpack is not None and args:
+            args = unpack(*args)
+        value = getattr(queue, name)(*args, **kwargs)
+        return pickle.dumps((number, True, value if pack is None else pack(value)), 5)
+    except (PoqueueError, ValueError, TypeError) as error:
+        kinds = (type(error) if isinstance(error, PoqueueError) else PoqueueError, ValueError, TypeError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))  # one string makes each of them again
+        return pickle.dumps((number, False, kind(_message_of(error))), 5)
+    except BaseException as error:  # also SystemExit: it would end this thread and look like a lost manager
+        text = _text_of(error)
+        logger.error("%s failed inside the queue: %s", name, text)
+        return pickle.dumps((number, False, QueueError(f"{name}: {text}")), 5)
+
+
+def _message_of(error: BaseException) -> str:
+    return str(error.args[0]) if len(error.args) == 1 and type(error.args[0]) is str else _text_of(error)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except BaseException:  # a __str__ of its own may raise anything
+        return type(error).__name__
+
+
+def _as_record(record: TaskRecord) -> Any:
+    return record
+
+
+def serve(hosting: Hosting, listening: "connection.Connection[Any, Any]") -> None:
+    """The body of the manager process: tells `listening` once clients may come, and serves them until it is told to end."""
+    _become_manager(hosting.log_path)
+    queue = _open_queue(hosting)
+    threading.Thread(target=_end_with_owner, args=(hosting, queue), daemon=True).start()
+    server = QueueServer(queue, hosting.address, hosting.key)
+    listening.send(None)
+    listening.close()
+    server.serve_forever()
+
+
+def _become_manager(log_path: str | None) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)  # it serves until its owner says or dies
+    with contextlib.suppress(OSError):
+        os.setsid()  # a kill of the terminal's whole group must not take the queue along
+    # whoever sends a request works on, and is not pushed off its core by the thread that it wakes
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    os.umask(0o077)
+    gc.set_threshold(50_000, 20, 20)  # tasks come and stay by the thousand, and hold no cycles worth the looking for
+    if log_path is not None:
+        logging.raiseExceptions = False  # no traceback on the operator's screen when there is no room for a line
+        logging.basicConfig(
+            filename=log_path, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", force=True
+        )
+
+
+def _open_queue(hosting: Hosting) -> TaskQueue:
+    try:
+        queue = TaskQueue(**hosting.settings, open_task=_as_record)
+        queue.hold_queue(hosting.hold)  # before anybody can reach it
+        return queue
+    except PoqueueError as error:
+        with contextlib.suppress(OSError):  # the disk may be full
+            Path(reason_path(hosting.address)).write_text(str(error), encoding="utf-8", errors="backslashreplace")
+        os._exit(CANNOT_HOST_EXIT)
+
+
+def _end_with_owner(hosting: Hosting, queue: TaskQueue) -> None:
+    """Leave once the owner is gone, after the clean-up it asked for."""
+    owner_pid = hosting.owner_pid
+    watch = os.pidfd_open(owner_pid) if hasattr(os, "pidfd_open") and _is_alive(owner_pid) else None
+    if watch is not None:
+        connection.wait([watch])
+    else:
+        while _is_alive(owner_pid):
+            time.sleep(0.2)
+    try:
+        if hosting.on_orphan is not None:
+            hosting.on_orphan()
+    finally:
+        queue.close_queue()
+        with contextlib.suppress(OSError):
+            os.unlink(hosting.address)
+            os.rmdir(os.path.dirname(hosting.address))  # only if it is ours alone, and so empty
+        os._exit(0)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
