@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 from poqueue import wire
 from poqueue.error_log import described
@@ -52,7 +53,7 @@ class QueueClient:
         self._address = address
         self._key = key
         self._local = threading.local()
-        self._connections: set[Any] = set()
+        self._connections: WeakSet[wire.Stream] = WeakSet()  # a thread's goes with it
         self._handlers = HandlerSet()
         self._listener: threading.Thread | None = None
         self._is_closed = False
@@ -355,8 +356,7 @@ class QueueClient:
                 if event.sequence > after + 1:
                     logger.warning("%d events were dropped before they were read", event.sequence - after - 1)
                 after = event.sequence
-                task = thaw_task(event.task) if event.task is not None and self._handlers.listens(event.kind) else None
-                self._handlers.call(event.kind, task, event.error)
+                self._handlers.call(event.kind, event.task, event.error)
 
     def _open_events_again(self) -> tuple[int, int] | None:
         """A lost manager may be replaced; what happened in between is not told."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from poqueue.ledger import Entry
 from poqueue.payload import thaw_task
-from poqueue.task import ProcessingTask
+from poqueue.task import TaskRecord
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +58,14 @@ class HandlerSet:
         """Whether a handler for this kind is set."""
         return kind in self._handlers
 
-    def call(self, kind: str, task: ProcessingTask | None, error: str) -> None:
+    def call(self, kind: str, record: TaskRecord | None, error: str) -> None:
         """Call the handler, if one is still set; never raises."""
         handler = self._handlers.get(kind)
         if handler is None:
             return
-        arguments: tuple[Any, ...] = {"completed": (task,), "failed": (task, error)}.get(kind, ())
         try:
+            task = thaw_task(record) if record is not None else None  # a result may be one that cannot be opened here
+            arguments: tuple[Any, ...] = {"completed": (task,), "failed": (task, error)}.get(kind, ())
             handler(*arguments)
         except (Exception, SystemExit, GeneratorExit):  # its fault must not undo or hide a change already made
             logger.exception("%s raised; ignored", HANDLER_NAMES[kind])
@@ -77,7 +78,7 @@ class EventDelivery:
         self.handlers = HandlerSet()
         self.is_heard = False  # whether there is any
         self.dropped = 0
-        self._waiting: deque[tuple[str, ProcessingTask | None, str]] = deque()
+        self._waiting: deque[tuple[str, TaskRecord | None, str]] = deque()
         self._delivering = threading.Lock()
 
     def update(self, *handlers: Any) -> None:
@@ -92,7 +93,7 @@ class EventDelivery:
         if len(self._waiting) >= MAX_UNDELIVERED:
             self.dropped += 1
             return
-        self._waiting.append((kind, thaw_task(entry.record()) if entry is not None else None, error))
+        self._waiting.append((kind, entry.record() if entry is not None else None, error))
 
     def deliver(self) -> None:
         """Call the handlers; called without the queue's lock. A thread that finds another at it leaves at once."""

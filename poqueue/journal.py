@@ -67,6 +67,7 @@ class Journal:
         self.path = Path(path)
         self._any_version = any_version
         self._next_file_check = 0.0
+        self.has_written = False  # the last write that was called for
         exists = os.path.lexists(self.path)
         if must_exist is True and not exists:
             raise JournalError(f"{self.path}: there is no journal")
@@ -91,9 +92,12 @@ class Journal:
             JournalGoneError: the file was deleted or replaced.
             ValueError: it holds something that no database takes: broken Unicode, a number beyond 64 bits.
         """
+        self.has_written = False
         self._check_still_there()
-        db = self._db
+        db, before = self._db, 0
+        self.has_written = True  # unless it is known not to be so
         try:
+            before = db.total_changes
             failpoint.hit("journal.write")
             db.execute("BEGIN")
             if tasks:
@@ -106,6 +110,8 @@ class Journal:
             failpoint.hit("journal.before_commit")
             db.execute("COMMIT")
         except BaseException as error:  # whatever it is: a transaction left open would refuse all that follow
+            is_ours = isinstance(error, sqlite3.Error | OSError | ValueError | OverflowError)
+            self.has_written = not is_ours and not db.in_transaction and db.total_changes != before
             self._roll_back()
             if isinstance(error, sqlite3.Error | OSError):
                 raise JournalError(f"{self.path} cannot be written: {error} ({self._free()})") from None

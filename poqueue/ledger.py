@@ -81,7 +81,7 @@ class Entry:
         self.assigned_at: float | None = None
         self.completed_at: float | None = None
         self.result: bytes | None = None
-        self.error_history: list[dict[str, Any]] | None = None  # never changed, only replaced: records hold it too
+        self.error_history: tuple[dict[str, Any], ...] = ()  # records hold it too
 
     def record(self) -> TaskRecord:
         """What the queue knows of the task, its payload and result unopened."""
@@ -92,7 +92,7 @@ class Entry:
         return (
             self.task_id, self.payload if brings_data else b"", self.priority, self.status, self.attempt, self.retry_count,
             self.max_retries, self.retry_delay, self.task_timeout, self.worker_id,
-            self.created_at, self.assigned_at, self.completed_at, self.result, self.error_history or (),
+            self.created_at, self.assigned_at, self.completed_at, self.result, self.error_history,
             self.interruptions, self.po_number,
         )  # fmt: skip
 
@@ -259,7 +259,7 @@ class Ledger:
             known.remove(entry)
         else:
             del self._by_po[entry.po_number]
-        workers = {error.get("worker_id") for error in entry.error_history or ()}
+        workers = {error.get("worker_id") for error in entry.error_history}
         for worker_id in workers | {entry.worker_id}:
             if worker_id is not None:
                 self.forget_worker(entry, worker_id)

@@ -99,9 +99,10 @@ class Metrics:
         if worker_id not in self._workers:
             self._workers[worker_id] = _WorkerTime(now)
 
-    def undone(self, attempt: int) -> None:
-        """A lease was given back before its task began."""
+    def undone(self, attempt: int, waited_s: float) -> None:
+        """A lease was given back before its task, which had been ready for so long, began."""
         self.dispatches -= 1
+        self.waited_s -= max(0.0, waited_s)
         self.tasks_started -= attempt == 1
 
     def worked(self, worker_id: str, busy_s: float) -> None:

@@ -93,7 +93,7 @@ class Moves:
     def cancel(self, entry: Entry, details: dict[str, Any], now: float, at: float) -> None:
         """A waiting task ends as failed, by somebody's wish."""
         self._schedule.remove(entry)
-        entry.error_history = [*(entry.error_history or ()), _occurrence(entry, details, at)]
+        entry.error_history = (*entry.error_history, _occurrence(entry, details, at))
         entry.completed_at = at
         self._ledger.move([entry], S.FAILED, now)
 
@@ -120,8 +120,8 @@ class Moves:
     def undo(self, entry: Entry, now: float) -> int:
         """The worker never began: as if the lease had not been."""
         worker_id = entry.worker_id or ""
-        self._metrics.undone(entry.attempt)
-        if all(error.get("worker_id") != worker_id for error in entry.error_history or ()):
+        self._metrics.undone(entry.attempt, entry.leased - entry.ready)
+        if all(error.get("worker_id") != worker_id for error in entry.error_history):
             self._ledger.forget_worker(entry, worker_id)
         may_run = self._schedule.end([entry])
         entry.attempt -= 1
@@ -134,7 +134,7 @@ class Moves:
         may_run = self._stop(entry, None, now)
         entry.interruptions += 1
         entry.crashes += is_crash
-        entry.error_history = [*(entry.error_history or ()), _occurrence(entry, details, at)]
+        entry.error_history = (*entry.error_history, _occurrence(entry, details, at))
         self._put_back(entry)
         return may_run
 
@@ -168,7 +168,7 @@ class Moves:
             self._metrics.retry_ended(succeeded=False)
         occurrence = _occurrence(entry, details, at)
         self._errors.add(occurrence["error_type"], occurrence["message"], entry.po_number, at)
-        entry.error_history = [*(entry.error_history or ()), occurrence]
+        entry.error_history = (*entry.error_history, occurrence)
 
 
 def _occurrence(entry: Entry, details: dict[str, Any], at: float) -> dict[str, Any]:

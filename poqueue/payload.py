@@ -153,11 +153,13 @@ def thaw_task(record: TaskRecord) -> ProcessingTask:
     """Open a record: a task that shares nothing with the queue. Its data are opened when somebody looks at them."""
     task = ProcessingTask.__new__(ProcessingTask)
     (
-        task.task_id, task._payload, task.priority, task.status, task.attempt, task.retry_count,
+        task.task_id, payload, task.priority, task.status, task.attempt, task.retry_count,
         task.max_retries, task.retry_delay, task.task_timeout, task.worker_id,
         task.created_at, task.assigned_at, task.completed_at, result, errors, task.interruptions, _,
     ) = record  # fmt: skip
-    if not task._payload:
+    if payload:
+        task._frozen = [payload]
+    else:
         task.po_data = {"po_number": record.po_number}
     task.group = ""
     task.result = thaw_result(result) if result is not None else None

@@ -115,7 +115,7 @@ class QueueService:
         **settings: Any,
     ) -> None:
         QueueConfig.checked(
-            **{key: value for key, value in settings.items() if key not in _OF_JOURNAL}
+            **{key: value for key, value in settings.items() if key not in _NOT_OF_CONFIG}
         )  # a wrong setting is told here, not by a process that fails to start
         self._settings = settings
         self._start_method = start_method
@@ -290,7 +290,7 @@ def _remove_journal(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-_OF_JOURNAL = ("journal", "durability", "journal_must_exist", "journal_any_version")
+_NOT_OF_CONFIG = ("journal", "durability", "journal_must_exist", "journal_any_version", "clock", "wall_clock")
 
 
 class ServiceNotStarted(PoqueueError):

@@ -89,8 +89,8 @@ class ProcessingTask(_Fields):
         "task_id", "po_data", "priority", "status", "attempt", "retry_count", "max_retries", "retry_delay", "task_timeout",
         "worker_id", "created_at", "assigned_at", "completed_at", "result", "error_history", "interruptions", "group",
     )  # fmt: skip
-    __slots__ = (*_fields, "_payload")  # the last is no field: it is nobody's to give, and equal tasks may differ in it
-    _payload: bytes
+    __slots__ = (*_fields, "_frozen")  # the last is no field: it is nobody's to give, and equal tasks may differ in it
+    _frozen: list[Any]  # po_data as bytes; and, once that was looked at, opened
 
     def __init__(
         self,
@@ -142,8 +142,14 @@ class ProcessingTask(_Fields):
                 raise AttributeError(f"a ProcessingTask has no {name!r}")
             from poqueue.payload import thaw
 
-            po_data = self.po_data = thaw(self._payload)
+            frozen = self._frozen
+            frozen.append(thaw(frozen[0]))
+            po_data = self.po_data = frozen[1]  # of threads that open it at the same time all get the first one's
             return po_data
+
+        def __getstate__(self) -> tuple[None, dict[str, Any]]:
+            """What is pickled and copied: the fields, po_data opened."""
+            return None, {name: getattr(self, name) for name in self._fields}
 
 
 class Lease(NamedTuple):

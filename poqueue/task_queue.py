@@ -14,10 +14,10 @@ happened before it is written, and what cannot be written does not happen.
 Contract: TaskQueue API Contract, with R1 to R28 as settled beside it.
 """
 
-import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import random
 import threading
@@ -159,7 +159,7 @@ class TaskQueue:
         self._waiters = 0
         self._waiting_readers = 0  # that have nothing to read yet
         self._ensure_thread_safety()
-        self._change: contextlib.AbstractContextManager[Any] = self._lock  # which may be entered again; but see _Change
+        self._change = _Change()
         self._journal: Journal | None = None
         if journal is not None:
             self._open_journal(
@@ -205,7 +205,8 @@ class TaskQueue:
                     now, at = self._clock(), self._wall_clock()
                     if self._journal is not None:
                         self._write((), [_row(entry, rank, at) for rank, entry in enumerate(admitted, self._rank + 1)])
-                    self._rank = last = self._rank + len(ids)  # in one step: a signal handler may add tasks in between
+                    self._change.has_begun = True
+                    self._rank = last = self._rank + len(ids)
                     self._moves.add(admitted, last - len(ids) + 1, now, at)
                 self._work_comes(len(ids))
         finally:
@@ -330,6 +331,7 @@ class TaskQueue:
                     return leases, False, self._left_for_each()
                 self._wait_for_work(remaining_s)
                 if turn and self._turns.get(worker_id) != turn:  # its client has hung up and asked again
+                    self._work.notify()  # this may have taken the call that was for another
                     return [], False, 0
 
     def retire_worker(self, worker_id: str) -> None:
@@ -906,11 +908,12 @@ class TaskQueue:
         at, count = self._wall_clock(), len(taken)
         if self._journal is not None and not self._can_write_leases(taken, worker_id, decisions, now, at):
             return []
+        self._change.has_begun = True
         if decisions is not None:
             self._do_all(decisions, now, at)
         if self._config.start_delay:
             self._next_start = now + self._config.start_delay
-        self._token = last = self._token + count  # in one step, as ranks are
+        self._token = last = self._token + count
         self._moves.lease(taken, last - count + 1, worker_id, now, at)
         if self._full_was_told:
             self._rearm_full()
@@ -924,12 +927,12 @@ class TaskQueue:
         self, taken: list[Entry], worker_id: str, decisions: Decisions | None, now: float, at: float
     ) -> bool:
         """Write leases, and what is decided before them. If it fails the tasks stand in their places again."""
-        records = decisions.records(at, now) if decisions is not None else []
-        records += [
-            Record(LEASED, entry.rank, token, at, worker_id) for token, entry in enumerate(taken, self._token + 1)
-        ]
         is_written = False
         try:
+            records = decisions.records(at, now) if decisions is not None else []
+            records += [
+                Record(LEASED, entry.rank, token, at, worker_id) for token, entry in enumerate(taken, self._token + 1)
+            ]
             self._write(records)
             is_written = True
         except JournalError:
@@ -964,7 +967,7 @@ class TaskQueue:
         self, worker_id: str, reports: Sequence[Report | Success], keeps: Collection[int] | None
     ) -> Decisions | None:
         """None if they change nothing. With `keeps` the worker has these in hand and nothing else."""
-        held = self._ledger.held_by(worker_id)
+        held, needs_json = self._ledger.held_by(worker_id), self._journal is not None
         told: dict[int, None] = {}
         ends: list[End] = []
         verdicts: list[Verdict] = []
@@ -979,8 +982,10 @@ class TaskQueue:
             told[token] = None
             if len(report) == 4:
                 _, _, seconds, payload = report
+                _check_report(token, seconds, payload, needs_json)
                 ends.append((entry, payload, seconds, seconds or None))
             elif report.result is not None:
+                _check_report(token, report.processing_time, report.result.payload, needs_json)
                 decided = reported(entry, report.result, report.processing_time or None)
                 ends += decided.ends
                 verdicts += decided.verdicts
@@ -995,11 +1000,10 @@ class TaskQueue:
     def _decide_failure(self, entry: Entry, report: Report) -> Verdict:
         if report.error is None:
             return Verdict(Kind.UNDONE, entry)
+        details = described(report.error)
         if report.give_up:
-            return Verdict(Kind.FAILED, entry, report.error, seconds=report.processing_time)
-        return failed_attempt(
-            entry, report.error, report.retry_after_s, report.processing_time, self._config, random.random
-        )
+            return Verdict(Kind.FAILED, entry, details, seconds=report.processing_time)
+        return failed_attempt(entry, details, report.retry_after_s, report.processing_time, self._config, random.random)
 
     def _retry(self, entry: Entry, details: dict[str, Any], after_s: float | None) -> bool:
         """Decide on a failed attempt, by the state the task is in."""
@@ -1032,6 +1036,7 @@ class TaskQueue:
         now, at = self._clock(), self._wall_clock()
         if self._journal is not None:
             self._write(decisions.records(at, now))
+        self._change.has_begun = True
         self._do_all(decisions, now, at)
 
     def _do_all(self, decisions: Decisions, now: float, at: float) -> None:
@@ -1091,7 +1096,7 @@ class TaskQueue:
             self._wake(may_run)
 
     def _tell_failure(self, entry: Entry, kind: str, what: str) -> None:
-        latest = (entry.error_history or [{}])[-1]
+        latest = entry.error_history[-1] if entry.error_history else {}
         message = str(latest.get("message") or latest.get("error_type") or "")
         level = logging.ERROR if kind == "failed" else logging.WARNING
         logger.log(level, "PO %s %s: %s", entry.po_number, what, message)
@@ -1123,7 +1128,6 @@ class TaskQueue:
             journal.close()
             raise
         self._journal = journal
-        self._change = _Change()
 
     def _take_up(self, journal: "Journal", now: float) -> None:
         from poqueue.replay import replay
@@ -1142,12 +1146,15 @@ class TaskQueue:
         """Nothing may have been changed before; if this raises, nothing must be."""
         if self._journal is None:
             return
+        self._change.has_begun = True  # what interrupts the next line may come after its last step
         try:
             self._journal.write(records, tasks)
-        except JournalError as error:
-            if self._fault is None:
-                logger.error("the queue stands still: %s", error)
-            self._fault, self._fault_over = error, self._clock() + FAULT_RETRY_S
+        except BaseException as error:
+            self._change.has_begun = self._journal.has_written
+            if isinstance(error, JournalError):
+                if self._fault is None:
+                    logger.error("the queue stands still: %s", error)
+                self._fault, self._fault_over = error, self._clock() + FAULT_RETRY_S
             raise
         if self._fault is not None:
             self._fault = None
@@ -1221,21 +1228,25 @@ class TaskQueue:
 
 class _Change:
     """Between the decision and the last move of a change there must be no other. Threads wait for the lock; a signal handler
-    of the same thread, which has it, is refused."""
+    of the same thread, which has it, is refused. So is everybody after a change that was broken off once it had begun:
+    what is here, and what the journal says, may contradict each other from then on.
+    """
 
     def __init__(self) -> None:
         self._is_open = False
+        self.has_begun = False  # something is written down, or done
 
     def __enter__(self) -> None:
         if self._is_open:
             raise QueueError(
-                "called in the middle of a change by the same thread, as a signal handler may: nothing was changed; "
-                "a queue with a journal cannot be changed from there"
+                "called in the middle of a change by the same thread, as a signal handler may, or after a change was broken "
+                "off there, by a Ctrl-C for instance: nothing was changed"
             )
-        self._is_open = True
+        self.has_begun, self._is_open = False, True
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._is_open = False
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if kind is None or not self.has_begun:
+            self._is_open = False
 
 
 class _Ids:
@@ -1261,6 +1272,15 @@ def _limit_s(entry: Entry, timeouts: AdaptiveTimeout) -> float:
     latest = entry.error_history[-1] if entry.error_history else {}
     was_cut_off = latest.get("error_type") == TIMEOUT_ERROR
     return timeouts.limit_s(entry.group, entry.task_timeout, was_cut_off=was_cut_off)
+
+
+def _check_report(token: int, seconds: float, payload: bytes, needs_json: bool) -> None:
+    if not 0.0 <= seconds < math.inf:
+        raise ValueError(
+            f"invalid report on lease {token}: its seconds must be a finite number from 0, got {seconds!r}"
+        )
+    if needs_json and not is_json(payload):
+        raise ValueError(f"invalid report on lease {token}: a queue with a journal takes its result as JSON")
 
 
 def _row(entry: Entry, rank: int, at: float) -> tuple[Any, ...]:

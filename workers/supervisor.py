@@ -362,12 +362,15 @@ class Supervisor:
         self._keeps_files = self._journal is not None  # until the end is a good one
         self._feeder.begin(tasks, count)
         self._is_running = True
-        gc.freeze()  # what is here already is not looked through for cycles again and again, while POs come and go
+        freezes = not gc.get_freeze_count()  # else somebody else does, and means his to stay so
+        if freezes:
+            gc.freeze()  # what is here already is not looked through for cycles again and again, while POs come and go
         try:
             with self._signals:
                 self._loop()
         finally:
-            gc.unfreeze()
+            if freezes:
+                gc.unfreeze()
             self._is_running = False
         self._keeps_files = bool(self._dead)
         if self._stop_level:

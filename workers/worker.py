@@ -113,7 +113,7 @@ class Worker:
         self._ahead: _Ahead | None = None
         self._tasks_done = 0
         self._busy_s = 0.0
-        self._pace_s = 1.0  # how long an attempt takes; the first ones come singly
+        self._pace_s = 1.0  # from the begin of one PO to that of the next; the first ones come singly
         with _boot_failure_to(files):
             self._processor = Processor(load_target(settings.spec))
         self._turn = 0
@@ -261,7 +261,8 @@ class Worker:
         if not self._is_kept:
             self._reports.append(Report(lease.task_id, lease.token, 0.0))
             return
-        files.begin(lease, time.monotonic(), lease.task_timeout)
+        begun = time.monotonic()
+        files.begin(lease, begun, lease.task_timeout)
         if _term_came or time.monotonic() > latest_start:
             self._reports.append(Report(lease.task_id, lease.token, 0.0))
             return
@@ -280,10 +281,11 @@ class Worker:
         if not self._is_kept:
             # The disk is full: the PO stays in hand, and nothing else is begun, until the queue knows of its end.
             files.begin(lease, time.monotonic(), UNLIMITED_S)
-        seconds = report.processing_time
         self._tasks_done += 1
-        self._busy_s += seconds
-        self._pace_s = 0.7 * self._pace_s + 0.3 * seconds
+        self._busy_s += report.processing_time
+        self._pace_s = 0.7 * self._pace_s + 0.3 * (
+            time.monotonic() - begun
+        )  # all that it took: a large result takes long
 
     def _appetite(self, held: int = 0) -> int:
         """How many leases to ask for now; none ahead where none are to be held."""
@@ -414,14 +416,14 @@ class _Streams:
         self._hear()
 
     def restore(self) -> None:
-        """What a processor has closed or replaced is there again; what it has written is handed to the system."""
+        """What a processor has closed, or replaced in Python, is there again; what it has written is handed to the system."""
         are_ours = sys.stdout is self._stdout and sys.stderr is self._stderr
         try:
             sys.stdout.flush()
             sys.stderr.flush()
         except OSError:  # no room: it is tried again later
             pass
-        except (ValueError, AttributeError):
+        except Exception:  # closed, or another's, which may raise anything
             are_ours = False
         if logging.root.manager.disable or self._handler not in logging.root.handlers:
             self._hear()

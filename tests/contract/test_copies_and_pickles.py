@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -185,6 +187,44 @@ def test_what_was_not_looked_at_yet_is_there_for_everybody(queue: TaskQueue, do:
 
     assert (do(find(queue, "A")) == do(seen)) is True
     assert find(queue, "A") == seen
+
+
+def test_threads_that_look_first_at_the_same_time_see_the_same_data(queue: TaskQueue) -> None:
+    data = {"po_number": "PO-1", "lines": [{"line": number} for number in range(3_000)]}
+    queue.add_task(ProcessingTask("A", data))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(50):
+            seen, start = find(queue, "A"), threading.Barrier(4)
+
+            def look(key: str, seen: ProcessingTask = seen, start: threading.Barrier = start) -> None:
+                start.wait()
+                seen.po_data[key] = True
+
+            threads = [threading.Thread(target=look, args=(key,)) for key in "abcd"]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert seen.po_data.keys() >= set("abcd")
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_data_that_were_replaced_do_not_travel_on(queue: TaskQueue) -> None:
+    """As somebody does who takes a secret out."""
+    queue.add_task(ProcessingTask("A", {"po_number": "PO-1", "password": "SECRET"}))
+    seen = find(queue, "A")
+    looked_at = find(queue, "A")
+    assert looked_at.po_data["password"] == "SECRET"
+
+    seen.po_data = {"po_number": "PO-1"}
+    looked_at.po_data["password"] = ""
+
+    for each in (seen, looked_at):
+        assert b"SECRET" not in pickle.dumps(each)
+        assert "SECRET" not in str(copy.copy(each))
 
 
 @pytest.mark.parametrize("record", [ProcessingTask(), TaskResult(success=True), task("PO-1"), *TaskStatus])

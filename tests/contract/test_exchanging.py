@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from typing import Any
+
 import pytest
 
 from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
 from poqueue.payload import freeze_plain_result, freeze_success
 from poqueue.task import Lease, Report, Success
 from tests.contract.conftest import MakeQueue
-from tests.contract.scene import COUNTS, Clock, counts
+from tests.contract.scene import COUNTS, Clock, counts, wait_until
 
 TOOK_S = 0.25
 
@@ -85,3 +89,39 @@ def test_a_worker_hears_how_much_is_left_for_each_that_works(queue: TaskQueue) -
     assert queue.exchange("w3", limit=2).left == 1
     assert queue.exchange("w4", limit=9).left == 0
     assert queue.exchange("w5", limit=9).left == 0
+
+
+@pytest.mark.contract("R6")
+def test_a_call_that_was_overtaken_takes_no_work_from_the_one_that_did() -> None:
+    """A worker's client has hung up and asked again, and its first call still waits here."""
+    queue = TaskQueue()
+    leases: dict[int, Any] = {}
+
+    def ask(turn: int) -> None:
+        leases[turn] = queue.exchange("w", wait_s=5.0, turn=turn).leases
+
+    calls = [threading.Thread(target=ask, args=(turn,)) for turn in (1, 2)]
+    for count, call in enumerate(calls, 1):
+        call.start()
+        wait_until(lambda count=count: queue._waiters == count)  # type: ignore[misc]
+    begun = time.monotonic()
+    add(queue, 1)
+    for call in calls:
+        call.join()
+
+    assert {turn: len(got) for turn, got in leases.items()} == {1: 0, 2: 1}
+    assert time.monotonic() - begun < 2.5  # it was woken; it would have looked by itself at the end of its five seconds
+
+
+@pytest.mark.contract("R26")
+def test_what_a_reader_of_records_does_changes_nothing_inside() -> None:
+    queue = TaskQueue(max_retries=3, retry_delay=0.0)
+    add(queue, 1)
+    for _ in range(2):
+        lease = queue.exchange("w").leases[0]
+        queue.retry_task(lease.task_id, {"error": "boom"})
+    queue.exchange("w")
+
+    record = next(iter(queue.get_leases().values()))
+
+    assert isinstance(record.error_history, tuple) and len(record.error_history) == 2

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from poqueue import TaskQueue, TaskStatus
+from poqueue.task import Report
 from tests.contract.conftest import MakeQueue
 from tests.contract.scene import (
     COUNTS,
@@ -260,6 +261,19 @@ def test_durations_and_waits_are_averages_in_seconds(queue: TaskQueue, clock: Cl
 
     assert metrics["average_task_duration"] == pytest.approx(6.0)
     assert metrics["queue_wait_time"] == pytest.approx((10 + 14) / 2)
+
+
+@pytest.mark.contract("R13")
+def test_a_lease_that_was_given_back_unbegun_counts_as_no_wait(queue: TaskQueue, clock: Clock) -> None:
+    queue.add_task(task("PO-0"))
+    for turn in range(1, 9, 2):
+        clock.advance(10)
+        lease = queue.exchange("w1", turn=turn).leases[0]
+        queue.exchange("w1", [Report(lease.task_id, lease.token, 0.0)], limit=0, turn=turn + 1)
+    clock.advance(10)
+    queue.exchange("w1", turn=9)
+
+    assert queue.get_performance_metrics()["queue_wait_time"] == pytest.approx(50.0)
 
 
 @pytest.mark.contract("R13")

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import math
 import os
 import pickle
 import signal
@@ -10,6 +11,8 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,9 @@ from poqueue import (
 )
 from poqueue.client import QueueClient
 from poqueue.errors import ConfigError, JournalError, PoqueueError, ServiceError
+from poqueue.payload import freeze_result
 from poqueue.service import QueueService
+from poqueue.task import Report, Success
 from tests.faults.batches import Batch
 from tests.integration.console import Ended, poqueue, read_csv, running, tree, write_orders
 from workers.batch import _check_writable
@@ -527,28 +532,99 @@ def test_a_signal_handler_may_use_the_queue(kind: str, tmp_path: Path) -> None:
         status = queue.get_queue_status()
         assert ringing.added > 20
         assert all(isinstance(error, QueueError) for error in ringing.errors)  # refused in the middle of a change
-        assert kind == "journal" or not ringing.errors
         assert status["status"] == "ACTIVE"
         assert status["total_tasks"] == status["completed_tasks"] == own + ringing.added
 
 
-def test_a_signal_handler_may_lease_while_what_its_worker_held_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_handler_is_refused_in_the_middle_of_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = TaskQueue()
     queue.add_tasks([task("A"), task("B")])
     queue.exchange("w")
-    got: list[ProcessingTask | None] = []
     end = queue._schedule.end
 
     def ring(entry: Any) -> bool:
         """A signal comes here, in the middle of the undoing."""
-        if not got:
-            got.append(queue.get_next_task("w"))
+        for call in (partial(queue.get_next_task, "w"), partial(queue.take_back, "w"), queue.clear_queue):
+            with pytest.raises(QueueError, match="in the middle of a change"):
+                call()
         return end(entry)
 
     monkeypatch.setattr(queue._schedule, "end", ring)
 
     assert queue.take_back("w") == ["A"]
-    assert got[0] is not None and [each.task_id for each in queue.get_tasks_by_worker("w")] == [got[0].task_id] == ["B"]
+    monkeypatch.undo()
+    assert [queue.get_next_task("w2").task_id for _ in "AB"] == ["A", "B"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["memory", "journal"])
+def test_a_change_that_was_broken_off_is_the_last_one(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ctrl-C that the caller catches: what is here may contradict what is written down, and must not be written on."""
+    journal = {"journal": tmp_path / "journal"} if kind == "journal" else {}
+    queue = TaskQueue(**journal)
+    queue.add_tasks([task("A"), task("B")])
+    leases = queue.exchange("w", limit=2).leases
+
+    def interrupt(*args: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(queue._schedule, "end", interrupt)
+    done = [Success(lease.task_id, lease.token, 0.1, b"[true, [], 0.1, null, {}]") for lease in leases]
+    with pytest.raises(KeyboardInterrupt):
+        queue.exchange("w", done, limit=0)
+    monkeypatch.undo()
+
+    for call in (partial(queue.add_task, task("C")), partial(queue.get_next_task, "w")):
+        with pytest.raises(QueueError, match="broken off"):
+            call()
+    assert queue.get_queue_status()["total_tasks"] == 2  # it can be looked at
+    queue.close_queue()
+    if kind == "journal":
+        with contextlib.closing(_closing(again := TaskQueue(**journal))):
+            assert again.get_queue_status()["completed_tasks"] == 2
+
+
+def test_a_change_that_could_not_begin_is_not_the_last_one() -> None:
+    queue = TaskQueue()
+    queue.add_task(task("A"))
+    lease = queue.exchange("w").leases[0]
+
+    for seconds in (math.nan, math.inf, -1.0):
+        with pytest.raises(ValueError, match="seconds must be a finite number"):
+            queue.exchange("w", [Success("A", lease.token, seconds, b"[]")])
+
+    queue.exchange("w", [Success("A", lease.token, 0.1, b"[true, [], 0.1, null, {}]")], limit=0)
+    assert queue.get_performance_metrics()["average_task_duration"] == pytest.approx(0.1)
+
+
+def test_a_result_that_is_no_json_does_not_enter_a_journal(tmp_path: Path) -> None:
+    queue = TaskQueue(journal=tmp_path / "journal")
+    queue.add_task(task("A"))
+    lease = queue.exchange("w").leases[0]
+    pickled = freeze_result(TaskResult(True))
+
+    for report in (Success("A", lease.token, 0.1, pickled.payload), Report("A", lease.token, 0.1, pickled)):
+        with pytest.raises(ValueError, match="as JSON"):
+            queue.exchange("w", [report])
+
+    queue.close_queue()
+    with contextlib.closing(_closing(again := TaskQueue(journal=tmp_path / "journal"))):
+        assert again.get_queue_status()["processing_tasks"] == 1
+
+
+def test_an_error_that_no_journal_can_hold_is_described(tmp_path: Path) -> None:
+    queue = TaskQueue(journal=tmp_path / "journal")
+    queue.add_tasks([task("A"), task("B")])
+    lease = queue.exchange("w", turn=1).leases[0]
+    error = {"error_type": "E", "when": datetime(2026, 1, 1)}
+
+    grant = queue.exchange("w", [Report("A", lease.token, 0.1, None, error, None, True)], turn=2)
+
+    assert [lease.task_id for lease in grant.leases] == ["B"]
+    failed = queue.find_task(task_id="A")
+    assert failed is not None and "2026" in failed.error_history[0]["when"]
+    queue.close_queue()
 
 
 class _closing:

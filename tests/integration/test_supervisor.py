@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import gc
 import itertools
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,7 @@ import pytest
 
 from poqueue import ProcessingTask, TaskStatus
 from poqueue.errors import JournalError, ServiceError
+from poqueue.records import Kind
 from poqueue.service import connect
 from poqueue.simulation import ahead_of
 from poqueue.task import Event, TaskRecord
@@ -784,3 +787,33 @@ def test_the_death_of_a_worker_started_before_everything_else_harms_no_other(tmp
     )
 
     assert done.stdout.split() == ["1", "2"], done.stderr
+
+
+def test_results_that_take_long_to_write_down_let_no_lease_grow_old(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    journal, count = tmp_path / "journal.sqlite", 1000
+
+    play = perform(
+        tmp_path,
+        *(po(f"P{number}", "many_rows", tmp_path) for number in range(count)),
+        journal=journal,
+        task_timeout=20.0,
+    )
+
+    assert play.status["completed_tasks"] == count
+    with contextlib.closing(sqlite3.connect(journal)) as db:
+        lines = dict(db.execute("SELECT kind, count(*) FROM log GROUP BY kind"))
+    assert lines[int(Kind.COMPLETED)] == count
+    assert lines[int(Kind.LEASED)] < 1.5 * count  # what is given back unbegun is leased again
+
+
+def test_what_the_program_has_frozen_stays_frozen(tmp_path: Path) -> None:
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        play = perform(tmp_path, po("A", "good", tmp_path))
+
+        assert play.is_completed("A")
+        assert gc.get_freeze_count() == before
+    finally:
+        gc.unfreeze()

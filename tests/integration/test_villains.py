@@ -225,7 +225,8 @@ def test_a_po_that_ends_in_the_time_of_grace_costs_the_next_ones_nothing(do: str
 @pytest.mark.parametrize(
     "do",
     [
-        "close_standard_fds", "close_streams", "replace_streams", "remove_cwd", "change_cwd", "change_umask", "change_handler",
+        "close_standard_fds", "close_streams", "replace_streams", "break_streams", "remove_cwd", "change_cwd", "change_umask",
+        "change_handler",
     ],
 )  # fmt: skip
 def test_the_next_po_finds_its_worker_as_it_was(do: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -236,6 +237,7 @@ def test_the_next_po_finds_its_worker_as_it_was(do: str, tmp_path: Path, caplog:
     play = perform(tmp_path, po("MESS", do, tmp_path), po("NEXT", "look_round", tmp_path), jobs=1, task_timeout=20.0)
 
     assert play.is_completed("MESS", "NEXT")
+    assert play.tasks["NEXT"].worker_id == "w1.1", "the worker was replaced"
     result = play.tasks["NEXT"].result
     assert result is not None
     data = result.data

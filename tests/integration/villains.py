@@ -176,8 +176,10 @@ def ignore_term(po: dict[str, Any], context: WorkerContext) -> NoReturn:
 def swallow_everything(po: dict[str, Any], context: WorkerContext) -> NoReturn:
     end = time.monotonic() + LONG_S
     while time.monotonic() < end:
-        with contextlib.suppress(BaseException):
-            time.sleep(0.01)
+        with contextlib.suppress(BaseException):  # for what comes between two rounds of the inner one
+            while time.monotonic() < end:
+                with contextlib.suppress(BaseException):
+                    time.sleep(0.01)
     os._exit(99)
 
 
@@ -321,6 +323,23 @@ def close_streams(po: dict[str, Any], context: WorkerContext) -> None:
 
 def replace_streams(po: dict[str, Any], context: WorkerContext) -> None:
     sys.stdout = sys.stderr = io.StringIO()
+
+
+def many_rows(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """Found in no time, and long to write down."""
+    return {"rows": _MANY_ROWS}
+
+
+_MANY_ROWS = [{"a": number, "b": {"c": str(number)}} for number in range(400)]
+
+
+class _Broken(io.StringIO):
+    def flush(self) -> None:
+        raise RuntimeError("broken")
+
+
+def break_streams(po: dict[str, Any], context: WorkerContext) -> None:
+    sys.stdout = sys.stderr = _Broken()
 
 
 def remove_cwd(po: dict[str, Any], context: WorkerContext) -> None:

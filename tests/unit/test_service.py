@@ -166,6 +166,37 @@ def test_a_closed_client_says_so_and_wakes_a_waiting_thread(queue: QueueClient) 
         queue.get_queue_status()
 
 
+def test_a_thread_that_ends_leaves_no_connection(service: QueueService, queue: QueueClient) -> None:
+    queue.get_queue_status()
+    before = psutil.Process().num_fds()
+
+    for _ in range(50):
+        thread = threading.Thread(target=queue.get_queue_status)
+        thread.start()
+        thread.join()
+
+    assert len(queue._connections) == 1
+    assert psutil.Process().num_fds() == before
+    wait_until(lambda: psutil.Process(service.pid).num_threads() < 10, "the threads of the manager have ended")
+
+
+class _Unopenable:
+    def __reduce__(self) -> Any:
+        return int, ("x",)
+
+
+def test_a_result_that_cannot_be_opened_ends_no_listening(queue: QueueClient) -> None:
+    told: list[str] = []
+    queue.set_event_handlers(on_task_complete=lambda task: told.append(task.task_id))
+
+    for name in "ABC":
+        queue.add_task(ProcessingTask(name, {"po_number": name}))
+        queue.get_next_task("w")
+        queue.complete_task(name, "w", TaskResult(True, [_Unopenable()] if name == "B" else []))
+
+    wait_until(lambda: told == ["A", "C"], "the others are told")
+
+
 def test_a_manager_that_cannot_start_is_an_error_of_ours(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     (tmp_path / "queue.sock").write_text("in the way")
