@@ -150,9 +150,9 @@ class QueueClient:
         ids: list[str] = self.call("add_tasks", self.pack_tasks(tasks), priority)
         return ids
 
-    def pack_tasks(self, tasks: Iterable[ProcessingTask]) -> list[tuple[Any, ...]]:
-        """Tasks in the form in which `begin("add_tasks", ...)` sends them."""
-        as_json = self._wants_json()
+    def pack_tasks(self, tasks: Iterable[ProcessingTask], *, as_json: bool = False) -> list[tuple[Any, ...]]:
+        """Tasks in the form in which `begin("add_tasks", ...)` sends them, their data as JSON if asked for or needed."""
+        as_json = self._wants_json() or as_json
         return [pack_task(task, as_json) for task in tasks]
 
     def get_next_task(self, worker_id: str) -> ProcessingTask | None:

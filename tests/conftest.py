@@ -121,6 +121,12 @@ def _clear_away(mark: str) -> None:
             os.waitpid(pid, 0)
 
 
+def pytest_collection_finish() -> None:
+    """What was collected stays: hundreds of tests look for cycles (nothing_left), and need not look through it each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_report_to_serializable() -> Iterator[None]:
     """What a test logs may hold lone surrogates, which cannot be sent from a parallel test process to the one that reports."""

@@ -274,7 +274,7 @@ class Batch:
             self._spec, jobs=settings.jobs, start_method=settings.start_method, grace=settings.grace,
             stop_grace=settings.stop_grace, max_tasks_per_worker=settings.max_tasks_per_worker,
             max_memory_per_worker=settings.max_memory_per_worker, work_dir=next_work_dir(run_dir),
-            output_dir=run_dir / "output", log_path=run_dir / "manager.log", on_event=on_event,
+            output_dir=run_dir / "output", log_path=run_dir / "manager.log", on_event=on_event, data_as_json=True,
             on_show=self._progress.update, signals=signals, control_dir=run_dir,
             journal=run_dir / JOURNAL_NAME if settings.journal else None, durability=settings.durability,
             journal_must_exist=must_exist, journal_any_version=self._resuming is not None and self._resuming.accept_changes,

@@ -33,10 +33,11 @@ _ID, _PAYLOAD = map(FrozenTask._fields.index, ("task_id", "payload"))
 
 
 class Feeder:
-    """Adds tasks to the queue in lots, a step at a time."""
+    """Adds tasks to the queue in lots, a step at a time; their data as JSON if the queue needs it, or if `as_json` says so."""
 
-    def __init__(self, keeper: QueueKeeper) -> None:
+    def __init__(self, keeper: QueueKeeper, *, as_json: bool = False) -> None:
         self._keeper = keeper
+        self._as_json = as_json
         self._client: QueueClient | None = None  # of its own: its answer may be due while others call
         self._tasks: Iterator[ProcessingTask] = iter(())
         self._has_all = True  # no task is to come
@@ -186,7 +187,7 @@ class Feeder:
         self._size = ADD_AT_ONCE
         while tasks:
             try:
-                self._lots.extend(_parts(self._own_client().pack_tasks(tasks)))
+                self._lots.extend(_parts(self._own_client().pack_tasks(tasks, as_json=self._as_json)))
                 return
             except ServiceError as error:
                 self._keeper.replace(error)

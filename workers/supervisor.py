@@ -121,6 +121,8 @@ class Supervisor:
         log_path: file for the manager's own log lines.
         on_event: called with every event of the queue, in order.
         events_bring_data: False leaves the PO's data out of the events of completed POs, for a receiver that knows its POs.
+        data_as_json: carry the data of POs that `run` adds as JSON, which a report takes over as it is; with a journal they
+            always are.
         on_show: called with a Snapshot about four times a second.
         signals: where signals are noted, if the caller wants them noted before and after the run as well.
         lease_ahead: let a worker hold some 35 ms of work ahead; False keeps strict priority at one lease a worker.
@@ -150,6 +152,7 @@ class Supervisor:
         log_path: Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         events_bring_data: bool = True,
+        data_as_json: bool = False,
         on_show: "Callable[[Snapshot], None] | None" = None,
         signals: SignalInbox | None = None,
         lease_ahead: bool = True,
@@ -191,7 +194,7 @@ class Supervisor:
             self._service, self._after_replacement,
             brings_data=events_bring_data and on_event is not None,
         )  # fmt: skip
-        self._feeder = Feeder(self._keeper)
+        self._feeder = Feeder(self._keeper, as_json=data_as_json)
         self._ask = self._keeper.ask
         self._adoption = own_process.Adoption()
         self._signals = signals if signals is not None else SignalInbox()

@@ -307,11 +307,11 @@ def drawn(shape: Callable[[Random], float], count: int, seed: int) -> list[Histo
 
 
 def test_the_range_holds_the_truth_nearly_always_and_narrows_with_the_sample() -> None:
-    """A hundred batches of exponential durations, each predicted from a sample of its own."""
+    """Sixty predictions for batches of exponential durations, each from a sample of its own."""
     rules = Rules(8)
     widths: dict[int, list[float]] = {20: [], 200: []}
     missed = 0
-    for seed in range(50):
+    for seed in range(30):
         truth_s = run(drawn(lambda random: random.expovariate(1.0), 800, seed), rules).makespan_s
         for size, found_widths in widths.items():
             sample = drawn(lambda random: random.expovariate(1.0), size, 1000 + seed)
@@ -319,7 +319,7 @@ def test_the_range_holds_the_truth_nearly_always_and_narrows_with_the_sample() -
             missed += not found.low_s <= truth_s <= found.high_s
             found_widths.append(found.high_s - found.low_s)
 
-    assert missed <= 5
+    assert missed <= 3
     assert statistics.fmean(widths[200]) < statistics.fmean(widths[20]) / 2
 
 
