@@ -64,3 +64,4 @@ def _chosen() -> Callable[[str], None]:
 
 
 hit = _chosen()
+is_armed = hit is not _nothing  # for whoever would rather ask than call it for nothing, for each PO

@@ -4,7 +4,7 @@
                             8 bytes   how often the half was emptied, so that a reader sees whether it was meanwhile
                             records   length of the whole, checksum; lease token, seconds, length of the id, task id,
                                       result (JSON)
-                            8 bytes   zero, where the next record will say its length
+                            zeros     up to the end of the half: the next record will say its length there
     reports, reports2   files, for the rest: a line each (JSON, tab, result)
 
 One half, and one file, is filled while what is in the other is being told. A record counts once its length stands there,
@@ -36,7 +36,7 @@ _WORD = struct.Struct("@Q")
 _HEAD = struct.Struct("@QQ")  # length, checksum of what follows
 _NOT_OURS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)  # what junk raises
 _FACTS = struct.Struct("@QdQ")  # token, seconds, length of the id
-_ZEROS = bytes(15)  # to the next multiple of eight, and eight more
+_ROOM = 15  # behind a record, for zero as the length of none
 
 
 class ReportKeeper:
@@ -49,7 +49,8 @@ class ReportKeeper:
         self._has_lines = [False, False]
         self._emptied = [0, 0]
         self._filled = 0  # which half is
-        self._next = [_WORD.size, HALF_BYTES + _WORD.size]  # where the next record of each half goes
+        self._next = [_WORD.size, HALF_BYTES + _WORD.size]  # where the next record of each half goes,
+        self._limits = (HALF_BYTES, 2 * HALF_BYTES)  # and where the half ends
 
     def keep(self, report: Report | Success) -> bool:
         """An attempt is over: should this process die before it can tell the queue, the supervisor will.
@@ -67,16 +68,12 @@ class ReportKeeper:
         body = _FACTS.pack(token, seconds, len(name)) + name + payload
         start = self._next[half]
         end = start + _HEAD.size + len(body)
-        following = (end + 7) & -8
-        if following + _WORD.size > (half + 1) * HALF_BYTES:
+        if end + _ROOM > self._limits[half]:
             told = (True, seconds, None) if len(report) == 4 else report.result[:3]
             return self._keep_line(Report(task_id, token, seconds), told, payload)
-        # the checksum, the record, and zero where the next one will say its length
-        self._map[start + _WORD.size : following + _WORD.size] = (
-            _WORD.pack(crc32(body)) + body + _ZEROS[: following + 8 - end]
-        )
+        self._map[start + _WORD.size : end] = _WORD.pack(crc32(body)) + body
         _WORD.pack_into(self._map, start, end - start)
-        self._next[half] = following
+        self._next[half] = (end + 7) & -8
         return True
 
     def telling(self) -> None:
@@ -94,6 +91,7 @@ class ReportKeeper:
         first = start + _WORD.size
         self._emptied[half] += 1
         _WORD.pack_into(self._map, first, 0)
+        self._map[first : self._next[half]] = bytes(self._next[half] - first)
         _WORD.pack_into(self._map, start, self._emptied[half])  # from here on it is filled anew
         self._next[half] = first
         if self._has_lines[half]:

@@ -266,15 +266,18 @@ class Worker:
         if _term_came or time.monotonic() > latest_start:
             self._reports.append(Report(lease.task_id, lease.token, 0.0))
             return
-        failpoint.hit("worker.begun")
+        if failpoint.is_armed:
+            failpoint.hit("worker.begun")
         report = run_attempt(self._processor, lease, context)
-        failpoint.hit("worker.processed")
+        if failpoint.is_armed:
+            failpoint.hit("worker.processed")
         if _is_stray:
             os._exit(STRAY_CHILD_EXIT)  # the processor forked, and this is the child coming back into our loop
         if _term_came and len(report) == 7 and report.error is not None:
             raise Terminated  # that was no end of its own; the supervisor knows why it was told to end
         self._is_kept = files.reports.keep(report)
-        failpoint.hit("worker.report_kept")
+        if failpoint.is_armed:
+            failpoint.hit("worker.report_kept")
         self._reports.append(report)
         self._tidy_up()
         files.end(lease)
