@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 AUTH_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 1100
+BROKEN_EXIT = 66
 METHODS = tuple(name for name in vars(TaskQueue) if not name.startswith("_"))
 
 
@@ -114,6 +115,10 @@ def _answer(queue: TaskQueue, request: bytes | memoryview) -> bytes:
     except BaseException as error:  # also SystemExit: it would end this thread and look like a lost manager
         text = _text_of(error)
         logger.error("%s failed inside the queue: %s", name, text)
+        if queue._change.is_broken:
+            os._exit(
+                BROKEN_EXIT
+            )  # no memory, for instance; what is written down holds, and another manager begins with that
         return pickle.dumps((number, False, QueueError(f"{name}: {text}")), 5)
 
 

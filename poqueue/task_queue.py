@@ -1235,6 +1235,7 @@ class _Change:
     def __init__(self) -> None:
         self._is_open = False
         self.has_begun = False  # something is written down, or done
+        self.is_broken = False
 
     def __enter__(self) -> None:
         if self._is_open:
@@ -1245,8 +1246,8 @@ class _Change:
         self.has_begun, self._is_open = False, True
 
     def __exit__(self, kind: object, *rest: object) -> None:
-        if kind is None or not self.has_begun:
-            self._is_open = False
+        self.is_broken = kind is not None and self.has_begun
+        self._is_open = self.is_broken
 
 
 class _Ids:

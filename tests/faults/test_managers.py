@@ -6,14 +6,22 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from poqueue import ProcessingTask, TaskResult
+from poqueue.errors import ManagerLostError
+from poqueue.moves import Moves
+from poqueue.service import QueueService
 from tests.faults.batches import Batch
 from tests.integration.console import running, wait_until
 from tests.integration.stage import living
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+pytestmark = [
+    pytest.mark.usefixtures("nothing_left"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
 
 QUICK_CALLS = """
 import sys
@@ -27,6 +35,30 @@ from workers.__main__ import main
 if __name__ == "__main__":
     sys.exit(main())
 """
+
+
+def test_a_manager_that_fails_in_the_middle_of_a_change_leaves_the_rest_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory, for instance: what it holds may contradict what is written down."""
+    tmp_path.chmod(0o700)
+
+    def fail(*args: object) -> NoReturn:
+        raise MemoryError
+
+    with QueueService(start_method="fork", journal=tmp_path / "journal") as service, monkeypatch.context() as patch:
+        service.client().add_task(ProcessingTask("A", {"po_number": "1"}))
+        patch.setattr(Moves, "complete", fail)
+        service.replace()
+        client = service.client()
+        assert client.get_next_task("w") is not None
+        with pytest.raises(ManagerLostError):
+            client.complete_task("A", "w", TaskResult(True))
+        service.process.join()
+        patch.undo()
+
+        service.replace()
+        assert service.client().get_queue_status()["completed_tasks"] == 1
 
 
 def await_new_manager(batch: Batch, old: int) -> int:
