@@ -109,17 +109,22 @@ def _answer(queue: TaskQueue, request: bytes | memoryview) -> bytes:
         value = getattr(queue, name)(*args, **kwargs)
         return pickle.dumps((number, True, value if pack is None else pack(value)), 5)
     except (PoqueueError, ValueError, TypeError) as error:
+        _leave_if_broken(queue)
         kinds = (type(error) if isinstance(error, PoqueueError) else PoqueueError, ValueError, TypeError)
         kind = next(kind for kind in kinds if isinstance(error, kind))  # one string makes each of them again
         return pickle.dumps((number, False, kind(_message_of(error))), 5)
     except BaseException as error:  # also SystemExit: it would end this thread and look like a lost manager
         text = _text_of(error)
         logger.error("%s failed inside the queue: %s", name, text)
-        if queue._change.is_broken:
-            os._exit(
-                BROKEN_EXIT
-            )  # no memory, for instance; what is written down holds, and another manager begins with that
+        _leave_if_broken(queue)
         return pickle.dumps((number, False, QueueError(f"{name}: {text}")), 5)
+
+
+def _leave_if_broken(queue: TaskQueue) -> None:
+    """What is written down holds, and another manager begins with that."""
+    if queue._change.is_broken:
+        logger.exception("a change was broken off in the middle")
+        os._exit(BROKEN_EXIT)
 
 
 def _message_of(error: BaseException) -> str:

@@ -37,14 +37,15 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.parametrize("kind", [MemoryError, TypeError])
 def test_a_manager_that_fails_in_the_middle_of_a_change_leaves_the_rest_to_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Out of memory, for instance: what it holds may contradict what is written down."""
     tmp_path.chmod(0o700)
 
     def fail(*args: object) -> NoReturn:
-        raise MemoryError
+        raise kind
 
     with QueueService(start_method="fork", journal=tmp_path / "journal") as service, monkeypatch.context() as patch:
         service.client().add_task(ProcessingTask("A", {"po_number": "1"}))
