@@ -42,7 +42,6 @@ from workers.log import OUTPUT_LOGGER
 from workers.post_mortem import describe_death, describe_timeout, is_whole_stack, signal_name
 from workers.processing import ProcessorSpec, check_importable, load_target
 from workers.queue_keeper import QueueKeeper
-from workers.run_control import CONTROL_NAME, ControlFile, read_order
 from workers.signals import SignalInbox
 from workers.staff import Staff
 from workers.worker import RELIEF_S, WorkerSettings
@@ -342,6 +341,8 @@ class Supervisor:
         if not self._keeps_files:
             shutil.rmtree(self._work_dir, ignore_errors=True)
         if self._control_dir is not None:
+            from workers.run_control import CONTROL_NAME
+
             (self._control_dir / CONTROL_NAME).unlink(missing_ok=True)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
@@ -521,6 +522,8 @@ class Supervisor:
         elif event.kind == "halted":
             self._halt_run(event.error)
         elif event.kind == "notice":
+            from workers.run_control import read_order
+
             self._obey(*read_order(event.error))
         self._log_event(event)
 
@@ -630,6 +633,8 @@ class Supervisor:
         if self._control_dir is None:
             return
         pid = self._service.pid
+        from workers.run_control import ControlFile
+
         ControlFile(
             self._service.address, self._service.key.hex(), self.run_id, os.getpid(), pid, control.started_at(pid)
         ).write(self._control_dir)
