@@ -298,6 +298,13 @@ def _rolled_back_never(roll_back: Any) -> Any:
     return lambda self: None
 
 
+def _written_on(leave: Any) -> Any:
+    def mutant(self: Any, *exc_info: object) -> None:
+        self._is_open = False
+
+    return mutant
+
+
 def _unlooked_at(check: Any) -> Any:
     return lambda self: None
 
@@ -362,6 +369,10 @@ def _spinning(next_due: Any) -> Any:
 
 
 CAUGHT_BY_NAME: dict[str, tuple[Mutant, str]] = {
+    "a change that was broken off is written on": (
+        replaced(queue_module._Change, "__exit__", _written_on),
+        "test_bad_inputs.py::test_a_change_that_was_broken_off_is_the_last_one[journal]",
+    ),
     "a failed write is not rolled back": (
         replaced(Journal, "_roll_back", _rolled_back_never),
         "test_journal.py::test_what_no_database_takes_is_refused_and_the_next_call_works",
