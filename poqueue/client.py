@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 from poqueue import wire
 from poqueue.error_log import described
@@ -53,7 +53,7 @@ class QueueClient:
         self._address = address
         self._key = key
         self._local = threading.local()
-        self._connections: WeakSet[wire.Stream] = WeakSet()  # a thread's goes with it
+        self._connections: set[ref[wire.Stream] | None] = set()  # a thread's goes with it
         self._handlers = HandlerSet()
         self._listener: threading.Thread | None = None
         self._is_closed = False
@@ -105,8 +105,11 @@ class QueueClient:
         self._is_closed = True
         if self._pid != os.getpid():
             return  # a forked copy: the streams belong to the original
-        for conn in list(self._connections):
-            self._connections.discard(conn)
+        for held in list(self._connections):
+            self._connections.discard(held)
+            conn = held() if held is not None else None
+            if conn is None:
+                continue
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(conn.fileno())) as plug:
                 plug.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for an answer
         self._drop_connection()
@@ -130,15 +133,16 @@ class QueueClient:
                 opened.close()
                 raise_mapped("connect", error)
             conn = wire.Stream(opened)
-            self._connections.add(conn)
             self._local.connection = conn
+            self._local.held = held = ref(conn, self._connections.discard)
+            self._connections.add(held)
         return conn
 
     def _drop_connection(self) -> None:
         conn = self._local.__dict__.pop("connection", None)
+        self._connections.discard(self._local.__dict__.pop("held", None))
         self._local.is_answer_due = False
         if conn is not None:
-            self._connections.discard(conn)
             conn.close()
 
     # --- the queue's public methods, in its order; what they do and raise stands there

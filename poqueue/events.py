@@ -4,6 +4,7 @@ Events are noted under the queue's lock and delivered after it is let go, in the
 the queue; what it raises is logged and swallowed, since the change it hears of has already been made.
 """
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -16,6 +17,7 @@ from poqueue.payload import thaw_task
 from poqueue.task import TaskRecord
 
 logger = logging.getLogger(__name__)
+queue_logger = logging.getLogger("poqueue.task_queue")  # whose lines they are
 
 HANDLER_NAMES = {
     "completed": "on_task_complete",
@@ -79,6 +81,7 @@ class EventDelivery:
         self.is_heard = False  # whether there is any
         self.dropped = 0
         self._waiting: deque[tuple[str, TaskRecord | None, str]] = deque()
+        self._lines: deque[tuple[Any, ...]] = deque(maxlen=MAX_UNDELIVERED)  # for the log
         self._delivering = threading.Lock()
 
     def update(self, *handlers: Any) -> None:
@@ -95,14 +98,30 @@ class EventDelivery:
             return
         self._waiting.append((kind, entry.record() if entry is not None else None, error))
 
+    def log(self, level: int, text: str, *arguments: object) -> None:
+        """Remember a line for the log; called under the queue's lock, where a handler of the program's own might call in."""
+        self._lines.append((level, text, *arguments))
+
     def deliver(self) -> None:
-        """Call the handlers; called without the queue's lock. A thread that finds another at it leaves at once."""
+        """Write the log, call the handlers; called without the queue's lock. A thread that finds another at it leaves at once."""
+        while self._lines:
+            with contextlib.suppress(IndexError):  # another thread has taken it
+                level, text, *arguments = self._lines.popleft()
+                log_now(level, text, *arguments)
         while self._waiting and self._delivering.acquire(blocking=False):
             try:
                 while self._waiting:
                     self.handlers.call(*self._waiting.popleft())
             finally:
                 self._delivering.release()
+
+
+def log_now(level: int, text: str, *arguments: object) -> None:
+    """A line of the queue's in the log, whatever the filters and handlers of the program do about it."""
+    try:
+        queue_logger.log(level, text, *arguments)
+    except Exception:  # a filter of the program's own: the change that it tells of has been made
+        logger.debug("a log line was refused", exc_info=True)
 
 
 class EventFeed:

@@ -110,9 +110,11 @@ class Journal:
             failpoint.hit("journal.before_commit")
             db.execute("COMMIT")
         except BaseException as error:  # whatever it is: a transaction left open would refuse all that follow
-            is_ours = isinstance(error, sqlite3.Error | OSError | ValueError | OverflowError)
+            is_ours = isinstance(error, sqlite3.Error)
             self.has_written = not is_ours and not db.in_transaction and db.total_changes != before
             self._roll_back()
+            if self.has_written:  # it came from a signal handler, after the last step
+                raise
             if isinstance(error, sqlite3.Error | OSError):
                 raise JournalError(f"{self.path} cannot be written: {error} ({self._free()})") from None
             if isinstance(error, UnicodeError | OverflowError):

@@ -7,6 +7,8 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any, NoReturn
 
+from poqueue.task import Fields
+
 MAX_DEPTH = 50
 MAX_DETAIL_CHARS = 64_000
 _TEXT = frozenset({str})
@@ -112,6 +114,8 @@ def _convert(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, 
             return _reduce_dict(dict(value), where, depth, otherwise)
         if isinstance(value, set | frozenset):
             return _reduce(sorted(value, key=repr), where, depth, otherwise)
+        if isinstance(value, Fields):
+            return _reduce({name: getattr(value, name) for name in value._fields}, where, depth + 1, otherwise)
         if _is_dataclass(value):
             fields = {field.name: getattr(value, field.name) for field in sys.modules["dataclasses"].fields(value)}
             return _reduce(fields, where, depth + 1, otherwise)

@@ -165,7 +165,7 @@ class QueueService:
         try:
             self._start_manager(meanwhile=meanwhile)
         except BaseException:
-            self._remove_address()
+            self._remove_made()
             raise
 
     def choose_address(self) -> None:
@@ -269,20 +269,25 @@ class QueueService:
         """End the manager process, whatever state it is in; a forked copy of this object ends nothing."""
         if self._owner_pid != os.getpid():
             return
-        process, self._process = self._process, None
+        process = self._process
         if process is not None and self.has_journal:
             with contextlib.suppress(PoqueueError), contextlib.closing(QueueClient(self.address, self.key)) as client:
                 client.call("close_queue", timeout_s=CLOSE_TIMEOUT_S)
         for client in self._clients:
             client.close()
         if process is not None:
-            self._at_exit.cancel()
             _stop_manager(self.address, self.key, process)
-        self._remove_address()
+            self._at_exit.cancel()
+            self._process = None
+        if self._has_started:
+            with contextlib.suppress(OSError):
+                os.unlink(self.address)
+        self._remove_made()
 
-    def _remove_address(self) -> None:
-        _remove_socket(self.address, self._made_directory)
-        self._made_directory = None
+    def _remove_made(self) -> None:
+        if self._made_directory is not None:
+            _remove_made(self._made_directory)
+            self._made_directory = None
 
 
 def _remove_journal(path: Path) -> None:
@@ -297,17 +302,19 @@ class ServiceNotStarted(PoqueueError):
     """The service has no process (yet)."""
 
 
-def _remove_socket(address: str, made_directory: str | None) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(address)
-    if made_directory is not None:
+def _remove_made(directory: str) -> None:
+    """A folder of our own; any other, and the socket in it, may be somebody else's."""
+    for name in (SOCKET_NAME, f"{SOCKET_NAME}.reason"):
         with contextlib.suppress(OSError):
-            os.rmdir(made_directory)
+            os.unlink(os.path.join(directory, name))
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)
 
 
 def _end_forgotten(address: str, key: bytes, process: Any, made_directory: str | None) -> None:
     _stop_manager(address, key, process)
-    _remove_socket(address, made_directory)
+    if made_directory is not None:
+        _remove_made(made_directory)
 
 
 def _stop_manager(address: str, key: bytes, process: Any) -> None:
@@ -320,7 +327,8 @@ def _stop_manager(address: str, key: bytes, process: Any) -> None:
         process.join(2.0)
     except (PoqueueError, EOFError, OSError):
         logger.debug("the manager does not answer; it is killed")
-    if process.is_alive():
-        process.kill()
-    process.join()
+    finally:  # also after a Ctrl-C: whoever waits for it at the exit would do so for ever
+        if process.is_alive():
+            process.kill()
+        process.join()
     process.close()

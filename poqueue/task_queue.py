@@ -39,7 +39,7 @@ from poqueue.config import (
 )
 from poqueue.error_log import ErrorLog, described
 from poqueue.errors import JournalError, QueueError, QueueFullError, TaskNotFoundError, WorkerMismatchError
-from poqueue.events import UNSET, EventDelivery, EventFeed
+from poqueue.events import UNSET, EventDelivery, EventFeed, log_now
 from poqueue.halt import HaltPolicy
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
@@ -495,7 +495,7 @@ class TaskQueue:
             if not self._is_paused:
                 with self._change:
                     self._write([Record(Kind.PAUSED, None, None, self._wall_clock())])
-            self._is_paused = True
+                    self._is_paused = True
         logger.info("queue paused")
 
     def resume_queue(self) -> None:
@@ -504,7 +504,7 @@ class TaskQueue:
             if self._is_paused:
                 with self._change:
                     self._write([Record(Kind.RESUMED, None, None, self._wall_clock())])
-            self._is_paused = False
+                    self._is_paused = False
             self._work.notify_all()
             waiting, running = self._waiting(), self._ledger.counts[PROCESSING]
         logger.info("queue resumed: %d waiting, %d running", waiting, running)
@@ -658,7 +658,7 @@ class TaskQueue:
             config = self._config.changed(changes)
             with self._change:
                 self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=json.dumps(changes))])
-            self._config = config
+                self._config = config
             self._rearm_full()
 
     def reconfigure_tasks(
@@ -678,7 +678,8 @@ class TaskQueue:
             line = json.dumps({"waiting": changes})
             with self._change:
                 self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=line)])
-            reconfigure(self._ledger, changes)
+                self._change.has_begun = True
+                reconfigure(self._ledger, changes)
 
     def optimize_for_workload(
         self, expected_task_count: int, average_task_duration: float, worker_count: int
@@ -982,10 +983,12 @@ class TaskQueue:
             told[token] = None
             if len(report) == 4:
                 _, _, seconds, payload = report
-                _check_report(token, seconds, payload, needs_json)
+                _check_seconds(token, seconds)
+                _check_result(token, payload, needs_json)
                 ends.append((entry, payload, seconds, seconds or None))
             elif report.result is not None:
-                _check_report(token, report.processing_time, report.result.payload, needs_json)
+                _check_seconds(token, report.processing_time)
+                _check_result(token, report.result.payload, needs_json)
                 decided = reported(entry, report.result, report.processing_time or None)
                 ends += decided.ends
                 verdicts += decided.verdicts
@@ -1000,6 +1003,9 @@ class TaskQueue:
     def _decide_failure(self, entry: Entry, report: Report) -> Verdict:
         if report.error is None:
             return Verdict(Kind.UNDONE, entry)
+        _check_seconds(report.token, report.processing_time)
+        if report.retry_after_s is not None:
+            check_seconds(report.retry_after_s, "retry delay asked for (retry_after_s)", minimum=0.0)
         details = described(report.error)
         if report.give_up:
             return Verdict(Kind.FAILED, entry, details, seconds=report.processing_time)
@@ -1099,7 +1105,7 @@ class TaskQueue:
         latest = entry.error_history[-1] if entry.error_history else {}
         message = str(latest.get("message") or latest.get("error_type") or "")
         level = logging.ERROR if kind == "failed" else logging.WARNING
-        logger.log(level, "PO %s %s: %s", entry.po_number, what, message)
+        self._delivery.log(level, "PO %s %s: %s", entry.po_number, what, message)
         self._note(kind, entry, message)
 
     def _count_end(self, *, succeeded: bool) -> None:
@@ -1153,12 +1159,12 @@ class TaskQueue:
             self._change.has_begun = self._journal.has_written
             if isinstance(error, JournalError):
                 if self._fault is None:
-                    logger.error("the queue stands still: %s", error)
+                    log_now(logging.ERROR, "the queue stands still: %s", error)
                 self._fault, self._fault_over = error, self._clock() + FAULT_RETRY_S
             raise
         if self._fault is not None:
             self._fault = None
-            logger.warning("the queue goes on: %s can be written again", self._journal.path)
+            log_now(logging.WARNING, "the queue goes on: %s can be written again", self._journal.path)
             self._work.notify_all()
 
     # ------------------------------------------------------------------ waiting, notes, sums (under the lock)
@@ -1275,11 +1281,14 @@ def _limit_s(entry: Entry, timeouts: AdaptiveTimeout) -> float:
     return timeouts.limit_s(entry.group, entry.task_timeout, was_cut_off=was_cut_off)
 
 
-def _check_report(token: int, seconds: float, payload: bytes, needs_json: bool) -> None:
-    if not 0.0 <= seconds < math.inf:
+def _check_seconds(token: int, seconds: float) -> None:
+    if not isinstance(seconds, int | float) or not 0.0 <= seconds < math.inf:
         raise ValueError(
             f"invalid report on lease {token}: its seconds must be a finite number from 0, got {seconds!r}"
         )
+
+
+def _check_result(token: int, payload: bytes, needs_json: bool) -> None:
     if needs_json and not is_json(payload):
         raise ValueError(f"invalid report on lease {token}: a queue with a journal takes its result as JSON")
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from poqueue.errors import ProcessorError
 from poqueue.payload import FrozenResult, freeze_plain_result, freeze_success, thaw
 from poqueue.plain import NotPlainError, is_flat, plain, plain_details
-from poqueue.task import Lease, Report, Success, TaskResult, instance
+from poqueue.task import Fields, Lease, Report, Success, TaskResult, instance
 from workers.signals import Interrupt, Termination
 
 MAX_RESULT_BYTES = 10_000_000
@@ -54,7 +54,7 @@ class TaskDataError(Exception):
     """The PO's data cannot be opened in the worker."""
 
 
-class WorkerContext:
+class WorkerContext(Fields):
     """What a processor may know of its worker and its PO.
 
     Attributes:
@@ -66,7 +66,8 @@ class WorkerContext:
         options: the options given for the processor, as text.
     """
 
-    __slots__ = ("attempt", "max_attempts", "options", "output_dir", "owner", "po_number", "task_id", "worker_id")
+    _fields = ("worker_id", "output_dir", "options", "po_number", "task_id", "attempt", "max_attempts", "owner")
+    __slots__ = __match_args__ = _fields
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class WorkerContext:
             self.owner(pid, os.fspath(path) if path is not None else None)
 
 
-class ProcessorSpec:
+class ProcessorSpec(Fields):
     """What is to process the POs: `target` is "module:attribute", or a function or class that can be pickled.
 
     Attributes:
@@ -105,7 +106,8 @@ class ProcessorSpec:
         app_dir: folder put first on sys.path to import from.
     """
 
-    __slots__ = ("app_dir", "options", "target")
+    _fields = ("target", "options", "app_dir")
+    __slots__ = __match_args__ = _fields
 
     def __init__(self, target: Any, options: dict[str, str] | None = None, app_dir: str | None = None) -> None:
         self.target = target

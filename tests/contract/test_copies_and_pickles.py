@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import sys
 import threading
@@ -225,6 +226,37 @@ def test_data_that_were_replaced_do_not_travel_on(queue: TaskQueue) -> None:
     for each in (seen, looked_at):
         assert b"SECRET" not in pickle.dumps(each)
         assert "SECRET" not in str(copy.copy(each))
+
+
+class _OwnTask(ProcessingTask):
+    """With a field of the program's own."""
+
+    vendor = ""
+
+
+@pytest.mark.parametrize("do", [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_what_a_subclass_adds_travels_along(do: Callable[[_OwnTask], _OwnTask]) -> None:
+    own = _OwnTask("A", {"po_number": "PO-1"})
+    own.vendor = "ACME"
+
+    again = do(own)
+
+    assert again == own and again.vendor == "ACME"
+
+
+def test_records_compare_match_and_show_themselves_by_their_fields() -> None:
+    result = TaskResult(True, ["a.pdf"], math.nan)
+
+    assert result == result and result != TaskResult(True, ["b.pdf"]) and result != "result"  # noqa: PLR0124
+    assert (
+        repr(TaskResult(True))
+        == "TaskResult(success=True, downloads=[], processing_time=0.0, error_message=None, data={})"
+    )
+    match result:
+        case TaskResult(True, downloads):
+            assert downloads == ["a.pdf"]
+    with pytest.raises(TypeError):
+        hash(result)
 
 
 @pytest.mark.parametrize("record", [ProcessingTask(), TaskResult(success=True), task("PO-1"), *TaskStatus])

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import logging
 import math
 import os
 import pickle
@@ -485,6 +486,7 @@ class Ringing:
         self.queue = queue
         self.added = 0
         self.errors: list[BaseException] = []
+        self.is_over = False
 
     def __enter__(self) -> "Ringing":
         self.before = signal.signal(signal.SIGALRM, self._ring)
@@ -492,10 +494,16 @@ class Ringing:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.stop()
         signal.signal(signal.SIGALRM, self.before)
 
+    def stop(self) -> None:
+        self.is_over = True  # a signal may have come that nobody has heard yet
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
     def _ring(self, number: int, frame: Any) -> None:
+        if self.is_over:
+            return
         try:
             self.queue.add_task(task(f"S{self.added}"))
             self.added += 1
@@ -525,7 +533,7 @@ def test_a_signal_handler_may_use_the_queue(kind: str, tmp_path: Path) -> None:
                 leased = queue.get_next_task("main")
                 if leased is not None:
                     queue.complete_task(leased.task_id, "main", TaskResult(True))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        ringing.stop()
         while (rest := queue.get_next_task("rest")) is not None:
             queue.complete_task(rest.task_id, "rest", TaskResult(True))
 
@@ -596,6 +604,83 @@ def test_a_change_that_could_not_begin_is_not_the_last_one() -> None:
 
     queue.exchange("w", [Success("A", lease.token, 0.1, b"[true, [], 0.1, null, {}]")], limit=0)
     assert queue.get_performance_metrics()["average_task_duration"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("seconds", ["1.2", math.nan, math.inf, -50.0, None])
+def test_a_failure_that_took_no_time_that_there_is_is_refused_and_changes_nothing(seconds: Any) -> None:
+    queue = TaskQueue()
+    queue.add_task(task("A"))
+    lease = queue.exchange("w").leases[0]
+
+    with pytest.raises(ValueError, match="seconds must be"):
+        queue.exchange("w", [Report("A", lease.token, seconds, error={"error": "x"})], limit=0)
+    with pytest.raises(ValueError, match="retry_after_s"):
+        queue.exchange("w", [Report("A", lease.token, 0.1, error={"error": "x"}, retry_after_s=math.nan)], limit=0)
+
+    queue.exchange("w", [Report("A", lease.token, 0.1, error={"error": "x"})], limit=0)
+    assert queue.get_queue_status()["retry_tasks"] == 1
+
+
+class _Pausing(logging.Handler):
+    """A program's own: it stops everything at the first failure, and cannot write the line."""
+
+    def __init__(self, queue: TaskQueue) -> None:
+        super().__init__()
+        self.queue = queue
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.queue.pause_queue()
+        raise KeyError("request_id")
+
+
+def test_what_the_program_does_with_log_lines_spoils_no_change() -> None:
+    queue = TaskQueue(max_retries=0)
+    queue.add_tasks([task("A"), task("B")])
+    lease = queue.exchange("w").leases[0]
+    handler = _Pausing(queue)
+    logging.getLogger("poqueue.task_queue").addHandler(handler)
+    try:
+        queue.retry_task(lease.task_id, {"error": "x"})
+    finally:
+        logging.getLogger("poqueue.task_queue").removeHandler(handler)
+
+    assert queue.get_queue_status()["status"] == "PAUSED"
+    queue.resume_queue()
+    assert queue.get_next_task("w") is not None
+
+
+class _AlarmAfterCommit:
+    """A database connection in whose last step a signal arrives."""
+
+    def __init__(self, db: Any, error: BaseException) -> None:
+        self.db, self.error = db, error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.db, name)
+
+    def execute(self, sql: str, *more: Any) -> Any:
+        done = self.db.execute(sql, *more)
+        if sql == "COMMIT":
+            raise self.error
+        return done
+
+
+@pytest.mark.parametrize("error", [TimeoutError("alarm"), ValueError("alarm"), KeyboardInterrupt()])
+def test_an_alarm_that_comes_with_the_commit_is_no_failed_write(error: BaseException, tmp_path: Path) -> None:
+    queue = TaskQueue(journal=tmp_path / "journal")
+    assert queue._journal is not None
+    db = queue._journal._db
+    queue._journal._db = _AlarmAfterCommit(db, error)  # type: ignore[assignment]
+    with pytest.raises(type(error)) as caught:
+        queue.add_task(task("A"))
+    queue._journal._db = db
+
+    assert caught.value is error
+    with pytest.raises(QueueError, match="broken off"):
+        queue.add_task(task("B"))
+    queue.close_queue()
+    with contextlib.closing(_closing(again := TaskQueue(journal=tmp_path / "journal"))):
+        assert again.get_queue_status()["total_tasks"] == 1
 
 
 def test_a_result_that_is_no_json_does_not_enter_a_journal(tmp_path: Path) -> None:

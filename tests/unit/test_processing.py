@@ -354,6 +354,14 @@ def test_values_without_a_plain_form_fail_the_attempt_and_name_the_place(name: s
     assert not report.give_up and report.retry_after_s is None
 
 
+def test_a_record_of_ours_within_a_result_is_kept_by_its_fields() -> None:
+    report = returning({"parts": [TaskResult(True, ["a.pdf"])]})
+
+    assert report.result is not None
+    told = {"success": True, "downloads": ["a.pdf"], "processing_time": 0.0, "error_message": None, "data": {}}
+    assert thaw_result(report.result.payload).data == {"parts": [told]}
+
+
 def test_an_open_file_has_no_plain_form() -> None:
     with open(__file__) as file:
         report = returning({"x": file})

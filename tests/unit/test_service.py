@@ -166,6 +166,60 @@ def test_a_closed_client_says_so_and_wakes_a_waiting_thread(queue: QueueClient) 
         queue.get_queue_status()
 
 
+def test_a_service_that_cannot_start_leaves_the_address_to_whoever_has_it(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with QueueService(directory=tmp_path) as service:
+        second = QueueService(directory=tmp_path)
+        with pytest.raises(ManagerLostError):
+            second.start()
+        second.stop()
+
+        assert is_well(service.client())
+
+
+def test_a_service_whose_end_is_broken_off_has_no_manager_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C: whoever waits for all children at the exit would do so for ever."""
+    service = QueueService()
+    service.start()
+    manager = psutil.Process(service.pid)
+
+    def interrupted(*args: object, **more: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("poqueue.service.dial", interrupted)
+        service.stop()
+
+    assert not manager.is_running()
+    service.stop()
+
+
+def test_a_client_is_closed_while_threads_come_and_go(service: QueueService) -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5):
+            client, end, calls = service.client(), threading.Event(), list[int]()
+
+            def call(client: QueueClient = client, end: threading.Event = end, calls: list[int] = calls) -> None:
+                with contextlib.suppress(ServiceError):
+                    while not end.is_set():
+                        client.hang_up()
+                        client.has_journal()
+                        calls.append(1)
+
+            threads = [threading.Thread(target=call) for _ in range(20)]
+            for thread in threads:
+                thread.start()
+            wait_until(lambda calls=calls: len(calls) > 40, "they have called")  # type: ignore[misc]
+            client.close()
+            end.set()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_a_thread_that_ends_leaves_no_connection(service: QueueService, queue: QueueClient) -> None:
     queue.get_queue_status()
     before = psutil.Process().num_fds()
