@@ -31,7 +31,11 @@ class Fields:
 
     __slots__ = ()
     _fields: ClassVar[tuple[str, ...]]
+    __match_args__: ClassVar[tuple[str, ...]]
     __hash__ = None  # type: ignore[assignment]
+
+    def __init_subclass__(cls) -> None:
+        cls.__match_args__ = cls._fields
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -58,7 +62,7 @@ class TaskResult(Fields):
     """
 
     _fields = ("success", "downloads", "processing_time", "error_message", "data")
-    __slots__ = __match_args__ = _fields
+    __slots__ = _fields
 
     def __init__(
         self,
@@ -89,7 +93,6 @@ class ProcessingTask(Fields):
         "task_id", "po_data", "priority", "status", "attempt", "retry_count", "max_retries", "retry_delay", "task_timeout",
         "worker_id", "created_at", "assigned_at", "completed_at", "result", "error_history", "interruptions", "group",
     )  # fmt: skip
-    __match_args__ = _fields
     __slots__ = (*_fields, "_frozen")  # the last is no field: it is nobody's to give, and equal tasks may differ in it
     _frozen: list[Any]  # po_data as bytes; and, once that was looked at, opened
 

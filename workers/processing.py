@@ -67,7 +67,7 @@ class WorkerContext(Fields):
     """
 
     _fields = ("worker_id", "output_dir", "options", "po_number", "task_id", "attempt", "max_attempts", "owner")
-    __slots__ = __match_args__ = _fields
+    __slots__ = _fields
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class ProcessorSpec(Fields):
     """
 
     _fields = ("target", "options", "app_dir")
-    __slots__ = __match_args__ = _fields
+    __slots__ = _fields
 
     def __init__(self, target: Any, options: dict[str, str] | None = None, app_dir: str | None = None) -> None:
         self.target = target
