@@ -35,7 +35,7 @@ class Fields:
     __hash__ = None  # type: ignore[assignment]
 
     def __init_subclass__(cls) -> None:
-        cls.__match_args__ = cls._fields
+        cls.__match_args__ = cls._fields  # type: ignore[misc]  # but here it is what a decorator would do
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
