@@ -59,6 +59,7 @@ output_logger = logging.getLogger(OUTPUT_LOGGER)
 TICK_S = 0.2
 QUEUE_TURN_S = 0.05
 SHOW_S = 0.25
+SHOW_IDLE_S = 0.5  # while nobody works
 GAP_S = 2.0  # a loop that stood still for longer was stopped, or the machine was; no PO is to blame
 MEMORY_CHECK_S = 1.0
 ORPHAN_CHECK_S = 5.0
@@ -122,7 +123,7 @@ class Supervisor:
         events_bring_data: False leaves the PO's data out of the events of completed POs, for a receiver that knows its POs.
         data_as_json: carry the data of POs that `run` adds as JSON, which a report takes over as it is; with a journal they
             always are.
-        on_show: called with a Snapshot about four times a second.
+        on_show: called with a Snapshot about four times a second, twice while nobody works.
         signals: where signals are noted, if the caller wants them noted before and after the run as well.
         lease_ahead: let a worker hold some 35 ms of work ahead; False keeps strict priority at one lease a worker.
         queue_settings: keyword arguments of TaskQueue.
@@ -857,9 +858,9 @@ class Supervisor:
             return
         from workers.progress import Snapshot
 
-        self._next_show = now + SHOW_S
         to_add = self._feeder.count_left()
         status = self._ask("get_queue_status")
+        self._next_show = now + (SHOW_S if to_add or status["processing_tasks"] else SHOW_IDLE_S)
         phase = "done" if is_last else ("draining", "draining", "stopping", "stopping")[self._stop_level]
         if not self._stop_level and not is_last:
             phase = "paused" if status["status"] == "PAUSED" else "running"
