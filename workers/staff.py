@@ -57,7 +57,7 @@ class Staff:
         return bool(self.workers or self.standbys)
 
     def prepare(self, now: float) -> None:
-        """Start the first processes ahead of the queue's: they import while it does, and wait to be employed.
+        """Start the first processes beside the queue's: they import while it does, and wait to be employed.
 
         One core is left to the queue's process, which everybody waits for.
         """

@@ -24,6 +24,7 @@ import pytest
 
 from poqueue import ProcessingTask, TaskStatus
 from poqueue.errors import JournalError, ServiceError
+from poqueue.payload import is_json
 from poqueue.records import Kind
 from poqueue.service import connect
 from poqueue.simulation import ahead_of
@@ -815,3 +816,18 @@ def test_what_the_program_has_frozen_stays_frozen(tmp_path: Path) -> None:
 
     assert play.is_completed("A")
     assert gc.get_freeze_count() == before
+
+
+@pytest.mark.parametrize("data_as_json", [True, False])
+def test_data_are_carried_as_json_where_that_is_asked_for(data_as_json: bool, tmp_path: Path) -> None:
+    records: list[TaskRecord] = []
+
+    def take(event: Event) -> None:
+        if event.kind == "completed" and event.task is not None:
+            records.append(event.task)
+
+    with on_stage(tmp_path, on_event=take, data_as_json=data_as_json) as (supervisor, play):
+        supervisor.run([po("A", "quick", tmp_path)])
+
+    assert play.is_completed("A")
+    assert [is_json(record.payload) for record in records] == [data_as_json]

@@ -673,20 +673,26 @@ def test_the_private_names_of_multiprocessing_that_we_use_are_there(tmp_path: Pa
 # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
-def test_the_manager_ends_when_its_owner_is_killed(start_method: str, tmp_path: Path) -> None:
-    script = tmp_path / "owner.py"
+def owner_script(folder: Path, start_method: str, then: str) -> Path:
+    """A program that starts a service, tells the manager's pid and address, and then does something else."""
+    script = folder / "owner.py"
     script.write_text(
         textwrap.dedent(f"""
-            import os, signal, time
+            import time
             from poqueue.service import QueueService
             if __name__ == "__main__":
                 service = QueueService(start_method={start_method!r})
                 service.start()
                 print(service.pid, service.address, flush=True)
-                time.sleep(60)
+                {then}
         """)
     )
+    return script
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+def test_the_manager_ends_when_its_owner_is_killed(start_method: str, tmp_path: Path) -> None:
+    script = owner_script(tmp_path, start_method, "time.sleep(60)")
     with subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     ) as owner:
@@ -702,16 +708,7 @@ def test_the_manager_ends_when_its_owner_is_killed(start_method: str, tmp_path: 
 
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
 def test_a_program_that_forgets_to_end_the_manager_ends_all_the_same(start_method: str, tmp_path: Path) -> None:
-    script = tmp_path / "owner.py"
-    script.write_text(
-        textwrap.dedent(f"""
-            from poqueue.service import QueueService
-            if __name__ == "__main__":
-                service = QueueService(start_method={start_method!r})
-                service.start()
-                print(service.pid, service.address, flush=True)
-        """)
-    )
+    script = owner_script(tmp_path, start_method, "pass  # it forgets to end it")
 
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True,
