@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from workers.process_control import own_cgroup
 from workers.quantities import format_size
 
@@ -17,6 +15,8 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 def available_memory_bytes(root: Path = CGROUP_ROOT, own: str | None = None) -> int:
     """What can be had without swapping, within the limits of this process's control groups."""
+    import psutil  # only here: most runs have no such limit
+
     group = root / (own if own is not None else own_cgroup()).strip("/")
     left = [_left_bytes(folder) for folder in (group, *group.parents) if folder.is_relative_to(root)]
     return min([int(psutil.virtual_memory().available), *(size for size in left if size is not None)])

@@ -1,19 +1,21 @@
-"""Commands that act on a live run from another terminal, and the list of runs."""
+"""Commands that act on a live run from another terminal, and the list of runs. Heavy imports are inside: see cli."""
 
 import argparse
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from poqueue.client import QueueClient
 from poqueue.errors import ConfigError, PoqueueError
 from workers.quantities import format_duration
-from workers.run_control import order, reach
 from workers.run_dir import DEFAULT_PARENT
-from workers.run_record import describe_run, find_run, list_run_dirs
 from workers.safe_text import safe_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from poqueue.client import QueueClient
 
 WATCH_S = 1.0
 MAX_JOBS = 256
@@ -52,8 +54,7 @@ def add_live_commands(commands: Any) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     """Counts, workers, what each does and for how long, and when it will be done."""
-    run_dir = find_run(arguments.run, must_be_live=arguments.run is None)
-    queue = reach(run_dir)
+    run_dir, queue = _reach(arguments)
     while True:
         try:
             status = {**queue.get_queue_status(), "run": str(run_dir), "view": queue.get_view()}
@@ -72,6 +73,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _has_ended(run_dir: Path) -> bool:
+    from workers.run_control import reach
+
     try:
         reach(run_dir)
     except PoqueueError:
@@ -122,12 +125,12 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 def _drain(arguments: argparse.Namespace) -> int:
     """Start no PO any more, let the running ones end, and end the run, which can be resumed."""
-    return _tell(arguments, lambda queue: queue.post_notice(order("drain")), "draining: running POs may end")
+    return _order(arguments, "drain", said="draining: running POs may end")
 
 
 def _stop(arguments: argparse.Namespace) -> int:
     """As Ctrl-C: running POs may end within the grace time; a second stop gives them back, a third kills at once."""
-    return _tell(arguments, lambda queue: queue.post_notice(order("stop")), "stopping")
+    return _order(arguments, "stop", said="stopping")
 
 
 def _scale(arguments: argparse.Namespace) -> int:
@@ -135,12 +138,12 @@ def _scale(arguments: argparse.Namespace) -> int:
     jobs = arguments.jobs
     if not 1 <= jobs <= MAX_JOBS:
         raise ConfigError(f"N must be a whole number from 1 to {MAX_JOBS}, got {jobs}; to stop for a while, use pause")
-    return _tell(arguments, lambda queue: queue.post_notice(order("scale", jobs)), f"{jobs} workers from now on")
+    return _order(arguments, "scale", jobs, said=f"{jobs} workers from now on")
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
     """End one PO as failed ("Cancelled"); if it runs, its worker is killed. `poqueue retry` runs it again."""
-    queue = reach(find_run(arguments.run, must_be_live=arguments.run is None))
+    _, queue = _reach(arguments)
     task = queue.find_task(po_number=arguments.po_number)
     if task is None:
         raise ConfigError(f"the run has no PO {safe_text(arguments.po_number, 80)}")
@@ -154,9 +157,23 @@ def _cancel(arguments: argparse.Namespace) -> int:
     return 0 if outcome != "finished" else 1
 
 
-def _tell(arguments: argparse.Namespace, what: Any, said: str) -> int:
+def _reach(arguments: argparse.Namespace) -> "tuple[Path, QueueClient]":
+    """The run that is meant, and its queue."""
+    from workers.run_control import reach
+    from workers.run_record import find_run
+
     run_dir = find_run(arguments.run, must_be_live=arguments.run is None)
-    queue: QueueClient = reach(run_dir)
+    return run_dir, reach(run_dir)
+
+
+def _order(arguments: argparse.Namespace, word: str, value: Any = None, *, said: str) -> int:
+    from workers.run_control import order
+
+    return _tell(arguments, lambda queue: queue.post_notice(order(word, value)), said)
+
+
+def _tell(arguments: argparse.Namespace, what: "Callable[[QueueClient], None]", said: str) -> int:
+    run_dir, queue = _reach(arguments)
     what(queue)
     print(json.dumps({"run": str(run_dir), "said": said}) if arguments.json else f"{run_dir.name}: {said}")
     return 0
@@ -164,6 +181,8 @@ def _tell(arguments: argparse.Namespace, what: Any, said: str) -> int:
 
 def _runs(arguments: argparse.Namespace) -> int:
     """List run directories, oldest first: state, what became of the rows, and the order file."""
+    from workers.run_record import describe_run, list_run_dirs
+
     lines = []
     for run_dir in list_run_dirs(arguments.dir):
         try:

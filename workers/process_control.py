@@ -435,12 +435,12 @@ def tree_rss_bytes(pid: int) -> int:
 
 def started_at(pid: int) -> float:
     """When a process was started, UTC seconds; 0 if it is gone."""
-    import psutil
-
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
+    ticks = born(pid)
+    if not ticks:
         return 0.0
+    lines = Path("/proc/stat").read_text().splitlines()
+    machine_s = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+    return machine_s + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def oom_kills() -> int:

@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import psutil
+from typing import TYPE_CHECKING
 
 from poqueue.errors import ConfigError
 from poqueue.task import Report
@@ -20,6 +19,9 @@ from workers.results import RESULT_FILES
 from workers.run_control import CONTROL_NAME, ControlFile
 from workers.run_record import RECORD_NAME, REPORT_NAME
 from workers.worker_files import WorkerReader
+
+if TYPE_CHECKING:  # most runs take up none, and start the sooner
+    import psutil
 
 WAIT_S = 5.0
 WORK_PREFIX = "work."
@@ -102,15 +104,17 @@ def _work_dirs(run_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix(WORK_PREFIX)))
 
 
-def _old_processes(old: ControlFile, folders: list[Path]) -> list[psutil.Process]:
+def _old_processes(old: ControlFile, folders: list[Path]) -> "list[psutil.Process]":
     found = {process.pid: process for folder in folders for process in control.marked_processes(old.run_id, folder)}
     found |= {process.pid: process for process in _known(old)}
     return list(found.values())
 
 
-def _known(old: ControlFile) -> Iterator[psutil.Process]:
+def _known(old: ControlFile) -> "Iterator[psutil.Process]":
+    import psutil
+
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(old.manager_pid)
-        is_same = abs(process.create_time() - old.manager_started) < START_TOLERANCE_S
+        is_same = abs(control.started_at(old.manager_pid) - old.manager_started) < START_TOLERANCE_S
         if is_same and process.status() != psutil.STATUS_ZOMBIE:
             yield process
