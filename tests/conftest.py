@@ -70,14 +70,26 @@ def _wait_for_nothing(look: "object") -> list[str]:
 
 
 def _leftovers(mark: str, folder: Path, threads: set[threading.Thread], fds: int) -> list[str]:
-    children = [child for child in psutil.Process().children() if child.pid not in helper_pids()]
-    complaints = [f"child {_shown(child.pid)}" for child in children]
+    complaints = [f"child {_shown(pid)}" for pid in _children()]
     complaints += [f"process {_shown(pid)}" for pid in marked(mark)]
     complaints += [f"file {path.name}" for path in folder.iterdir()]
     complaints += [f"thread {thread.name}" for thread in threading.enumerate() if thread not in threads]
     if _open_fds() > fds:
         complaints.append(f"{_open_fds() - fds} descriptors: {_shown_fds()}")
     return complaints
+
+
+def _children() -> list[int]:
+    """Of this process, and of multiprocessing's fork server: what that has started carries the mark of an earlier test."""
+    helpers = helper_pids()
+    found = []
+    for child in psutil.Process().children():
+        if child.pid not in helpers:
+            found.append(child.pid)
+            continue
+        with contextlib.suppress(psutil.Error):
+            found += [one.pid for one in child.children(recursive=True)]
+    return found
 
 
 def marked(mark: str) -> list[int]:
@@ -113,8 +125,7 @@ def _shown_fds() -> str:
 
 def _clear_away(mark: str) -> None:
     """A test that failed must not disturb the next."""
-    pids = marked(mark) + [child.pid for child in psutil.Process().children() if child.pid not in helper_pids()]
-    for pid in pids:
+    for pid in marked(mark) + _children():
         with contextlib.suppress(OSError):
             os.kill(pid, 9)
         with contextlib.suppress(OSError):

@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import resource
+import select
 import signal
 from pathlib import Path
 
@@ -39,6 +41,20 @@ def die_with_parent() -> None:
     parent_pid = os.getppid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def die_when_closed(fd: int) -> None:
+    """Ask the kernel for SIGKILL when the last process that holds the other end of this pipe ends; if it has, leave now.
+
+    That is whoever started this process, also where its parent is a fork server, or the thread that did so has ended.
+    """
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    watched = select.poll()
+    watched.register(fd, 0)
+    if watched.poll(0):
         os._exit(0)
 
 

@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import sys
-import threading
 import time
 import traceback
 
@@ -30,7 +29,14 @@ from poqueue.errors import JournalError, PoqueueError, ServiceError
 from poqueue.packing import unpack_grant
 from poqueue.task import LEASE_AHEAD_S, MAX_LEASES, Grant, Lease, Report, Success
 from poqueue.wire import load_proof
-from workers.own_process import become_worker, cpu_seconds, most_rss_bytes, queued_seconds, rss_bytes
+from workers.own_process import (
+    become_worker,
+    cpu_seconds,
+    die_when_closed,
+    most_rss_bytes,
+    queued_seconds,
+    rss_bytes,
+)
 from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, load_target, run_attempt
 from workers.worker_files import Phase, Usage, WorkerWriter, private
 
@@ -67,9 +73,11 @@ class WorkerSettings(NamedTuple):
 def main(settings: WorkerSettings, orders: "Connection[Any, Any]") -> None:
     """The body of a worker process. `orders` gives its worker id when it may begin, or ends it."""
     become_worker(settings.marks, dies_with_starter=settings.dies_with_starter)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        die_when_closed(parent.sentinel)
     files = WorkerWriter(settings.folder, settings.mark)
     streams = _Streams(files)
-    _watch_parent()
     try:
         signal.signal(signal.SIGTERM, _on_term)
         os.register_at_fork(after_in_child=_become_stray)
@@ -384,21 +392,6 @@ def _on_term(number: int, frame: Any) -> NoReturn:
     global _term_came
     _term_came = True  # a processor may swallow what is raised; no further PO is begun all the same
     raise Terminated
-
-
-def _watch_parent() -> None:
-    """A second watch beside the kernel's: with a forkserver our parent is not the supervisor, and of a thread that may end
-    the kernel is not asked to tell."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    waiting = parent
-
-    def leave() -> None:
-        waiting.join()
-        os._exit(1)
-
-    threading.Thread(target=leave, daemon=True, name="poqueue-parent-watch").start()
 
 
 class _Streams:

@@ -94,6 +94,7 @@ def test_what_is_leased_while_a_report_could_not_be_kept_is_not_given_to_another
         po("NEXT", "quick", tmp_path),
         jobs=2,
         task_timeout=60.0,
+        start_method="spawn",  # a fork server may be older than these variables
     )
 
     assert (tmp_path / "slept").exists()

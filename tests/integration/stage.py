@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ TIMEOUT_S = 1.0
 GRACE_S = 2.0
 SLACK_S = 4.0  # for a machine that does other things as well
 DEADLINE_S = 20.0
+START_METHOD = "spawn" if sys.version_info < (3, 12) else "forkserver"  # so that both are met by all that plays here
 
 
 def wait_until(condition: Callable[[], Any], what: str, within_s: float = DEADLINE_S) -> None:
@@ -93,7 +95,7 @@ def on_stage(
     """A started supervisor with these POs in its queue; the outcome is looked at when the block is left."""
     settings = {
         "jobs": 2, "task_timeout": TIMEOUT_S, "grace": GRACE_S, "max_retries": 0, "retry_delay": 0.05,
-        "work_dir": None, **settings,
+        "work_dir": None, "start_method": START_METHOD, **settings,
     }  # fmt: skip
     play = Play(folder)
     spec = ProcessorSpec(target, {"folder": str(folder)}, settings.pop("app_dir", None))

@@ -679,15 +679,19 @@ def test_nothing_survives_a_supervisor_that_is_killed(start_method: str, tmp_pat
         clear_temporary_folder("pymp-*")  # multiprocessing's own, for the fork server
 
 
-def test_a_manager_that_dies_with_its_supervisor_takes_the_workers_along(tmp_path: Path, mark: str) -> None:
-    """Both at once: nobody is left who could clear away, but for the workers themselves."""
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+def test_a_manager_that_dies_with_its_supervisor_takes_the_workers_along(
+    start_method: str, tmp_path: Path, mark: str
+) -> None:
+    """Both at once: nobody is left who could end a worker that sits in C code, but the kernel."""
     script = f"""
         import os, threading
         from tests.integration.stage import on_stage, po, wait_until, history
         from pathlib import Path
         folder = Path({str(tmp_path)!r})
         if __name__ == "__main__":
-            with on_stage(folder, po("A", "hold_the_gil", folder), jobs=2, task_timeout=60.0) as (supervisor, _):
+            tasks = [po("A", "hold_the_gil", folder)]
+            with on_stage(folder, *tasks, jobs=2, task_timeout=60.0, start_method={start_method!r}) as (supervisor, _):
                 def kill_both():
                     wait_until(lambda: history(folder), "it has begun")
                     os.kill(supervisor._service.pid, 9)
@@ -703,6 +707,7 @@ def test_a_manager_that_dies_with_its_supervisor_takes_the_workers_along(tmp_pat
     finally:
         end_script(run)
         clear_temporary_folder("poqueue-*")  # nobody was left to do it
+        clear_temporary_folder("pymp-*")
 
 
 def clear_temporary_folder(pattern: str) -> None:

@@ -161,6 +161,14 @@ def by_worker(play: Play) -> dict[str, int]:
     return counts
 
 
+def test_a_processor_has_its_process_to_itself_and_may_fork(tmp_path: Path) -> None:
+    """With a thread of ours in it Python warns of each fork since 3.12, and the child might wait for that thread's locks."""
+    play = perform(tmp_path, po("A", "count_threads", tmp_path))
+
+    result = play.tasks["A"].result
+    assert result is not None and result.data == {"threads": 1}
+
+
 def test_a_worker_is_replaced_after_so_many_pos(tmp_path: Path) -> None:
     play = perform(tmp_path, *(po(f"P{n}", "quick", tmp_path) for n in range(43)), max_tasks_per_worker=10)
 

@@ -74,6 +74,10 @@ def quick(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     return {"pid": os.getpid()}
 
 
+def count_threads(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    return {"threads": len(os.listdir("/proc/self/task"))}
+
+
 def fail(po: dict[str, Any], context: WorkerContext) -> NoReturn:
     raise RuntimeError("it went wrong")
 
