@@ -124,11 +124,11 @@ def test_the_cores_are_at_full_speed_before_the_first_po_is_measured(tmp_path: P
 
 def test_computing_in_a_child_counts_as_computing(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, *["x"] * 6)
-    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    burn = "import time\nwhile time.process_time() < 0.2: pass"
     (tmp_path / "burn.py").write_text(burn, encoding="utf-8")
 
     ended = tune(tmp_path, temporary, str(path), "--command", "python3 burn.py", "--app-dir", ".", "--json")
-    waits = tune(tmp_path, temporary, str(path), "--command", "sleep 0.3", "--json")
+    waits = tune(tmp_path, temporary, str(path), "--command", "sleep 0.2", "--json")
 
     computing, waiting = (json.loads(one.check(0).out)["measured"] for one in (ended, waits))
     assert computing["cpu_share"] > 3 * waiting["cpu_share"]
@@ -180,7 +180,7 @@ WAITS = "import time\n\ndef process(po):\n    time.sleep(0.05)\n"
 
 
 def test_a_run_tells_whether_its_work_waits_or_computes_and_so_how_many_workers_pay(tmp_path: Path) -> None:
-    path = orders(tmp_path, *["x"] * 160)
+    path = orders(tmp_path, *["x"] * 100)
     found = {}
     for name, text in (("computes", COMPUTES), ("waits", WAITS)):
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
