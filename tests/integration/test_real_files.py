@@ -117,7 +117,8 @@ def test_oxford_as_published(oxford_outcomes: dict[int, tuple[str, str, str]]) -
 
 @needs_oxford
 @pytest.mark.parametrize(
-    "form", ["semicolon and BOM", "cp1252 named", "workbook"]  # test_orders_real_files reads it in all the others
+    "form",
+    ["semicolon and BOM", "cp1252 named", "workbook"],  # test_orders_real_files reads it in all the others
 )
 def test_oxford_in_any_other_form_gives_the_same_outcomes(
     form: str, oxford_outcomes: dict[int, tuple[str, str, str]], tmp_path: Path
