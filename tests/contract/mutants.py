@@ -26,8 +26,6 @@ class Mutant(NamedTuple):
             f"renew the mutant: {self.file} holds {source.count(self.old)} x {self.old!r}"
         )
         path.write_text(source.replace(self.old, self.new))
-        for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
-            compiled.unlink()
 
 
 MUTANTS = {

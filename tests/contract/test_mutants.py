@@ -22,8 +22,8 @@ NAMED_TESTS = sorted({HISTORY_TEST, *(mutant.caught_by for mutant in MUTANTS.val
 
 @pytest.fixture
 def copy_of_the_project(tmp_path: Path) -> Path:
-    """The packages and these tests, compiled as they are, free to be spoiled."""
-    skip = shutil.ignore_patterns(Path(__file__).name)
+    """The packages and these tests, free to be spoiled."""
+    skip = shutil.ignore_patterns("__pycache__", Path(__file__).name)
     for folder in ("poqueue", "workers", "tests/contract"):
         shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=skip)
     (tmp_path / "tests" / "__init__.py").touch()
