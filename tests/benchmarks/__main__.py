@@ -29,7 +29,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", default="", metavar="W1,W2", help=f"workloads out of {', '.join(CASES)}")
     parser.add_argument(
-        "--pools", default="", metavar="P,Q", help=f"pools out of {', '.join([*OPENERS, 'queue', 'manager'])}"
+        "--pools",
+        default="",
+        metavar="P,Q",
+        help=f"pools out of {', '.join([*OPENERS, 'queue', 'queue-lots', 'manager'])}",
     )
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds; medians are shown (default 3)")
     parser.add_argument(

@@ -323,6 +323,7 @@ TITLES = {
     "joblib": "joblib",
     "bare": "bare fork",
     "queue": "TaskQueue in process",
+    "queue-lots": "TaskQueue in process, in lots",
     "manager": "TaskQueue by its manager",
     "cli": "poqueue run --no-journal",
     "cli+journal": "poqueue run",

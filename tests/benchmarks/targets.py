@@ -109,6 +109,7 @@ TARGETS = (
     _at_most("W9 add to start, p50 over ProcessPoolExecutor's", _over("W9", "poqueue", "ppe", "p50_ms"), 1.0, 0.7, "x"),
     _at_most("W9 add to start, p99 over ProcessPoolExecutor's", _over("W9", "poqueue", "ppe", "p99_ms"), 1.0, 0.7, "x"),
     _at_least("TaskQueue in process at 200,000", _median("in-process-200k", "queue", "per_s"), 60_000, 120_000, "/s"),
+    _at_least("the same in lots, as workers call it", _median("in-process-200k", "queue-lots", "per_s"), 60_000, 120_000, "/s"),
     _at_most("New Orleans file, empty processor", _median("orders", "cli", "seconds"), 3.0, 1.5, "s"),
     _at_most("New Orleans file, with journal", _median("orders", "cli+journal", "seconds"), 3.0, 1.5, "s"),
     _at_most("idle run, share of one core", _median("idle", "poqueue", "percent"), 1.0, None, "%"),
