@@ -24,13 +24,14 @@ from poqueue.packing import PACK_ANSWER, UNPACK_REQUEST
 from poqueue.service import CANNOT_HOST_EXIT, Hosting, reason_path
 from poqueue.task import TaskRecord
 from poqueue.task_queue import TaskQueue
-from poqueue.wire import lift_time_limit_of, peer_uid, set_time_limit
+from poqueue.wire import is_there, lift_time_limit_of, peer_uid, set_time_limit
 
 logger = logging.getLogger(__name__)
 
 AUTH_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 1100
 BROKEN_EXIT = 66
+_PR_SET_PDEATHSIG = 1
 METHODS = tuple(name for name in vars(TaskQueue) if not name.startswith("_"))
 
 
@@ -144,6 +145,8 @@ def _as_record(record: TaskRecord) -> Any:
 
 def serve(hosting: Hosting, listening: "connection.Connection[Any, Any]") -> None:
     """The body of the manager process: tells `listening` once clients may come, and serves them until it is told to end."""
+    if os.getppid() != hosting.owner_pid:
+        _die_with_parent()
     _become_manager(hosting.log_path)
     queue = _open_queue(hosting)
     threading.Thread(target=_end_with_owner, args=(hosting, queue), daemon=True).start()
@@ -151,6 +154,16 @@ def serve(hosting: Hosting, listening: "connection.Connection[Any, Any]") -> Non
     listening.send(None)
     listening.close()
     server.serve_forever()
+
+
+def _die_with_parent() -> None:
+    """A fork server's child cannot be ended any more once that has: multiprocessing takes it for dead."""
+    import ctypes
+
+    parent_pid = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(0)
 
 
 def _become_manager(log_path: str | None) -> None:
@@ -184,11 +197,11 @@ def _open_queue(hosting: Hosting) -> TaskQueue:
 def _end_with_owner(hosting: Hosting, queue: TaskQueue) -> None:
     """Leave once the owner is gone, after the clean-up it asked for."""
     owner_pid = hosting.owner_pid
-    watch = os.pidfd_open(owner_pid) if hasattr(os, "pidfd_open") and _is_alive(owner_pid) else None
+    watch = os.pidfd_open(owner_pid) if hasattr(os, "pidfd_open") and is_there(owner_pid) else None
     if watch is not None:
         connection.wait([watch])
     else:
-        while _is_alive(owner_pid):
+        while is_there(owner_pid):
             time.sleep(0.2)
     try:
         if hosting.on_orphan is not None:
@@ -199,13 +212,3 @@ def _end_with_owner(hosting: Hosting, queue: TaskQueue) -> None:
             os.unlink(hosting.address)
             os.rmdir(os.path.dirname(hosting.address))  # only if it is ours alone, and so empty
         os._exit(0)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

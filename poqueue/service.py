@@ -220,9 +220,12 @@ class QueueService:
         process, self._process = self._process, None
         if process is not None:
             self._at_exit.cancel()
+            pid = process.pid
             process.kill()
             process.join()
             process.close()
+            with contextlib.suppress(ChildProcessError):  # a fork server's child that has lost it may have become ours
+                os.waitpid(pid, os.WNOHANG)
 
     def replace(self, hold: str = "") -> None:
         """Kill the manager process, whatever state it is in, and start another one from the journal: same address, same key.

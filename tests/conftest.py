@@ -93,13 +93,22 @@ def _children() -> list[int]:
 
 
 def marked(mark: str) -> list[int]:
-    """Every living process with the test's mark in its environment, but for this one and multiprocessing's helpers."""
+    """Every living process with the test's mark in its environment, but for this one and multiprocessing's helpers.
+
+    What the fork server has started carries the mark of the test that has started the server.
+    """
     spared = {os.getpid(), *helper_pids()}
+    marks = {f"{MARK}={mark}".encode()}
+    for pid in helper_pids():
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            marks |= {word for word in words if word.startswith(f"{MARK}=".encode())}
     found = []
     for pid in psutil.pids():
         if pid not in spared:
             with contextlib.suppress(OSError):
-                if f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                if not marks.isdisjoint(words):
                     found.append(pid)
     return found
 

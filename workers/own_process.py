@@ -45,9 +45,10 @@ def die_with_parent() -> None:
 
 
 def die_when_closed(fd: int) -> None:
-    """Ask the kernel for SIGKILL when the last process that holds the other end of this pipe ends; if it has, leave now.
+    """Ask the kernel for SIGKILL when nobody holds the other end of this pipe any more; if that is so, leave now.
 
-    That is whoever started this process, also where its parent is a fork server, or the thread that did so has ended.
+    Nothing must ever be written to it. Whoever started this process holds it, also where its parent is a fork server, or
+    the thread that did so has ended.
     """
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)

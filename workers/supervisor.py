@@ -105,7 +105,7 @@ class Supervisor:
     Args:
         processor: "module:attribute", a function or class that workers can import, or a ProcessorSpec.
         jobs: number of worker processes.
-        start_method: "spawn", "forkserver" or "fork".
+        start_method: "spawn", "forkserver" or "fork"; "fork" only where no other thread of the program runs.
         grace: seconds between SIGTERM and SIGKILL.
         stop_grace: seconds that running POs may go on once a stop was asked for.
         max_tasks_per_worker: replace a worker after so many POs.
@@ -812,12 +812,17 @@ class Supervisor:
 
     def _worker_settings(self, folder: Path, marks: dict[str, str], mark: str) -> WorkerSettings:
         return WorkerSettings(
-            self._service.address, self._service.key, folder, self._output_dir, self._spec, marks, mark,
+            self._service.address, self._service.key, folder, self._output_dir, self._spec, marks, mark, os.getpid(),
             self._max_tasks, self._max_memory, self._lease_ahead, self._outlives_workers(),
         )  # fmt: skip
 
     def _outlives_workers(self) -> bool:
-        """Whether the thread that starts workers now lives as long as they do: what the kernel can tell them is its end."""
+        """Whether who starts workers now lives as long as they do: what the kernel can tell them is its end.
+
+        That is the fork server, whichever thread asks it, or else this thread.
+        """
+        if self._start_method == "forkserver":
+            return True
         return self._is_running or threading.current_thread() is threading.main_thread()
 
     # ------------------------------------------------------------------ the machine and the journal

@@ -8,7 +8,6 @@ import contextlib
 import faulthandler
 import logging
 import math
-import multiprocessing
 import os
 import select
 import signal
@@ -18,6 +17,7 @@ import traceback
 
 # those of the module signal make enums of what they take and give: up to ten times the time
 from _signal import getsignal, pthread_sigmask  # type: ignore[import-not-found]
+from _thread import get_ident
 from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +28,7 @@ from poqueue.client import PendingCall, QueueClient, connect
 from poqueue.errors import JournalError, PoqueueError, ServiceError
 from poqueue.packing import unpack_grant
 from poqueue.task import LEASE_AHEAD_S, MAX_LEASES, Grant, Lease, Report, Success
-from poqueue.wire import load_proof
+from poqueue.wire import is_there, load_proof
 from workers.own_process import (
     become_worker,
     cpu_seconds,
@@ -64,23 +64,27 @@ class WorkerSettings(NamedTuple):
     spec: ProcessorSpec
     marks: dict[str, str]
     mark: str
+    supervisor_pid: int
     max_tasks: int | None = None
     max_memory_bytes: int | None = None
     lease_ahead: bool = True
     dies_with_starter: bool = True
 
 
-def main(settings: WorkerSettings, orders: "Connection[Any, Any]") -> None:
-    """The body of a worker process. `orders` gives its worker id when it may begin, or ends it."""
+def main(settings: WorkerSettings, orders: "Connection[Any, Any]", life: "Connection[Any, Any]") -> None:
+    """The body of a worker process.
+
+    Args:
+        orders: gives its worker id when it may begin, or ends it.
+        life: nothing ever comes; when it is closed the supervisor has ended.
+    """
     become_worker(settings.marks, dies_with_starter=settings.dies_with_starter)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        die_when_closed(parent.sentinel)
+    die_when_closed(life.fileno())
+    _mind_forks()
     files = WorkerWriter(settings.folder, settings.mark)
     streams = _Streams(files)
     try:
         signal.signal(signal.SIGTERM, _on_term)
-        os.register_at_fork(after_in_child=_become_stray)
         worker = Worker(settings, files, streams)
         load_proof()
         files.phase(Phase.STANDBY)
@@ -125,6 +129,7 @@ class Worker:
         with _boot_failure_to(files):
             self._processor = Processor(load_target(settings.spec))
         self._turn = 0
+        self._supervisor_pid = settings.supervisor_pid
         self._home = os.getcwd()
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._streams = streams
@@ -257,6 +262,8 @@ class Worker:
                 return grant
             except (ServiceError, JournalError) as error:
                 logger.debug("the queue is away: %s", error)
+            if not is_there(self._supervisor_pid):
+                os._exit(1)  # and a processor has closed what would have told the kernel
             time.sleep(ASK_AGAIN_S)
 
     def _process(self, lease: Lease, context: WorkerContext, latest_start: float) -> None:
@@ -380,12 +387,34 @@ class _boot_failure_to:
 
 _term_came = False
 _is_stray = False
+_minds_forks = False
+_masks_of_forks: dict[int, Any] = {}  # by thread
+
+
+def _mind_forks() -> None:
+    """From here on every child that Python forks is no worker, whatever it returns to, and ends at a TERM as others do."""
+    global _is_stray, _minds_forks
+    _is_stray = False  # a supervisor in a worker may have forked this one
+    if not _minds_forks:
+        _minds_forks = True
+        os.register_at_fork(before=_hold_term, after_in_parent=_let_term_through, after_in_child=_become_stray)
+
+
+def _hold_term() -> None:
+    """A TERM that a child gets in the middle of the fork would be taken by our handler, and be lost there."""
+    _masks_of_forks[get_ident()] = pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+
+
+def _let_term_through() -> None:
+    pthread_sigmask(_SIG_SETMASK, _masks_of_forks.pop(get_ident()))
 
 
 def _become_stray() -> None:
-    """Of every child that Python forks: it is no worker, whatever it returns to."""
     global _is_stray
     _is_stray = True
+    if getsignal(signal.SIGTERM) is _on_term:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _let_term_through()
 
 
 def _on_term(number: int, frame: Any) -> NoReturn:

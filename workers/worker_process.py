@@ -1,10 +1,13 @@
 """One worker process as the supervisor holds it: started, employed under a worker id, watched, killed, buried."""
 
+import os
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from workers import process_control as control
 from workers.post_mortem import ended_by, is_whole_stack
@@ -14,6 +17,18 @@ from workers.worker_files import Phase, Status, WorkerReader
 EVIDENCE_S = 0.5  # how long to wait at most for the whole stack of a hung worker
 EVIDENCE_STEP_S = 0.001
 EVIDENCE_REST_S = 0.1  # what has not grown for so long is all there is
+
+
+_lives: "WeakSet[Connection[Any, Any]]" = WeakSet()
+
+
+def _hold_no_lives() -> None:
+    """In a process that this one has forked: workers are not to live as long as it does."""
+    for life in list(_lives):
+        life.close()
+
+
+os.register_at_fork(after_in_child=_hold_no_lives)
 
 
 class Kill:
@@ -50,20 +65,24 @@ class WorkerProcess:
         marks = {control.RUN_MARK: run_id, control.PROCESS_MARK: process_id}
         before = control.open_descriptors()
         orders, self._orders = context.Pipe(duplex=False)
+        life, self._life = context.Pipe(duplex=False)  # nothing is written to it: it tells the worker of our end
+        _lives.add(self._life)
         try:
             self._process: Any = context.Process(  # type: ignore[attr-defined]  # every real context has it
-                target=main, args=(settings(folder, marks, mark), orders), name=f"poqueue-{process_id}"
+                target=main, args=(settings(folder, marks, mark), orders, life), name=f"poqueue-{process_id}"
             )
             with control.quiet_start():
                 self._process.start()
         except BaseException:
             self._orders.close()
+            self._life.close()
             self.files.remove()
             if context.get_start_method() == "fork":
-                control.close_descriptors(control.open_descriptors() - {*before, orders.fileno()})
+                control.close_descriptors(control.open_descriptors() - {*before, orders.fileno(), life.fileno()})
             raise
         finally:
             orders.close()
+            life.close()
         self.pid = int(self._process.pid)
         self._family = (self.pid, process_id, folder, control.born(self.pid))  # what belongs to it
 
@@ -181,6 +200,7 @@ class WorkerProcess:
     def forget(self, *, keep_files: bool = False) -> None:
         """Let go of everything; the process must be dead."""
         self._orders.close()
+        self._life.close()
         self._process.close()
         if keep_files:
             self.files.let_go()

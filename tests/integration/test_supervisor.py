@@ -710,6 +710,84 @@ def test_a_manager_that_dies_with_its_supervisor_takes_the_workers_along(
         clear_temporary_folder("pymp-*")
 
 
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+@pytest.mark.parametrize("do", ["hold_the_gil", "close_pipes"])
+def test_no_worker_outlives_its_run_because_of_others(do: str, start_method: str, tmp_path: Path, mark: str) -> None:
+    """The thread that started them has ended, and a child that the program has forked lives on and holds its descriptors."""
+    script = f"""
+        import os, threading, time
+        from tests.integration.stage import po, wait_until, history
+        from workers import Supervisor
+        from pathlib import Path
+        folder = Path({str(tmp_path)!r})
+        if __name__ == "__main__":
+            supervisor = Supervisor("tests.integration.villains:process", jobs=2, start_method={start_method!r})
+            starter = threading.Thread(target=supervisor.start)
+            starter.start()
+            starter.join()
+            supervisor.queue.add_tasks([po(name, {do!r}, folder) for name in "AB"])
+            wait_until(lambda: len(history(folder)) == 2, "they have begun")
+            if os.fork() == 0:
+                time.sleep(60)
+                os._exit(0)
+            os.kill(supervisor._service.pid, 9)
+            os.kill(os.getpid(), 9)
+    """
+    run = start_script(tmp_path, script)
+    try:
+        run.wait(timeout=20)
+        workers = {line["pid"] for line in history(tmp_path)}
+        wait_until(lambda: not living(workers), "the workers are gone", within_s=10.0)
+    finally:
+        for pid in marked(mark):
+            os.kill(pid, signal.SIGKILL)
+        end_script(run)
+        clear_temporary_folder("poqueue-*")
+        clear_temporary_folder("pymp-*")
+
+
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_a_fork_server_that_is_killed_takes_its_processes_along_and_a_run_with_a_journal_goes_on(
+    is_recorded: bool, tmp_path: Path, mark: str
+) -> None:
+    script = f"""
+        import os, threading
+        from multiprocessing import forkserver
+        from tests.faults import mischief
+        from tests.integration.stage import on_stage, po, wait_until, history
+        from poqueue.errors import ServiceError
+        from pathlib import Path
+        folder = Path({str(tmp_path)!r})
+        journal = folder / "journal" if {is_recorded!r} else None
+        if __name__ == "__main__":
+            tasks = [po(name, "end_after", folder, seconds=0.7) for name in "ABC"]
+            with on_stage(
+                folder, *tasks, target=mischief.process, task_timeout=20.0, max_retries=2, start_method="forkserver",
+                journal=journal,
+            ) as (supervisor, _):
+                def kill():
+                    wait_until(lambda: len(history(folder)) >= 2, "two have begun")
+                    os.kill(forkserver._forkserver._forkserver_pid, 9)
+                threading.Thread(target=kill).start()
+                try:
+                    print(supervisor.run().reason, supervisor.queue.get_queue_status()["completed_tasks"])
+                except ServiceError:
+                    print("lost")
+                    os._exit(0)  # there is nothing more to look at
+    """
+    run = start_script(tmp_path, script)
+    try:
+        said, _ = run.communicate(timeout=40)
+        assert said.split() == (["done", "3"] if is_recorded else ["lost"])
+        wait_until(lambda: not marked(mark), "nothing is left", within_s=5.0)
+        starts = [(line["po"], line["attempt"]) for line in history(tmp_path) if line["event"] == "start"]
+        assert len(starts) == len(set(starts)), "no attempt was made twice"
+    finally:
+        end_script(run)
+        clear_temporary_folder("poqueue-*")
+        clear_temporary_folder("pymp-*")
+
+
 def clear_temporary_folder(pattern: str) -> None:
     for path in Path(tempfile.gettempdir()).glob(pattern):
         shutil.rmtree(path, ignore_errors=True)

@@ -169,6 +169,30 @@ def test_a_processor_has_its_process_to_itself_and_may_fork(tmp_path: Path) -> N
     assert result is not None and result.data == {"threads": 1}
 
 
+@pytest.mark.parametrize("start_method", ["spawn", "fork"])
+def test_a_child_that_a_processor_forks_ends_at_a_term_from_its_first_moment(start_method: str, tmp_path: Path) -> None:
+    play = perform(tmp_path, po("A", "fork_and_look", tmp_path), task_timeout=10.0, start_method=start_method)
+
+    result = play.tasks["A"].result
+    assert result is not None and result.data == {"child": -signal.SIGTERM, "is_held": False}
+
+
+def test_processors_may_use_pools_of_their_own(tmp_path: Path) -> None:
+    """Whose end is TERM for processes that have only just been forked."""
+    play = perform(tmp_path, *(po(f"P{n}", "map_in_a_pool", tmp_path) for n in range(40)), task_timeout=5.0)
+
+    assert {task.result.data["sum"] for task in play.tasks.values() if task.result is not None} == {3}
+    check_nobody_was_charged(play)
+
+
+@pytest.mark.parametrize("by", ["spawn", "fork"])
+def test_a_processor_may_run_a_supervisor_of_its_own(by: str, tmp_path: Path) -> None:
+    play = perform(tmp_path, po("A", "supervise", tmp_path, by=by), task_timeout=20.0)
+
+    result = play.tasks["A"].result
+    assert result is not None and result.data == {"completed": 1}
+
+
 def test_a_worker_is_replaced_after_so_many_pos(tmp_path: Path) -> None:
     play = perform(tmp_path, *(po(f"P{n}", "quick", tmp_path) for n in range(43)), max_tasks_per_worker=10)
 

@@ -17,9 +17,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NoReturn
 
+from poqueue import ProcessingTask
 from workers import GiveUp, RetryLater, WorkerContext
 
 GOOD_S = 0.15
@@ -72,6 +74,45 @@ def good(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
 
 def quick(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     return {"pid": os.getpid()}
+
+
+def close_pipes(po: dict[str, Any], context: WorkerContext) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if int(name) > 2 and os.readlink(f"/proc/self/fd/{name}").startswith("pipe:"):
+                os.close(int(name))
+    time.sleep(1.0)
+
+
+def map_in_a_pool(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    with get_context("fork").Pool(2) as pool:
+        return {"sum": sum(pool.map(abs, [-1, -2]))}
+
+
+def fork_and_look(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """A TERM that reaches the child as early as can be ends it; what is held back meanwhile comes through again in both."""
+    if not hasattr(fork_and_look, "hook"):
+        fork_and_look.hook = lambda: po.get("now") and os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[attr-defined]
+        os.register_at_fork(after_in_child=fork_and_look.hook)  # type: ignore[attr-defined]
+    po["now"] = True
+    child = os.fork()
+    if child == 0:
+        time.sleep(LONG_S)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    is_held = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return {"child": os.waitstatus_to_exitcode(status), "is_held": is_held}
+
+
+def supervise(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """A run of its own in a worker."""
+    from workers import Supervisor
+
+    quick_one = {"po_number": "N", "do": "quick", "folder": po["folder"]}
+    with Supervisor("tests.integration.villains:process", jobs=1, start_method=po["by"]) as supervisor:
+        supervisor.queue.add_task(ProcessingTask("N", quick_one))
+        supervisor.run()
+        return {"completed": supervisor.queue.get_queue_status()["completed_tasks"]}
 
 
 def count_threads(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
