@@ -21,17 +21,17 @@ from typing import Any
 from poqueue import failpoint, wire
 from poqueue.errors import PoqueueError, QueueError
 from poqueue.packing import PACK_ANSWER, UNPACK_REQUEST
+from poqueue.parent import die_with_parent, is_there
 from poqueue.service import CANNOT_HOST_EXIT, Hosting, reason_path
 from poqueue.task import TaskRecord
 from poqueue.task_queue import TaskQueue
-from poqueue.wire import is_there, lift_time_limit_of, peer_uid, set_time_limit
+from poqueue.wire import lift_time_limit_of, peer_uid, set_time_limit
 
 logger = logging.getLogger(__name__)
 
 AUTH_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 1100
 BROKEN_EXIT = 66
-_PR_SET_PDEATHSIG = 1
 METHODS = tuple(name for name in vars(TaskQueue) if not name.startswith("_"))
 
 
@@ -145,8 +145,8 @@ def _as_record(record: TaskRecord) -> Any:
 
 def serve(hosting: Hosting, listening: "connection.Connection[Any, Any]") -> None:
     """The body of the manager process: tells `listening` once clients may come, and serves them until it is told to end."""
-    if os.getppid() != hosting.owner_pid:
-        _die_with_parent()
+    if os.getppid() != hosting.owner_pid:  # a fork server's child: multiprocessing takes it for dead once that is
+        die_with_parent()
     _become_manager(hosting.log_path)
     queue = _open_queue(hosting)
     threading.Thread(target=_end_with_owner, args=(hosting, queue), daemon=True).start()
@@ -154,16 +154,6 @@ def serve(hosting: Hosting, listening: "connection.Connection[Any, Any]") -> Non
     listening.send(None)
     listening.close()
     server.serve_forever()
-
-
-def _die_with_parent() -> None:
-    """A fork server's child cannot be ended any more once that has: multiprocessing takes it for dead."""
-    import ctypes
-
-    parent_pid = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent_pid:
-        os._exit(0)
 
 
 def _become_manager(log_path: str | None) -> None:

@@ -224,8 +224,9 @@ class QueueService:
             process.kill()
             process.join()
             process.close()
-            with contextlib.suppress(ChildProcessError):  # a fork server's child that has lost it may have become ours
-                os.waitpid(pid, os.WNOHANG)
+            if self._start_method == "forkserver":
+                with contextlib.suppress(ChildProcessError):  # one that has lost its fork server may have become ours
+                    os.waitpid(pid, os.WNOHANG)
 
     def replace(self, hold: str = "") -> None:
         """Kill the manager process, whatever state it is in, and start another one from the journal: same address, same key.

@@ -190,17 +190,6 @@ def lift_time_limit_of(conn: Any) -> None:
         plug.detach()
 
 
-def is_there(pid: int) -> bool:
-    """Whether a process with this number, that of the other end for instance, has not ended and been reaped."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def peer_uid(plug: socket.socket) -> int:
     """The user at the other end, as the kernel knows it."""
     raw = plug.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from poqueue.errors import OrdersError
+from poqueue.parent import die_with_parent
 from workers.order_columns import MAX_LISTED, normal
 from workers.order_table import Cell, Records, Table, as_text, is_blank
-from workers.own_process import die_with_parent
 from workers.process_control import quiet_start
 from workers.quantities import did_you_mean, nearest
 from workers.safe_text import quoted, safe_text

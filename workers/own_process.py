@@ -2,15 +2,14 @@
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import resource
-import select
 import signal
 from pathlib import Path
 
+from poqueue.parent import die_with_parent, prctl
+
 HELD_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}  # until a new process has its handlers
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 OOM_SCORE = "557"  # an odd number: inherited by all that a worker starts, it marks them as well
@@ -36,29 +35,6 @@ def become_worker(marks: dict[str, str], *, dies_with_starter: bool) -> None:
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the thread that started this process ends; if it has already, leave now."""
-    parent_pid = os.getppid()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(0)
-
-
-def die_when_closed(fd: int) -> None:
-    """Ask the kernel for SIGKILL when nobody holds the other end of this pipe any more; if that is so, leave now.
-
-    Nothing must ever be written to it. Whoever started this process holds it, also where its parent is a fork server, or
-    the thread that did so has ended.
-    """
-    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-    watched = select.poll()
-    watched.register(fd, 0)
-    if watched.poll(0):
-        os._exit(0)
-
-
 class Adoption:
     """While one is held, orphans among this process's descendants become its children, so that none escapes by losing its
     parent. When the last is let go, the process is as it was before the first."""
@@ -76,9 +52,9 @@ class Adoption:
         self._is_held = True
         if not Adoption._held:
             flag = ctypes.c_int()
-            _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.addressof(flag))
+            prctl(_PR_GET_CHILD_SUBREAPER, ctypes.addressof(flag))
             Adoption._before = flag.value
-            _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+            prctl(_PR_SET_CHILD_SUBREAPER, 1)
         Adoption._held += 1
 
     def let_go(self) -> None:
@@ -88,13 +64,7 @@ class Adoption:
         self._is_held = False
         Adoption._held -= 1
         if not Adoption._held:
-            _prctl(_PR_SET_CHILD_SUBREAPER, Adoption._before)
-
-
-def _prctl(option: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:  # pragma: no cover - Linux since 3.4 has both
-        raise OSError(ctypes.get_errno(), "prctl failed")
+            prctl(_PR_SET_CHILD_SUBREAPER, Adoption._before)
 
 
 def rss_bytes(pid: int | None = None) -> int:

@@ -7,8 +7,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from poqueue.errors import ConfigError, ProcessorError
+from poqueue.parent import die_with_parent
 from poqueue.service import NO_GUARD, NO_GUARD_EXIT
-from workers.own_process import die_with_parent
 from workers.process_control import quiet_start
 from workers.processing import ProcessorSpec, check_importable, load_target
 

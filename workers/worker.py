@@ -27,12 +27,12 @@ from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient, connect
 from poqueue.errors import JournalError, PoqueueError, ServiceError
 from poqueue.packing import unpack_grant
+from poqueue.parent import die_when_closed, is_there
 from poqueue.task import LEASE_AHEAD_S, MAX_LEASES, Grant, Lease, Report, Success
-from poqueue.wire import is_there, load_proof
+from poqueue.wire import load_proof
 from workers.own_process import (
     become_worker,
     cpu_seconds,
-    die_when_closed,
     most_rss_bytes,
     queued_seconds,
     rss_bytes,

@@ -788,6 +788,36 @@ def test_a_fork_server_that_is_killed_takes_its_processes_along_and_a_run_with_a
         clear_temporary_folder("pymp-*")
 
 
+def test_while_nobody_works_the_screen_is_told_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "SHOW_S", 0.01)
+    monkeypatch.setattr(supervisor_module, "SHOW_IDLE_S", 3600.0)
+    shown: list[str] = []
+    waits = po("A", "wait_for_go", tmp_path)
+    show: dict[str, Any] = {"on_show": lambda snapshot: shown.append(snapshot.phase)}
+    with on_stage(tmp_path, waits, task_timeout=30.0, **show) as (run, _):
+        wait_until(lambda: history(tmp_path), "it has begun")
+
+        def act() -> None:
+            wait_until(lambda: len(shown) > 5, "who works is shown again and again")
+            (tmp_path / "go").touch()
+
+        meanwhile(run, act)
+
+    shown.clear()
+    idle = po("B", "quick", tmp_path)
+    with on_stage(tmp_path, **show) as (run, _):
+        run.queue.pause_queue()
+        run.queue.add_task(idle)
+
+        def go_on() -> None:
+            wait_until(lambda: shown, "the pause is shown")
+            run.queue.resume_queue()
+
+        meanwhile(run, go_on)
+
+    assert shown == ["paused", "done"]
+
+
 def clear_temporary_folder(pattern: str) -> None:
     for path in Path(tempfile.gettempdir()).glob(pattern):
         shutil.rmtree(path, ignore_errors=True)

@@ -343,7 +343,7 @@ def test_odd_things_that_are_owned_are_passed_over(item: dict[str, Any], tmp_pat
 def test_a_process_that_dies_with_its_parent_does_so_in_a_c_loop(start: Callable[..., "subprocess.Popen[str]"]) -> None:
     code = (
         "import os, sys, time\n"
-        "from workers.own_process import die_with_parent\n"
+        "from poqueue.parent import die_with_parent\n"
         "parent = os.getpid()\n"
         "if os.fork() == 0:\n"
         "    die_with_parent()\n"

@@ -1,0 +1,55 @@
+"""Ending with whoever started this process, and looking whether a process is there."""
+
+import fcntl
+import os
+import select
+import signal
+
+_PR_SET_PDEATHSIG = 1
+
+
+def prctl(option: int, value: int) -> None:
+    """Ask the kernel something about this process.
+
+    Raises:
+        OSError: it refuses.
+    """
+    import ctypes  # only here: few processes ask
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:  # pragma: no cover - Linux since 3.4 has what we ask
+        raise OSError(ctypes.get_errno(), "prctl failed")
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the thread that started this process ends; if it has already, leave now."""
+    parent_pid = os.getppid()
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def die_when_closed(fd: int) -> None:
+    """Ask the kernel for SIGKILL when nobody holds the other end of this pipe any more; if that is so, leave now.
+
+    Nothing must ever be written to it. Whoever started this process holds it, also where its parent is a fork server, or
+    the thread that did so has ended.
+    """
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    watched = select.poll()
+    watched.register(fd, 0)
+    if watched.poll(0):
+        os._exit(0)
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process with this number has not ended and been reaped."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
