@@ -7,7 +7,6 @@ never longer than it was.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,14 @@ from poqueue.task import TaskStatus as S
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-@dataclass(slots=True)
 class Replayed:
     """What stands beside the tasks: settings that were changed, and where counting goes on."""
 
-    is_paused: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-    last_rank: int = 0
-    last_token: int = 0
+    def __init__(self) -> None:
+        self.is_paused = False
+        self.settings: dict[str, Any] = {}
+        self.last_rank = 0
+        self.last_token = 0
 
 
 def boot_id() -> str:

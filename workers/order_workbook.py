@@ -11,12 +11,11 @@ import io
 import json
 import os
 import signal
-import zipfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poqueue.errors import OrdersError
 from poqueue.parent import die_with_parent
@@ -25,6 +24,9 @@ from workers.order_table import Cell, Records, Table, as_text, is_blank
 from workers.process_control import quiet_start
 from workers.quantities import did_you_mean, nearest
 from workers.safe_text import quoted, safe_text
+
+if TYPE_CHECKING:
+    import zipfile
 
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
@@ -68,6 +70,8 @@ def open_workbook(label: str, data: bytes, sheet: str | None) -> Table:
 
 def _check_zip(label: str, data: bytes) -> None:
     """Refuse what is no workbook or would burst, before any of it is unpacked."""
+    import zipfile
+
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()

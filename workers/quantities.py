@@ -5,7 +5,6 @@ of the option it was given for, and returns the quantity. What it cannot read is
 the value and what is accepted. True and False are never numbers, NaN and infinity never quantities.
 """
 
-import difflib
 import math
 import os
 import re
@@ -121,6 +120,8 @@ def usable_cores() -> int:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that an unknown one most likely stands for; None if none is near."""
+    import difflib
+
     close = difflib.get_close_matches(name, list(known), n=1)
     return close[0] if close else None
 
