@@ -257,6 +257,7 @@ def ended_run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("option", "path"), [("--report", "nowhere/x.json"), ("--report", "folder.csv"), ("--report", "o.csv")]
 )
@@ -283,6 +284,7 @@ def test_another_order_file_for_an_old_run_is_refused_until_accepted(ended_run: 
     assert "1 POs had ended before" in accepted.err and "1 POs are new in the file" in accepted.err
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("named", ["the copy", "nothing"])
 def test_a_run_that_goes_on_with_its_copy_of_the_order_file_keeps_it(named: str, ended_run: Path) -> None:
     copied = (ended_run / "r" / "orders.csv").read_bytes()
@@ -368,6 +370,7 @@ def test_bad_tasks_are_refused_and_change_nothing(queue: Any) -> None:
     queue.add_task(task("X"))
 
 
+@pytest.mark.once
 def test_ids_and_large_data_survive_as_they_are(queue: Any) -> None:
     for task_id in ("a\0b", "'; DROP TABLE tasks; --", "x" * 10_000, "🧾\u202e", "../../etc/passwd"):
         queue.add_task(ProcessingTask(task_id, {"po_number": f"PO {task_id[:5]!r}"}))

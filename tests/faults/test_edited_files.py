@@ -116,6 +116,7 @@ def test_another_processor_is_refused(tmp_path: Path) -> None:
 # ── a journal that is not there, or not ours ─────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 def test_five_distinct_messages_for_five_ways_of_having_no_journal(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,", "B,")
     with batch.start() as run:

@@ -168,6 +168,7 @@ def test_a_po_cannot_forge_a_line_of_the_log(tmp_path: Path) -> None:
     assert [line for line in log_lines(tmp_path) if "forged" in line["message"]]
 
 
+@pytest.mark.once
 def test_verbosity_shows_more_each_time(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "A,say", "B,fail")
     words = ("run", "orders.csv", *BEHAVE, "-j", "1", "--retries", "0")

@@ -217,6 +217,7 @@ def test_nothing_is_written_elsewhere(job: Job) -> None:
     assert tree(job.temporary) == set()
 
 
+@pytest.mark.once
 def test_the_limit_leaves_the_rest_to_a_file_that_runs_it(tmp_path: Path) -> None:
     orders = write_orders(tmp_path / "orders.csv", "A,ok", "B,ok", "A,ok", "C,ok", "D,ok")
 
@@ -481,6 +482,7 @@ def test_a_bad_processor_is_one_message_and_no_run(target: str, said: str, tmp_p
     assert ended.out == ""
 
 
+@pytest.mark.once
 def test_what_a_module_prints_while_it_is_imported_is_shown_with_its_error_and_in_the_log_otherwise(
     tmp_path: Path,
 ) -> None:

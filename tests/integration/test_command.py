@@ -66,6 +66,7 @@ def test_a_shell_gets_every_value_quoted(orders: Path, show_arguments: Path) -> 
     assert not (orders.parent / "pwned").exists()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -109,6 +110,7 @@ def test_a_signal_is_named(tmp_path: Path) -> None:
     assert "killed by SIGSEGV" in ended.err
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("program", ["no-such-program", "./folder", "./plain.txt"])
 def test_a_program_that_cannot_be_started_fails_at_once(program: str, tmp_path: Path) -> None:
     orders = write_orders(tmp_path / "orders.csv", "A", header="po_number")

@@ -52,6 +52,7 @@ def test_every_invoice_of_new_orleans_is_accounted_for(tmp_path: Path) -> None:
     assert hashlib.sha256(NEW_ORLEANS.read_bytes()).hexdigest() == before
 
 
+@pytest.mark.once
 @needs_new_orleans
 def test_all_invoices_of_one_po_are_one_task(tmp_path: Path) -> None:
     run_file(NEW_ORLEANS, tmp_path, "--map", "po_number=PO,supplier=Vendor,amount=Amount")
@@ -115,6 +116,7 @@ def test_oxford_as_published(oxford_outcomes: dict[int, tuple[str, str, str]]) -
     assert sorted(repeated.values())[-3:] == [1, 2, 2]
 
 
+@pytest.mark.once
 @needs_oxford
 @pytest.mark.parametrize(
     "form",
@@ -152,6 +154,7 @@ def test_a_column_that_is_not_named_is_proposed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.once
 @needs_oxford
 def test_oxfords_dossiers_add_up(tmp_path: Path) -> None:
     poqueue("run", str(OXFORD), *OXFORD_MAP, "--limit", "200", "-j", "2", "--run-dir", "r", cwd=tmp_path).check(0)

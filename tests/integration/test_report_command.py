@@ -21,6 +21,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", FORMATS)
 def test_each_format_comes_on_standard_output_or_in_a_file(kind: str, home: Path, tmp_path: Path) -> None:
     shown = poqueue("report", "r", "--format", kind, cwd=home)  # it holds a processor's traceback: that is no mishap

@@ -153,6 +153,7 @@ def test_a_screen_reader_finds_names_landmarks_and_headings_in_order(browser: Br
     )
 
 
+@pytest.mark.once
 def test_everything_essential_is_there_without_scripts(small: Path) -> None:
     markup = re.sub(r"<script>.*?</script>", "", small.read_text(encoding="utf-8"), flags=re.DOTALL)
 

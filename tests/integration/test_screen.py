@@ -223,6 +223,7 @@ def on_terminal(words: list[str], cwd: Path, env: Mapping[str, str] | None = Non
         os.close(leader)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("env", "options", "is_live", "has_colour"),
     [
@@ -278,6 +279,7 @@ def test_progress_can_be_left_out(tmp_path: Path) -> None:
     assert "failed for good" in ended.err and "2 input rows" in ended.err
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "pipe",
     [

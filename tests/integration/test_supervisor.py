@@ -903,6 +903,7 @@ def test_the_death_of_a_worker_started_before_everything_else_harms_no_other(tmp
     assert done.stdout.split() == ["1", "2"], done.stderr
 
 
+@pytest.mark.once
 def test_results_that_take_long_to_write_down_let_no_lease_grow_old(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     journal, count = tmp_path / "journal.sqlite", 1000

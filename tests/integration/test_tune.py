@@ -55,6 +55,7 @@ def test_a_sample_is_run_and_advice_given_and_nothing_is_left(tmp_path: Path, te
     assert tree(temporary) == set()
 
 
+@pytest.mark.once
 def test_what_went_wrong_in_the_sample_is_in_the_advice(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, "hang-once", "fail-until 2", "give-up", "later 0.1", *["ok"] * 8)
 
@@ -72,6 +73,7 @@ def test_what_went_wrong_in_the_sample_is_in_the_advice(tmp_path: Path, temporar
     assert found["predicted"]["now"]["failed"] == 1
 
 
+@pytest.mark.once
 def test_the_start_of_workers_is_measured_by_both_methods(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, *["ok"] * 12)
 
@@ -89,6 +91,7 @@ def test_the_start_of_workers_is_measured_by_both_methods(tmp_path: Path, tempor
     assert tree(temporary) == set()
 
 
+@pytest.mark.once
 def test_the_setup_of_a_session_is_measured_apart_from_imports(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, *["x"] * 8)
     (tmp_path / "logs_in.py").write_text(
@@ -105,6 +108,7 @@ def test_the_setup_of_a_session_is_measured_apart_from_imports(tmp_path: Path, t
     assert json.loads(ended.out)["predicted"]["now"]["seconds"] > 0.7
 
 
+@pytest.mark.once
 def test_the_cores_are_at_full_speed_before_the_first_po_is_measured(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, *["x"] * 8)
     (tmp_path / "looks.py").write_text(
@@ -122,6 +126,7 @@ def test_the_cores_are_at_full_speed_before_the_first_po_is_measured(tmp_path: P
     assert costs["boot_s"] + costs["setup_s"] < min(computed)
 
 
+@pytest.mark.once
 def test_computing_in_a_child_counts_as_computing(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, *["x"] * 6)
     burn = "import time\nwhile time.process_time() < 0.2: pass"
@@ -134,6 +139,7 @@ def test_computing_in_a_child_counts_as_computing(tmp_path: Path, temporary: Pat
     assert computing["cpu_share"] > 3 * waiting["cpu_share"]
 
 
+@pytest.mark.once
 def test_what_is_written_is_what_the_run_takes(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, *["ok"] * 20)
 
@@ -179,6 +185,7 @@ COMPUTES = (
 WAITS = "import time\n\ndef process(po):\n    time.sleep(0.05)\n"
 
 
+@pytest.mark.once
 def test_a_run_tells_whether_its_work_waits_or_computes_and_so_how_many_workers_pay(tmp_path: Path) -> None:
     path = orders(tmp_path, *["x"] * 100)
     found = {}
@@ -194,6 +201,7 @@ def test_a_run_tells_whether_its_work_waits_or_computes_and_so_how_many_workers_
     assert found["waits"]["advice"]["jobs"]["advice"] > 4
 
 
+@pytest.mark.once
 def test_what_was_used_before_a_resume_still_counts(tmp_path: Path) -> None:
     path = orders(tmp_path, *["ok"] * 6)
 
@@ -209,6 +217,7 @@ def test_what_was_used_before_a_resume_still_counts(tmp_path: Path) -> None:
     assert used() == before
 
 
+@pytest.mark.once
 def test_a_run_that_goes_on_and_one_that_was_killed_are_learned_from_too(tmp_path: Path) -> None:
     path = orders(tmp_path, "ok", "wait", "ok")
     words = ["run", str(path), *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "1"]
@@ -228,6 +237,7 @@ def test_a_run_that_goes_on_and_one_that_was_killed_are_learned_from_too(tmp_pat
     assert "did not come to its end" in killed.out and "1 of 3 POs" in killed.out
 
 
+@pytest.mark.once
 def test_a_run_without_a_journal_is_learned_from_by_its_report(tmp_path: Path) -> None:
     path = orders(tmp_path, "fail-until 2", "ok")
     run = ("run", str(path), *BEHAVE, "--no-journal", "--run-dir", "out", "--retry-delay", "100ms", "-q")
@@ -247,6 +257,7 @@ def test_two_numbers_are_enough_for_rough_advice(tmp_path: Path) -> None:
     assert found["based_on"]["durations"] == "given"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
@@ -281,6 +292,7 @@ def test_mistakes_are_told_and_nothing_is_advised(tmp_path: Path, words: tuple[s
     assert ended.out == ""
 
 
+@pytest.mark.once
 def test_a_sample_in_which_nothing_ends_well_gives_no_advice(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, "fail", "give-up")
 
@@ -306,6 +318,7 @@ if "tune" in sys.argv:
 """
 
 
+@pytest.mark.once
 def test_an_interrupt_after_the_last_po_of_the_sample_counts_too(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, *["ok"] * 6)
     (tmp_path / "site").mkdir()
@@ -319,6 +332,7 @@ def test_an_interrupt_after_the_last_po_of_the_sample_counts_too(tmp_path: Path,
     assert tree(temporary) == set()
 
 
+@pytest.mark.once
 def test_an_interrupted_sample_ends_everything_and_advises_nothing(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, *["wait"] * 4)
     option = ("--option", f"folder={tmp_path}")

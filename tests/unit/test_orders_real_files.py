@@ -85,6 +85,7 @@ def test_oxford_saved_in_another_way_is_the_same_orders(tmp_path, oxford, delimi
     assert read_orders(OrderSource(path, OXFORD_MAP, encoding=encoding)).orders == book.orders
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("has_numbers", [True, False])
 def test_oxford_as_a_workbook_is_the_same_orders(tmp_path, oxford, has_numbers):
     path = tmp_path / "oxford.xlsx"

@@ -69,6 +69,7 @@ def is_about_a_run(line: str) -> bool:
     return shlex.split(line)[1] in (*LIVE, "retry", "runs", "report") or "--resume" in line
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("line", [line for line in LINES if not is_about_a_run(line)])
 def test_its_commands_run(line: str, folder: Path) -> None:
     if "--map" in line:
@@ -79,6 +80,7 @@ def test_its_commands_run(line: str, folder: Path) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("line", [line for line in LINES if is_about_a_run(line) and shlex.split(line)[1] not in LIVE])
 def test_its_commands_about_a_run_that_has_ended_run(line: str, folder: Path) -> None:
     named = re.search(r"runs/\S+", line)
@@ -95,6 +97,7 @@ def test_its_commands_about_a_run_that_has_ended_run(line: str, folder: Path) ->
     assert ended.returncode == (1 if halt else 0), ended.stderr  # resumed, what failed stays failed
 
 
+@pytest.mark.once
 def test_its_commands_for_a_live_run_run(folder: Path) -> None:
     (folder / "moody.py").write_text(MOODY, encoding="utf-8")
     (folder / "slow").touch()
@@ -119,6 +122,7 @@ def test_its_commands_for_a_live_run_run(folder: Path) -> None:
         live.wait()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("number", [n for n, block in enumerate(blocks("python")) if "my_site.py" not in block])
 def test_its_python_runs(number: int, folder: Path) -> None:
     (folder / "script.py").write_text(blocks("python")[number], encoding="utf-8")

@@ -59,6 +59,7 @@ def simulated_wait_s(arrivals_per_s: float, service_per_s: float, workers: int, 
     return run(histories, Rules(workers), arrivals=arrivals).waited_s
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("arrivals_per_s", "workers"), [(0.7, 1), (1.5, 2), (4.0, 5), (9.0, 10)])
 def test_the_mean_wait_of_random_arrivals_is_erlangs(arrivals_per_s: float, workers: int) -> None:
     expected_s = erlang_c_wait_s(arrivals_per_s, 1.0, workers)
@@ -306,6 +307,7 @@ def drawn(shape: Callable[[Random], float], count: int, seed: int) -> list[Histo
     return tasks(*(shape(random) for _ in range(count)))
 
 
+@pytest.mark.once
 def test_the_range_holds_the_truth_nearly_always_and_narrows_with_the_sample() -> None:
     """Sixty predictions for batches of exponential durations, each from a sample of its own."""
     rules = Rules(8)
@@ -370,6 +372,7 @@ def test_the_tests_see_a_backoff_that_is_too_short(monkeypatch: pytest.MonkeyPat
         test_one_task_takes_exactly((FAILS, WELL), Rules(1), FREE, 7, 1, 0, 2)
 
 
+@pytest.mark.once
 def test_the_tests_see_a_worker_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     original = simulation._Simulation._boot_workers
 
