@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,6 +141,7 @@ def as_yaml(report: dict[str, Any]) -> str:
     return text
 
 
+@functools.lru_cache(maxsize=4096)  # tasks that were added, leased or ended together have one time
 def iso_time(wall_time: float | None) -> str | None:
     """UTC seconds since the epoch as ISO text."""
     return None if wall_time is None else datetime.fromtimestamp(wall_time, UTC).isoformat(timespec="milliseconds")

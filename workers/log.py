@@ -1,10 +1,14 @@
-"""Log lines: JSON in the run's log file, one object a line; text or JSON on the screen. Set up only by the batch."""
+"""Log lines: JSON in the run's log file, one object a line; text or JSON on the screen. Set up only by the batch.
+
+A record may be about many POs at once: its attribute `each` then holds the ID_FIELDS of each, which become a line each.
+"""
 
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from poqueue import fast_json
 from workers.safe_text import safe_text
@@ -35,15 +39,29 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "run": self._run,
         }
-        line |= {
-            name: getattr(record, name) for name in ID_FIELDS[1:] if getattr(record, name, None) not in (None, "", 0)
-        }
+        more: dict[str, Any] = {}
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            more["traceback"] = self.formatException(record.exc_info)
         for name in ("stack", "traceback"):
             if getattr(record, name, None):
-                line[name] = getattr(record, name)
-        return fast_json.encode_any(line).encode(errors="backslashreplace").decode()
+                more[name] = getattr(record, name)
+        head = fast_json.encode_any(line)
+        lines = [_joined(head, _ids(ids) | more) for ids in _each(record)]
+        return "\n".join(lines).encode(errors="backslashreplace").decode()
+
+
+def _each(record: logging.LogRecord) -> list[Mapping[str, Any]]:
+    each: list[Mapping[str, Any]] | None = getattr(record, "each", None)
+    return [record.__dict__] if each is None else each
+
+
+def _ids(ids: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: ids[name] for name in ID_FIELDS[1:] if ids.get(name) not in (None, "", 0)}
+
+
+def _joined(head: str, more: dict[str, Any]) -> str:
+    """Two JSON objects in one; the first is not empty."""
+    return f"{head[:-1]}, {fast_json.encode_any(more)[1:]}" if more else head
 
 
 class TextFormatter(logging.Formatter):
@@ -51,10 +69,13 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        ids = [str(getattr(record, "worker_id", "")), str(getattr(record, "po_number", ""))]
-        where = " ".join(f"[{part}]" for part in ids if part)
-        text = f"{clock} {record.levelname.lower():7} {where + ' ' if where else ''}{record.getMessage()}"
-        return safe_text(text)
+        lines = []
+        for ids in _each(record):
+            told = [str(ids.get("worker_id", "")), str(ids.get("po_number", ""))]
+            where = " ".join(f"[{part}]" for part in told if part)
+            text = f"{clock} {record.levelname.lower():7} {where + ' ' if where else ''}{record.getMessage()}"
+            lines.append(safe_text(text))
+        return "\n".join(lines)
 
 
 class _ShowHandler(logging.Handler):
@@ -64,7 +85,8 @@ class _ShowHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._show(self.format(record))
+            for line in self.format(record).split("\n"):
+                self._show(line)
         except Exception:
             self.handleError(record)
 

@@ -197,7 +197,9 @@ def _read_table(
 
 def cells_as_given(names: Sequence[str], row: Mapping[str, Any]) -> list[str]:
     """The cells of a row as the file gave them; `names` are those of its book."""
-    as_given = row.get("as_given", {})
+    as_given = row.get("as_given")
+    if not as_given:
+        return [row[name] or "" for name in names]
     return [as_given[name] if name in as_given else row[name] or "" for name in names]
 
 

@@ -117,10 +117,10 @@ class ResultsWriter:
         fields = data or {}
         self._note_fields(fields)
         result = json.dumps(fields, ensure_ascii=False, default=str) if fields else ""
-        told = [status, str(attempts), f"{seconds:.3f}", guard_formula(worker), guard_formula(error), result]
+        told = [status, str(attempts), f"{seconds:.3f}", guard_formula(worker), guard_formula(error)]
         for number, row in zip(po_data["row_numbers"], po_data["rows"], strict=True):
             cells = cells_as_given(self._book.names, row)
-            self._write(number, cells, told)
+            self._write(number, cells, told, result)
             if status == "failed":
                 self._failed.write(number, cells)
 
@@ -138,10 +138,10 @@ class ResultsWriter:
         self._write_not_run(not_run)
         failed = _STATUSES.index("failed")
         self._failed.replace(self._failed.path, (n for n in self._numbers() if self._status[n] == failed))
-        header, reshape = self._final_columns()
+        header, fields_of = self._final_columns()
         targets = [self._results.path] if self._results_path is None else [self._results_path, self._results.path]
         for target in targets:  # the run's own file last: until then it is the source
-            self._results.replace(target, self._numbers(), header, reshape)
+            self._results.replace(target, self._numbers(), header, fields_of)
         return self._accounts()
 
     def close(self) -> None:
@@ -159,10 +159,10 @@ class ResultsWriter:
         """Rows whose fate the loader has decided."""
         for invalid in self._book.invalid:
             reason = f"{invalid.column}: {invalid.reason}" if invalid.column else invalid.reason
-            self._write(invalid.row, self._fitted(invalid.cells), ["invalid", "0", "", "", guard_formula(reason), ""])
+            self._write(invalid.row, self._fitted(invalid.cells), ["invalid", "0", "", "", guard_formula(reason)])
         for duplicate in self._book.duplicate_rows:
             reason = f"same PO number as row {duplicate.first_row}"
-            self._write(duplicate.row, self._fitted(duplicate.cells), ["duplicate", "0", "", "", reason, ""])
+            self._write(duplicate.row, self._fitted(duplicate.cells), ["duplicate", "0", "", "", reason])
         self.flush()
 
     def _fitted(self, cells: Sequence[str]) -> list[str]:
@@ -171,8 +171,8 @@ class ResultsWriter:
         padded = [*cells, *[""] * (width - len(cells))]
         return padded if len(padded) == width else [*padded[: width - 1], " | ".join(padded[width - 1 :])]
 
-    def _write(self, number: int, cells: Sequence[str], told: list[str]) -> None:
-        self._results.write(number, [str(number), *_guarded(cells), *told])
+    def _write(self, number: int, cells: Sequence[str], told: list[str], result: str = "") -> None:
+        self._results.write(number, [str(number), *_guarded(cells), *told], result)
         self._status[number] = _STATUSES.index(told[0])
 
     def _write_not_run(self, not_run: Iterable[dict[str, Any]]) -> None:
@@ -184,7 +184,7 @@ class ResultsWriter:
                 cells = cells_as_given(self._book.names, row)
                 file = file or _RowFile(self._run_dir / "not_run.csv", self._book.headers, self._book.last_row)
                 file.write(number, cells)
-                self._write(number, cells, ["not run", "0", "", "", "", ""])
+                self._write(number, cells, ["not run", "0", "", "", ""])
         if file is not None:
             code = _STATUSES.index("not run")
             file.replace(file.path, (number for number in self._numbers() if self._status[number] == code))
@@ -203,21 +203,20 @@ class ResultsWriter:
             else:
                 self._has_more_fields = True
 
-    def _final_columns(self) -> tuple[list[str], Callable[[list[str]], list[str]]]:
-        """The header of the final results.csv, and what makes a line of it from a line of the run."""
+    def _final_columns(self) -> tuple[list[str], Callable[[str], list[str]]]:
+        """The header of the final results.csv, and what makes its last cells from the last one of a line of the run."""
         names = list(self._fields)
         more = ["result"] if self._has_more_fields else []
         header = _own_names(["row", *self._book.headers], [*_OUTCOME_COLUMNS, *names, *more])
 
-        def reshape(cells: list[str]) -> list[str]:
-            *kept, result = cells
+        def fields_of(result: str) -> list[str]:
             fields: dict[str, Any] = json.loads(result) if result else {}
             values = [_field_text(fields.pop(name, None)) for name in names]
             if more:
                 values.append(json.dumps(fields, ensure_ascii=False) if fields else "")
-            return kept + values
+            return values
 
-        return _guarded(header), reshape
+        return _guarded(header), fields_of
 
     def _accounts(self) -> Accounts:
         counts = {status: self._status.count(code) for code, status in enumerate(_STATUSES)}
@@ -239,6 +238,7 @@ class _RowFile:
         self._header = header
         self._starts = array("Q", bytes(8 * (last_row + 1)))
         self._ends = array("Q", bytes(8 * (last_row + 1)))
+        self._lasts = array("Q", bytes(8 * (last_row + 1)))  # where the comma before the last cell stands
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "w+b")
         line = _csv_line(header)
@@ -246,12 +246,18 @@ class _RowFile:
         with _naming(path):
             self._file.write(line)
 
-    def write(self, number: int, cells: Sequence[str]) -> None:
-        """Add the line of a row; it takes the place of an earlier one of the same row."""
+    def write(self, number: int, cells: Sequence[str], last: str | None = None) -> None:
+        """Add the line of a row; it takes the place of an earlier one of the same row. `last` is one more cell."""
         line = _csv_line(cells)
-        with _naming(self.path):
+        kept = len(line) - 1
+        if last is not None:
+            line = line[:-1] + _more_cells([last])
+        try:  # and no `with`: this is done for each PO
             self._file.write(line)
+        except OSError as error:
+            raise _named(error, self.path) from None
         self._starts[number] = self._size_bytes
+        self._lasts[number] = self._size_bytes + kept
         self._size_bytes += len(line)
         self._ends[number] = self._size_bytes
 
@@ -264,18 +270,23 @@ class _RowFile:
         target: Path,
         numbers: Iterable[int],
         header: Sequence[str] | None = None,
-        reshape: Callable[[list[str]], list[str]] | None = None,
+        cells_of: Callable[[str], list[str]] | None = None,
     ) -> None:
-        """Write the lines of these rows in this order to `target`, whole or not at all."""
+        """Write the lines of these rows in this order to `target`, whole or not at all.
+
+        With `cells_of` the last cell of each gives way to what that makes of its text.
+        """
         self.flush()
         with _naming(target), _replacement(target) as out, self._mapped() as lines:
             out.write(_csv_line(header or self._header))
-            if reshape is None:
-                out.writelines(lines[self._starts[n] : self._ends[n]] for n in numbers)
-                return
-            texts = (lines[self._starts[n] : self._ends[n]].decode() for n in numbers)
-            with _any_cell_size():
-                out.writelines(_csv_line(reshape(cells)) for cells in csv.reader(texts))
+            starts, lasts, ends = self._starts, self._lasts, self._ends
+            if cells_of is None:
+                out.writelines(lines[starts[n] : ends[n]] for n in numbers)
+            else:
+                out.writelines(
+                    lines[starts[n] : lasts[n]] + _more_cells(cells_of(_cell_text(lines[lasts[n] + 1 : ends[n] - 1])))
+                    for n in numbers
+                )
 
     def close(self) -> None:
         with _naming(self.path):
@@ -302,8 +313,19 @@ def _csv_line(cells: Sequence[str]) -> bytes:
     return line
 
 
+def _more_cells(cells: Sequence[str]) -> bytes:
+    """The end of a line that has cells before these."""
+    return _csv_line(("", *cells)) if cells else b"\n"
+
+
+def _cell_text(cell: bytes) -> str:
+    """What a cell of one of our lines says."""
+    text = cell.decode()
+    return text[1:-1].replace('""', '"') if text.startswith('"') else text
+
+
 def _guarded(cells: Iterable[str]) -> list[str]:
-    return [guard_formula(cell) for cell in cells]
+    return [cell if cell.isalnum() else guard_formula(cell) for cell in cells]  # letters and digits are no formula
 
 
 def _field_text(value: Any) -> str:
@@ -341,9 +363,13 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
+        raise _named(error, path) from None
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    if error.filename is None:
+        error.filename = str(path)
+    return error
 
 
 @contextmanager
@@ -366,13 +392,3 @@ def _replacement(target: Path) -> Generator[BinaryIO, None, None]:
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-@contextmanager
-def _any_cell_size() -> Iterator[None]:
-    """A processor's result may be larger than the csv module reads by default."""
-    before = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

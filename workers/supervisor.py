@@ -507,13 +507,18 @@ class Supervisor:
 
     def _take_events(self, events: list[Event]) -> None:
         logs_each = logger.isEnabledFor(logging.DEBUG)
-        for event in events:
-            if event.kind != "completed":
-                self._act_on(event)
-            elif logs_each:
-                self._log_event(event)
-            if self._on_event is not None:
-                self._on_event(event)
+        done: list[dict[str, Any]] = []  # whose lines are still to be written
+        try:
+            for event in events:
+                if event.kind != "completed":
+                    _log_completed(done)
+                    self._act_on(event)
+                elif logs_each and event.task is not None:
+                    done.append(_ids_of(event.task))
+                if self._on_event is not None:
+                    self._on_event(event)
+        finally:
+            _log_completed(done)
 
     def _act_on(self, event: Event) -> None:
         if event.kind == "empty":
@@ -530,19 +535,14 @@ class Supervisor:
 
     def _log_event(self, event: Event) -> None:
         task = event.task
-        if task is None or event.kind not in ("failed", "retry", "completed"):
+        if task is None or event.kind not in ("failed", "retry"):
             return
         latest = task.error_history[-1] if task.error_history else {}
-        ids = {"worker_id": task.worker_id, "task_id": task.task_id, "attempt": task.attempt}
-        ids["po_number"] = task.po_number
-        if event.kind == "completed":
-            logger.debug("completed", extra=ids)
-            return
         level = logging.ERROR if event.kind == "failed" else logging.WARNING
         word = "failed for good" if event.kind == "failed" else "failed and will be retried"
         logger.log(
             level, "attempt %d %s: %s: %s", task.attempt, word, latest.get("error_type", ""), event.error,
-            extra={**ids, "traceback": latest.get("traceback"), "stack": latest.get("stack")},
+            extra={**_ids_of(task), "traceback": latest.get("traceback"), "stack": latest.get("stack")},
         )  # fmt: skip
 
     def _stop_task(self, worker_id: str | None, task_id: str, reason: str) -> None:
@@ -951,6 +951,19 @@ def _ids(worker: WorkerProcess, status: Status) -> dict[str, Any]:
     return {
         "worker_id": worker.worker_id, "po_number": status.po_number, "task_id": status.task_id, "attempt": status.attempt,
     }  # fmt: skip
+
+
+def _ids_of(task: TaskRecord) -> dict[str, Any]:
+    return {
+        "worker_id": task.worker_id, "po_number": task.po_number, "task_id": task.task_id, "attempt": task.attempt,
+    }  # fmt: skip
+
+
+def _log_completed(each: list[dict[str, Any]]) -> None:
+    """A line for each, by one record; then none is left."""
+    if each:
+        logger.debug("completed", extra={"each": tuple(each)})
+        each.clear()
 
 
 def _inode(path: Path) -> int:
