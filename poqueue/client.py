@@ -15,7 +15,7 @@ from poqueue import wire
 from poqueue.error_log import described
 from poqueue.errors import ManagerLostError, PoqueueError
 from poqueue.events import UNSET, HandlerSet
-from poqueue.packing import PackedGrant, pack_reports, pack_task, unpack_events, unpack_grant, unpack_parts
+from poqueue.packing import FrozenTask, PackedGrant, pack_reports, pack_task, unpack_events, unpack_grant, unpack_parts
 from poqueue.payload import freeze_result, thaw_task
 from poqueue.task import (
     DEFAULT_PRIORITY,
@@ -154,9 +154,9 @@ class QueueClient:
         ids: list[str] = self.call("add_tasks", self.pack_tasks(tasks), priority)
         return ids
 
-    def pack_tasks(self, tasks: Iterable[ProcessingTask], *, as_json: bool = False) -> list[tuple[Any, ...]]:
-        """Tasks in the form in which `begin("add_tasks", ...)` sends them, their data as JSON if asked for or needed."""
-        as_json = self._wants_json() or as_json
+    def pack_tasks(self, tasks: Iterable[ProcessingTask | FrozenTask]) -> list[tuple[Any, ...]]:
+        """Tasks in the form in which `begin("add_tasks", ...)` sends them, their data as JSON if the queue needs that."""
+        as_json = self._wants_json()
         return [pack_task(task, as_json) for task in tasks]
 
     def get_next_task(self, worker_id: str) -> ProcessingTask | None:

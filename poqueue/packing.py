@@ -28,11 +28,13 @@ class FrozenTask(NamedTuple):
 
 
 def pack_task(task: Any, as_json: bool) -> tuple[Any, ...]:
-    """A new task as a tuple.
+    """A new task as a tuple; one that is frozen already as it is.
 
     Raises:
         ValueError: it is no task, or its data cannot be frozen.
     """
+    if type(task) is FrozenTask:
+        return tuple(task)
     if not isinstance(task, ProcessingTask):
         raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")
     number, payload = freeze_po(task.po_data, as_json)

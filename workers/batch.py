@@ -22,11 +22,11 @@ from poqueue import failpoint, fast_json
 from poqueue.client import REPORT_TIMEOUT_S
 from poqueue.errors import ConfigError, JournalError, OrdersError, ServiceError
 from poqueue.journal import JOURNAL_NAME, check_file
-from poqueue.packing import unpack_parts
-from poqueue.payload import thaw, thaw_result, thaw_task
+from poqueue.packing import FrozenTask, unpack_parts
+from poqueue.payload import freeze_plain_po, thaw, thaw_result, thaw_task
 from poqueue.report import as_csv, as_json, as_yaml, build_report
 from poqueue.service import leave_if_imported_again
-from poqueue.task import Event, ProcessingTask, ReportParts, TaskRecord, TaskStatus
+from poqueue.task import Event, ReportParts, TaskRecord, TaskStatus
 from workers.guards import MachineGuard
 from workers.log import RunLogging
 from workers.orders import OrderBook, OrderSource, read_orders
@@ -274,7 +274,7 @@ class Batch:
             self._spec, jobs=settings.jobs, start_method=settings.start_method, grace=settings.grace,
             stop_grace=settings.stop_grace, max_tasks_per_worker=settings.max_tasks_per_worker,
             max_memory_per_worker=settings.max_memory_per_worker, work_dir=next_work_dir(run_dir),
-            output_dir=run_dir / "output", log_path=run_dir / "manager.log", on_event=on_event, data_as_json=True,
+            output_dir=run_dir / "output", log_path=run_dir / "manager.log", on_event=on_event,
             on_show=self._progress.update, signals=signals, control_dir=run_dir,
             journal=run_dir / JOURNAL_NAME if settings.journal else None, durability=settings.durability,
             journal_must_exist=must_exist, journal_any_version=self._resuming is not None and self._resuming.accept_changes,
@@ -592,11 +592,14 @@ class _Run:
         self._place_of |= dict(zip(ids, to_add, strict=True))
         return to_add, ids
 
-    def _make_tasks(self, places: Sequence[int], ids: Sequence[str]) -> Iterator[ProcessingTask]:
+    def _make_tasks(self, places: Sequence[int], ids: Sequence[str]) -> Iterator[FrozenTask]:
         orders, priorities = self._book.orders, self._book.priorities
         for task_id, place in zip(ids, places, strict=True):
             order = orders[place]
-            yield ProcessingTask(task_id=task_id, po_data=order, priority=priorities[place], group=_supplier_of(order))
+            payload = freeze_plain_po(order)  # text, row numbers and lists of them: the order file holds nothing else
+            yield FrozenTask(
+                task_id, order["po_number"], payload, priorities[place], None, None, None, _supplier_of(order)
+            )
         if self._resuming is not None and self._place_of is not None:
             self._orders = orders
         self._book.orders, self._book.priorities = [], []  # from here on the queue has them

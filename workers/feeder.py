@@ -33,13 +33,12 @@ _ID, _PAYLOAD = map(FrozenTask._fields.index, ("task_id", "payload"))
 
 
 class Feeder:
-    """Adds tasks to the queue in lots, a step at a time; their data as JSON if the queue needs it, or if `as_json` says so."""
+    """Adds tasks to the queue in lots, a step at a time; a FrozenTask as it is."""
 
-    def __init__(self, keeper: QueueKeeper, *, as_json: bool = False) -> None:
+    def __init__(self, keeper: QueueKeeper) -> None:
         self._keeper = keeper
-        self._as_json = as_json
         self._client: QueueClient | None = None  # of its own: its answer may be due while others call
-        self._tasks: Iterator[ProcessingTask] = iter(())
+        self._tasks: Iterator[ProcessingTask | FrozenTask] = iter(())
         self._has_all = True  # no task is to come
         self._count = 0  # of tasks that are not in the queue
         self._size = FIRST_LOT
@@ -54,7 +53,7 @@ class Feeder:
         with contextlib.suppress(ServiceError):  # whoever adds something meets it again, and sees to it
             self._own_client()
 
-    def begin(self, tasks: Iterable[ProcessingTask], count: int) -> None:
+    def begin(self, tasks: Iterable[ProcessingTask | FrozenTask], count: int) -> None:
         """What is to be added from now on, `count` tasks as far as is known, made a lot at a time; done at once if none."""
         self._tasks, self._has_all, self._count = iter(tasks), False, count
         self._make()
@@ -109,7 +108,7 @@ class Feeder:
             self.finish()
         lots = [self._sent] if self._sent is not None else []
         left = [thaw(task[_PAYLOAD]) for lot in [*lots, *self._lots] for task in lot]
-        left += [task.po_data for task in self._tasks]
+        left += [thaw(task.payload) if isinstance(task, FrozenTask) else task.po_data for task in self._tasks]
         self._lots.clear()
         self._sent, self._answer, self._has_all = None, None, True
         return left
@@ -187,7 +186,7 @@ class Feeder:
         self._size = ADD_AT_ONCE
         while tasks:
             try:
-                self._lots.extend(_parts(self._own_client().pack_tasks(tasks, as_json=self._as_json)))
+                self._lots.extend(_parts(self._own_client().pack_tasks(tasks)))
                 return
             except ServiceError as error:
                 self._keeper.replace(error)

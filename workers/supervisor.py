@@ -32,7 +32,7 @@ from poqueue import failpoint
 from poqueue.client import REPORT_TIMEOUT_S, QueueClient
 from poqueue.error_log import described
 from poqueue.errors import JournalError, ServiceError, TaskNotFoundError, WorkerMismatchError
-from poqueue.packing import pack_reports
+from poqueue.packing import FrozenTask, pack_reports
 from poqueue.service import QueueService, fits_address, leave_if_imported_again
 from poqueue.task import Event, ProcessingTask, Report, TaskRecord, TaskStatus
 from workers import own_process
@@ -121,8 +121,6 @@ class Supervisor:
         log_path: file for the manager's own log lines.
         on_event: called with every event of the queue, in order.
         events_bring_data: False leaves the PO's data out of the events of completed POs, for a receiver that knows its POs.
-        data_as_json: carry the data of POs that `run` adds as JSON, which a report takes over as it is; with a journal they
-            always are.
         on_show: called with a Snapshot about four times a second, twice while nobody works.
         signals: where signals are noted, if the caller wants them noted before and after the run as well.
         lease_ahead: let a worker hold some 35 ms of work ahead; False keeps strict priority at one lease a worker.
@@ -152,7 +150,6 @@ class Supervisor:
         log_path: Path | None = None,
         on_event: Callable[[Event], None] | None = None,
         events_bring_data: bool = True,
-        data_as_json: bool = False,
         on_show: "Callable[[Snapshot], None] | None" = None,
         signals: SignalInbox | None = None,
         lease_ahead: bool = True,
@@ -194,7 +191,7 @@ class Supervisor:
             self._service, self._after_replacement,
             brings_data=events_bring_data and on_event is not None,
         )  # fmt: skip
-        self._feeder = Feeder(self._keeper, as_json=data_as_json)
+        self._feeder = Feeder(self._keeper)
         self._ask = self._keeper.ask
         self._adoption = own_process.Adoption()
         self._signals = signals if signals is not None else SignalInbox()
@@ -352,12 +349,13 @@ class Supervisor:
 
     # ------------------------------------------------------------------ the loop
 
-    def run(self, tasks: Iterable[ProcessingTask] = (), count: int = 0) -> RunEnd:
+    def run(self, tasks: Iterable[ProcessingTask | FrozenTask] = (), count: int = 0) -> RunEnd:
         """Work until nothing is left, or until it is interrupted.
 
         Args:
             tasks: what is to be added, beside what the queue has. It is added while the first of it is worked on, in this
-                order, each task once whatever is lost on the way; a few thousand at most are made ahead.
+                order, each task once whatever is lost on the way; a few thousand at most are made ahead. Of a FrozenTask
+                the data are taken as they are.
             count: how many these are, as far as is known; they are shown as waiting.
 
         Raises:

@@ -24,7 +24,8 @@ import pytest
 
 from poqueue import ProcessingTask, TaskStatus
 from poqueue.errors import JournalError, ServiceError
-from poqueue.payload import is_json
+from poqueue.packing import FrozenTask
+from poqueue.payload import freeze_plain_po, is_json
 from poqueue.records import Kind
 from poqueue.service import connect
 from poqueue.simulation import ahead_of
@@ -932,16 +933,20 @@ def test_what_the_program_has_frozen_stays_frozen(tmp_path: Path) -> None:
     assert gc.get_freeze_count() == before
 
 
-@pytest.mark.parametrize("data_as_json", [True, False])
-def test_data_are_carried_as_json_where_that_is_asked_for(data_as_json: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_data_that_are_frozen_as_json_are_carried_as_they_are(is_frozen: bool, tmp_path: Path) -> None:
     records: list[TaskRecord] = []
 
     def take(event: Event) -> None:
         if event.kind == "completed" and event.task is not None:
             records.append(event.task)
 
-    with on_stage(tmp_path, on_event=take, data_as_json=data_as_json) as (supervisor, play):
-        supervisor.run([po("A", "quick", tmp_path)])
+    task = po("A", "quick", tmp_path)
+    payload = freeze_plain_po(task.po_data)
+    frozen = FrozenTask(task.task_id, "A", payload, 5, task.max_retries, task.retry_delay, task.task_timeout, "")
+    with on_stage(tmp_path, on_event=take) as (supervisor, play):
+        supervisor.run([frozen if is_frozen else task])
 
     assert play.is_completed("A")
-    assert [is_json(record.payload) for record in records] == [data_as_json]
+    assert [is_json(record.payload) for record in records] == [is_frozen]
+    assert not is_frozen or records[0].payload == payload

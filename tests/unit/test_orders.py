@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poqueue.errors import ConfigError, OrdersError
+from poqueue.payload import freeze_plain_po, freeze_po
 from workers.amounts import parse_amount, plain_text
 from workers.orders import OrderBook, OrderSource, cells_as_given, read_orders
 
@@ -59,6 +60,11 @@ def workbook(path: Path, sheets: dict[str, list[list[Any]]], hidden: tuple[str, 
             for number, row in enumerate(rows):
                 sheet.write_row(number, 0, row)
     return path.read_bytes()
+
+
+def assert_frozen_unlooked_at_as_the_queue_would(book: OrderBook) -> None:
+    for order in book.orders:
+        assert (order["po_number"], freeze_plain_po(order)) == freeze_po(order, as_json=True)
 
 
 def po_numbers(book: OrderBook) -> list[str]:
@@ -566,6 +572,7 @@ def test_a_workbook_is_read_with_numbers_exact_and_dates_in_iso_form(tmp_path, r
         ["PO 9", "", "1.234,50", "", ""],
     ]
     assert [order["amount"] for order in book.orders] == ["0.1", "1234.5", "1234.50"]
+    assert_frozen_unlooked_at_as_the_queue_would(book)
     assert (book.encoding, book.delimiter, book.invalid) == (None, None, [])
 
 
@@ -716,6 +723,7 @@ def test_any_table_written_as_csv_is_read_back_equal(read, table, delimiter, sty
     by_number = {n: row for order in book.orders for n, row in zip(order["row_numbers"], order["rows"], strict=True)}
     assert [cells_as_given(book.names, by_number[n]) for n in sorted(by_number)] == [list(row) for row in table]
     assert (book.invalid, book.row_count) == ([], len(table))
+    assert_frozen_unlooked_at_as_the_queue_would(book)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -727,3 +735,4 @@ def test_any_bytes_are_a_book_that_balances_or_an_orders_error(read, content):
         return
     in_orders = sum(len(order["rows"]) for order in book.orders)
     assert book.row_count == in_orders + len(book.invalid)
+    assert_frozen_unlooked_at_as_the_queue_would(book)
