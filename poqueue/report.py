@@ -48,11 +48,13 @@ def build_report(parts: ReportParts) -> dict[str, Any]:
     return {**_figures(parts), "tasks": [_task_as_dict(record) for record in parts.records]}
 
 
-def as_json(parts: ReportParts, first: Mapping[str, Any]) -> Iterator[str]:
+def as_json(parts: ReportParts, first: Mapping[str, Any], *, knows_data: bool = False) -> Iterator[str]:
     """The same as the pieces of a JSON text, with other fields in front; at no time are all tasks open.
 
     Args:
         first: plain JSON types.
+        knows_data: whatever looks like JSON in the place of a PO's data was made by freeze_plain_po in this process, and is
+            not read once more to see whether it is.
 
     Raises:
         ValueError, TypeError: `first` holds something else.
@@ -60,7 +62,7 @@ def as_json(parts: ReportParts, first: Mapping[str, Any]) -> Iterator[str]:
     yield fast_json.encode_finite({**first, **_figures(parts)}).removesuffix("}") + ', "tasks": ['
     between = ""
     for record in parts.records:
-        yield between + _task_as_json(record)
+        yield between + _task_as_json(record, knows_data)
         between = ", "
     yield "]}"
 
@@ -82,11 +84,12 @@ def _task_as_dict(record: TaskRecord) -> dict[str, Any]:
     return plain_details(_fields(record, task.result) | {"po_data": task.po_data})
 
 
-def _task_as_json(record: TaskRecord) -> str:
+def _task_as_json(record: TaskRecord, knows_data: bool) -> str:
     """The same as text. Data that are JSON go there as they are, once they have been read as that."""
     if is_json(record.payload) and is_json(record.result or b"["):
         with contextlib.suppress(Exception):  # the other way can open anything
-            fast_json.check_strict(record.payload)
+            if not knows_data:
+                fast_json.check_strict(record.payload)
             result = None if record.result is None else thaw_result(record.result)
             fields = fast_json.encode_finite(_fields(record, result))
             return f'{fields.removesuffix("}")}, "po_data": {record.payload.decode()}}}'

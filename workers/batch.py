@@ -413,7 +413,7 @@ class _Run:
         failpoint.hit("batch.before_report")
         for path in (self._run_dir / "report.json", *self._batch._settings.report):
             name = path.name if path.parent == self._run_dir else str(path)
-            files[name] = write_report(head, self._parts, path)
+            files[name] = write_report(head, self._parts, path, knows_data=self._resuming is None)
         if self._batch._settings.results is not None:
             files[str(self._batch._settings.results)] = self._batch._settings.results
         code = self._exit_code(end, accounts, total)
@@ -450,15 +450,17 @@ class _Run:
         )
         try:
             with contextlib.closing(supervisor):
+                if self._resuming is None:
+                    self._feed(supervisor)
                 supervisor.start_queue(prepares_workers=self._resuming is None)
                 failpoint.hit("batch.after_start_queue")
                 if self._resuming is not None:
                     self._take_up(supervisor, self._resuming)
+                    self._feed(supervisor, known=supervisor.ask("get_queue_status")["total_tasks"])
                 if self._had_work:
                     supervisor.start_workers()
                 try:
-                    places, ids = self._places_to_add(supervisor)
-                    end = supervisor.run(self._make_tasks(places, ids), len(ids))
+                    end = supervisor.run()
                 except WorkersCannotStartError as error:
                     logger.error("%s", error)
                     end = RunEnd("halted", message=str(error))
@@ -580,9 +582,13 @@ class _Run:
 
     # --- running
 
-    def _places_to_add(self, supervisor: Supervisor) -> tuple[Sequence[int], Sequence[str]]:
+    def _feed(self, supervisor: Supervisor, known: int = 0) -> None:
+        """Have the supervisor add what is not among the `known` tasks of the queue."""
+        places, ids = self._places_to_add(known)
+        supervisor.feed(self._make_tasks(places, ids), len(ids))
+
+    def _places_to_add(self, known: int) -> tuple[Sequence[int], Sequence[str]]:
         """Which orders the queue does not know yet, and their task ids; a killed run may have added the first of them."""
-        known = supervisor.ask("get_queue_status")["total_tasks"] if self._resuming is not None else 0
         if self._match is None:
             places = range(known, len(self._book.orders))
             return places, [f"t{place + 1}" for place in places]
@@ -711,18 +717,20 @@ def processor_spec(settings: RunSettings, target: Any = None) -> ProcessorSpec:
     return ProcessorSpec(settings.processor, dict(settings.options), app_dir)
 
 
-def write_report(head: Mapping[str, Any], parts: ReportParts | None, path: Path) -> Path:
+def write_report(head: Mapping[str, Any], parts: ReportParts | None, path: Path, *, knows_data: bool = False) -> Path:
     """Write a report in the format of the file's extension; the file is replaced whole or not at all.
 
     Args:
         head: fields in front of the queue's own, of plain JSON types.
         parts: the queue's report; None if the queue was lost, and nothing but the head is known.
+        knows_data: as in as_json.
     """
     if path.suffix in (".csv", ".yaml"):
         report = {**head, **(build_report(parts) if parts is not None else {})}
         write_whole(as_csv(report) if path.suffix == ".csv" else as_yaml(report), path)
     else:
-        write_whole(as_json(parts, head) if parts is not None else fast_json.encode_finite(head), path)
+        text = as_json(parts, head, knows_data=knows_data) if parts is not None else fast_json.encode_finite(head)
+        write_whole(text, path)
     return path
 
 

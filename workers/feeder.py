@@ -8,7 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import connection
 from typing import Any
 
@@ -54,9 +54,18 @@ class Feeder:
             self._own_client()
 
     def begin(self, tasks: Iterable[ProcessingTask | FrozenTask], count: int) -> None:
-        """What is to be added from now on, `count` tasks as far as is known, made a lot at a time; done at once if none."""
+        """What is to be added from now on, `count` tasks as far as is known, made a lot at a time."""
         self._tasks, self._has_all, self._count = iter(tasks), False, count
-        self._make()
+        self._size = FIRST_LOT
+
+    def make_ahead(self) -> None:
+        """Make the first lots, as far as that needs no queue."""
+        while not self._has_all and len(self._lots) < LOTS_AHEAD:
+            tasks = list(islice(self._tasks, self._size))
+            if not all(isinstance(task, FrozenTask) for task in tasks):
+                self._tasks = chain(tasks, self._tasks)
+                return
+            self._note_made(self._packed(tasks))
 
     @property
     def is_done(self) -> bool:
@@ -182,14 +191,22 @@ class Feeder:
 
     def _make(self) -> None:
         tasks = list(islice(self._tasks, self._size))
-        self._has_all = len(tasks) < self._size
-        self._size = ADD_AT_ONCE
-        while tasks:
+        while True:
             try:
-                self._lots.extend(_parts(self._own_client().pack_tasks(tasks)))
+                self._note_made(self._packed(tasks))
                 return
             except ServiceError as error:
                 self._keeper.replace(error)
+
+    def _note_made(self, lot: Lot) -> None:
+        self._has_all = len(lot) < self._size
+        self._size = ADD_AT_ONCE
+        if lot:
+            self._lots.extend(_parts(lot))
+
+    def _packed(self, tasks: list[ProcessingTask | FrozenTask]) -> Lot:
+        frozen = [tuple(task) for task in tasks if isinstance(task, FrozenTask)]
+        return frozen if len(frozen) == len(tasks) else self._own_client().pack_tasks(tasks)
 
 
 def _parts(lot: Lot) -> Iterator[Lot]:

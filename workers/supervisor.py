@@ -238,6 +238,18 @@ class Supervisor:
         self.start_queue(prepares_workers=True)
         self.start_workers()
 
+    def feed(self, tasks: Iterable[ProcessingTask | FrozenTask], count: int = 0) -> None:
+        """What run is to add, beside what the queue has; before start_queue, or after it.
+
+        It is added while the first of it is worked on, in this order, each task once whatever is lost on the way; a few
+        thousand at most are made ahead. Of a FrozenTask the data are taken as they are, and the first ones are made while
+        the manager starts.
+
+        Args:
+            count: how many these are, as far as is known; they are shown as waiting.
+        """
+        self._feeder.begin(tasks, count)
+
     def start_queue(self, *, prepares_workers: bool = False) -> None:
         """Start the manager: the queue can be filled, and looked at, before anybody works on it. Errors as in start.
 
@@ -253,10 +265,13 @@ class Supervisor:
         try:
             if self._start_method == "forkserver":
                 control.start_forkserver()
-            if prepares_workers:
-                self._keeper.open(meanwhile=lambda: self._staff.prepare(time.monotonic()))
-            else:
-                self._keeper.open()
+
+            def meanwhile() -> None:
+                if prepares_workers:
+                    self._staff.prepare(time.monotonic())
+                self._feeder.make_ahead()
+
+            self._keeper.open(meanwhile=meanwhile)
             self.queue: QueueClient = self._keeper.queue
             self._feeder.open()
             if self._journal is not None:
@@ -349,21 +364,14 @@ class Supervisor:
 
     # ------------------------------------------------------------------ the loop
 
-    def run(self, tasks: Iterable[ProcessingTask | FrozenTask] = (), count: int = 0) -> RunEnd:
+    def run(self) -> RunEnd:
         """Work until nothing is left, or until it is interrupted.
-
-        Args:
-            tasks: what is to be added, beside what the queue has. It is added while the first of it is worked on, in this
-                order, each task once whatever is lost on the way; a few thousand at most are made ahead. Of a FrozenTask
-                the data are taken as they are.
-            count: how many these are, as far as is known; they are shown as waiting.
 
         Raises:
             WorkersCannotStartError: workers die before they take a PO.
             ServiceError: the manager is lost, and could not be replaced.
         """
         self._keeps_files = self._journal is not None  # until the end is a good one
-        self._feeder.begin(tasks, count)
         self._is_running = True
         freezes = not gc.get_freeze_count()  # else somebody else does, and means his to stay so
         if freezes:

@@ -393,7 +393,8 @@ def test_a_hung_po_is_killed_while_others_are_still_added(tmp_path: Path) -> Non
             ends.append(event.task.task_id)
 
     with on_stage(tmp_path, task_timeout=0.3, on_event=take) as (supervisor, play):
-        assert supervisor.run(tasks()).reason == "done"
+        supervisor.feed(tasks())
+        assert supervisor.run().reason == "done"
 
     assert ends == ["H"] and play.errors("H") == ["TaskTimeout"]
     assert play.is_completed(*(name for name in play.tasks if name != "H"))
@@ -409,7 +410,8 @@ def test_a_stop_is_heeded_while_pos_are_still_added_and_none_is_forgotten(tmp_pa
             yield po(f"P{number}", "quick", tmp_path)
 
     with on_stage(tmp_path) as (supervisor, play):
-        end = supervisor.run(tasks(), count)
+        supervisor.feed(tasks(), count)
+        end = supervisor.run()
 
     assert end.reason == "interrupted"
     assert play.status["completed_tasks"] < count / 8
@@ -423,7 +425,8 @@ def test_what_is_still_to_be_added_is_shown_as_waiting(tmp_path: Path, monkeypat
     seen: list[Snapshot] = []
 
     with on_stage(tmp_path, on_show=seen.append) as (supervisor, play):
-        supervisor.run((po(f"P{number}", "quick", tmp_path) for number in range(3000)), 3000)
+        supervisor.feed((po(f"P{number}", "quick", tmp_path) for number in range(3000)), 3000)
+        supervisor.run()
 
     assert {snapshot.total for snapshot in seen} == {3000}
     assert any(snapshot.to_add for snapshot in seen)
@@ -945,7 +948,8 @@ def test_data_that_are_frozen_as_json_are_carried_as_they_are(is_frozen: bool, t
     payload = freeze_plain_po(task.po_data)
     frozen = FrozenTask(task.task_id, "A", payload, 5, task.max_retries, task.retry_delay, task.task_timeout, "")
     with on_stage(tmp_path, on_event=take) as (supervisor, play):
-        supervisor.run([frozen if is_frozen else task])
+        supervisor.feed([frozen if is_frozen else task])
+        supervisor.run()
 
     assert play.is_completed("A")
     assert [is_json(record.payload) for record in records] == [is_frozen]

@@ -52,6 +52,7 @@ def test_the_text_says_what_the_dict_says(
     assert json.loads(text, parse_constant=pytest.fail) == {**HEAD, **build_report(parts)}
     assert list(json.loads(text)) == [*HEAD, *build_report(parts)]
     assert json.loads("".join(as_json(parts, {}))) == build_report(parts)
+    assert "".join(as_json(parts, HEAD, knows_data=True)) == text
 
 
 def parts_of_one(payload: bytes, *, is_done: bool) -> ReportParts:
