@@ -86,7 +86,8 @@ class PoqueuePool:
         if isinstance(orders, list):
             self._expected = {po["po_number"] for po in orders}
             self._outcomes.started_at = time.monotonic()
-            self.supervisor.run(_tasks(orders))
+            self.supervisor.feed(_tasks(orders))
+            self.supervisor.run()
         else:
             self._keep_going()
             threading.Thread(target=self._feed, args=(orders,), daemon=True).start()
