@@ -1,0 +1,51 @@
+"""What the run's log and the screen make of log records."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers.log import RunLogging
+
+EACH = (
+    {"worker_id": "w1.1", "po_number": "A\nB", "task_id": "t1", "attempt": 1},
+    {"worker_id": "w2.1", "po_number": "\ud800", "task_id": "t2", "attempt": 2},
+    {"worker_id": None, "po_number": "", "task_id": "t3", "attempt": 0},
+)
+
+
+def lines_of(tmp_path: Path, *, as_json: bool = False, **extra: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    shown: list[str] = []
+    with RunLogging(tmp_path / "run.log", "r", shown.append, verbosity=2, as_json=as_json):
+        logging.getLogger("workers.supervisor").debug("completed", extra=extra)
+    text = (tmp_path / "run.log").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()], shown
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_record_about_many_pos_is_a_line_for_each(as_json: bool, tmp_path: Path) -> None:
+    lines, shown = lines_of(tmp_path, as_json=as_json, each=EACH)
+
+    assert [line["task_id"] for line in lines] == ["t1", "t2", "t3"]
+    assert {(line["message"], line["level"], line["run"]) for line in lines} == {("completed", "DEBUG", "r")}
+    assert len(shown) == 3 and not any("\n" in line for line in shown)
+    assert ("[w1.1]" in shown[0], "w2.1" in shown[1]) == (not as_json, True)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_such_a_line_says_what_a_record_about_this_po_alone_says(number: int, tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    many, shown = lines_of(tmp_path, each=EACH)
+    [alone], shown_alone = lines_of(tmp_path / "alone", **EACH[number])
+
+    assert many[number] | {"time": ""} == alone | {"time": ""}
+    assert list(many[number]) == list(alone)
+    assert [shown[number][8:]] == [line[8:] for line in shown_alone]
+
+
+def test_what_belongs_to_one_po_stands_behind_it(tmp_path: Path) -> None:
+    [line], _ = lines_of(tmp_path, po_number="A", stack="where it hung")
+
+    assert list(line) == ["time", "level", "logger", "message", "run", "po_number", "stack"]
