@@ -33,7 +33,7 @@ def pack_task(task: Any, as_json: bool) -> tuple[Any, ...]:
     Raises:
         ValueError: it is no task, or its data cannot be frozen.
     """
-    if type(task) is FrozenTask:
+    if isinstance(task, FrozenTask):
         return tuple(task)
     if not isinstance(task, ProcessingTask):
         raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")

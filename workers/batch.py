@@ -413,7 +413,7 @@ class _Run:
         failpoint.hit("batch.before_report")
         for path in (self._run_dir / "report.json", *self._batch._settings.report):
             name = path.name if path.parent == self._run_dir else str(path)
-            files[name] = write_report(head, self._parts, path, knows_data=self._resuming is None)
+            files[name] = write_report(head, self._parts, path, knows_data=self._froze_all())
         if self._batch._settings.results is not None:
             files[str(self._batch._settings.results)] = self._batch._settings.results
         code = self._exit_code(end, accounts, total)
@@ -577,7 +577,8 @@ class _Run:
         found = supervisor.give_up_adding()
         for status in UNFINISHED:
             for record in supervisor.ask("get_tasks_by_status", status, timeout_s=REPORT_TIMEOUT_S):
-                found.append(self._order_of(record.task_id) or thaw(record.payload))
+                if self._place(record.task_id) is not None:
+                    found.append(self._order_of(record.task_id) or thaw(record.payload))
         return found
 
     # --- running
@@ -611,7 +612,17 @@ class _Run:
         self._book.orders, self._book.priorities = [], []  # from here on the queue has them
 
     def _place(self, task_id: str) -> int | None:
-        return int(task_id[1:]) - 1 if self._place_of is None else self._place_of.get(task_id)
+        """None: it is of no order of the file; whoever holds the key may add a task of his own."""
+        if self._place_of is not None:
+            return self._place_of.get(task_id)
+        number = task_id.removeprefix("t")
+        place = int(number) - 1 if number.isdecimal() else -1
+        return place if 0 <= place < len(self._ended) else None
+
+    def _froze_all(self) -> bool:
+        """Whether the data of all tasks were frozen by this process."""
+        tasks = self._parts.records if self._parts is not None else ()
+        return self._resuming is None and all(self._place(task.task_id) is not None for task in tasks)
 
     def _order_of(self, task_id: str) -> dict[str, Any] | None:
         """The order of a task, as long as it is at hand; None: as the task has it."""

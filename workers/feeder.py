@@ -54,9 +54,9 @@ class Feeder:
             self._own_client()
 
     def begin(self, tasks: Iterable[ProcessingTask | FrozenTask], count: int) -> None:
-        """What is to be added from now on, `count` tasks as far as is known, made a lot at a time."""
-        self._tasks, self._has_all, self._count = iter(tasks), False, count
-        self._size = FIRST_LOT
+        """What is to be added as well, `count` tasks as far as is known, made a lot at a time."""
+        self._tasks, self._has_all = chain(self._tasks, tasks), False
+        self._count += count
 
     def make_ahead(self) -> None:
         """Make the first lots, as far as that needs no queue."""

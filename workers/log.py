@@ -6,7 +6,7 @@ A record may be about many POs at once: its attribute `each` then holds the ID_F
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from workers.safe_text import safe_text
 
 ID_FIELDS = ("run", "worker_id", "po_number", "task_id", "attempt")
 OUTPUT_LOGGER = "workers.output"
+PART_CHARS = 1000  # of a record of many lines: the buffer of a file holds 8192 bytes, and a character takes up to 6
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
@@ -94,12 +95,42 @@ class _ShowHandler(logging.Handler):
 class _LogFile(logging.FileHandler):
     """What there is no room for on the disk is not logged; that it is full is told by others, on the screen."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write its lines, a few at a time: what a full disk does not take is whole lines, as long as a buffer holds them."""
+        stream = self.stream
+        if stream is None:
+            return
+        with contextlib.suppress(Exception):
+            for part in _parts(self.format(record)):
+                with contextlib.suppress(OSError):
+                    stream.write(part)
+                    stream.flush()
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing: the standard way would show a traceback."""
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             super().close()
+
+
+def _parts(text: str) -> Iterator[str]:
+    part = ""
+    for line in text.split("\n"):
+        if part and len(part) + len(line) > PART_CHARS:
+            yield part
+            part = ""
+        part += f"{line}\n"
+    yield part
+
+
+def log_each(logger: logging.Logger, level: int, message: str, each: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each of these POs: by one record for the run's log, by a record each for handlers of the program's own."""
+    if RunLogging.active:
+        logger.log(level, message, extra={"each": each})
+        return
+    for ids in each:
+        logger.log(level, message, extra=dict(ids))
 
 
 class RunLogging:
@@ -113,6 +144,8 @@ class RunLogging:
         as_json: the lines shown are JSON too.
     """
 
+    active = 0  # how many there are, each in its `with`
+
     def __init__(self, path: Path, run: str, show: Callable[[str], None], *, verbosity: int, as_json: bool) -> None:
         self._file = _LogFile(path, encoding="utf-8", delay=False)
         path.chmod(0o600)
@@ -124,6 +157,7 @@ class RunLogging:
         self._before = [(one.level, one.propagate) for one in self._loggers]
 
     def __enter__(self) -> "RunLogging":
+        RunLogging.active += 1
         for one in self._loggers:
             one.setLevel(logging.DEBUG)
             one.propagate = False
@@ -132,6 +166,7 @@ class RunLogging:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        RunLogging.active -= 1
         for one, (level, propagate) in zip(self._loggers, self._before, strict=True):
             one.removeHandler(self._file)
             one.removeHandler(self._screen)

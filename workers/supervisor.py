@@ -16,6 +16,7 @@ import contextlib
 import faulthandler
 import functools
 import gc
+import itertools
 import logging
 import os
 import shutil
@@ -38,7 +39,7 @@ from poqueue.task import Event, ProcessingTask, Report, TaskRecord, TaskStatus
 from workers import own_process
 from workers import process_control as control
 from workers.feeder import Feeder
-from workers.log import OUTPUT_LOGGER
+from workers.log import OUTPUT_LOGGER, log_each
 from workers.post_mortem import describe_death, describe_timeout, is_whole_stack, signal_name
 from workers.processing import ProcessorSpec, check_importable, load_target
 from workers.queue_keeper import QueueKeeper
@@ -239,7 +240,7 @@ class Supervisor:
         self.start_workers()
 
     def feed(self, tasks: Iterable[ProcessingTask | FrozenTask], count: int = 0) -> None:
-        """What run is to add, beside what the queue has; before start_queue, or after it.
+        """What run is to add, beside what the queue has; before start_queue, or after it. More of it may follow.
 
         It is added while the first of it is worked on, in this order, each task once whatever is lost on the way; a few
         thousand at most are made ahead. Of a FrozenTask the data are taken as they are, and the first ones are made while
@@ -512,19 +513,15 @@ class Supervisor:
         return self._feeder.give_up()
 
     def _take_events(self, events: list[Event]) -> None:
-        logs_each = logger.isEnabledFor(logging.DEBUG)
-        done: list[dict[str, Any]] = []  # whose lines are still to be written
-        try:
-            for event in events:
-                if event.kind != "completed":
-                    _log_completed(done)
+        for is_completed, group in itertools.groupby(events, lambda event: event.kind == "completed"):
+            alike = list(group)
+            if is_completed and logger.isEnabledFor(logging.DEBUG):
+                log_each(logger, logging.DEBUG, "completed", [_ids_of(event.task) for event in alike if event.task])
+            for event in alike:
+                if not is_completed:
                     self._act_on(event)
-                elif logs_each and event.task is not None:
-                    done.append(_ids_of(event.task))
                 if self._on_event is not None:
                     self._on_event(event)
-        finally:
-            _log_completed(done)
 
     def _act_on(self, event: Event) -> None:
         if event.kind == "empty":
@@ -963,13 +960,6 @@ def _ids_of(task: TaskRecord) -> dict[str, Any]:
     return {
         "worker_id": task.worker_id, "po_number": task.po_number, "task_id": task.task_id, "attempt": task.attempt,
     }  # fmt: skip
-
-
-def _log_completed(each: list[dict[str, Any]]) -> None:
-    """A line for each, by one record; then none is left."""
-    if each:
-        logger.debug("completed", extra={"each": tuple(each)})
-        each.clear()
 
 
 def _inode(path: Path) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from poqueue import ProcessingTask
 from poqueue.errors import PoqueueError
 from tests.faults.batches import Batch
 from tests.integration.console import MARK, ROOT, pids_with, started, state, wait_until
@@ -189,6 +190,24 @@ def reach_status(batch: Batch) -> dict[str, Any]:
         return queue.get_queue_status()
     finally:
         queue.close()
+
+
+@pytest.mark.parametrize("task_id", ["", "t3", "t-1", "x1"])
+def test_a_task_that_a_holder_of_the_key_adds_is_in_the_report_and_disturbs_no_accounts(
+    task_id: str, tmp_path: Path
+) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,")
+    with batch.start() as run:
+        batch.wait_begun(2)
+        with contextlib.closing(reach(batch.run_dir)) as queue:
+            queue.add_task(ProcessingTask(task_id, {"po_number": "C", "do": ""}))
+        (tmp_path / "go").touch()
+        ended = run.wait().check(0)
+
+    assert "2 input rows = 2 succeeded" in ended.err
+    report = json.loads((batch.run_dir / "report.json").read_text())
+    assert {task["po_number"]: task["status"] for task in report["tasks"]} == dict.fromkeys("ABC", "completed")
+    assert "C" not in {line.split(",")[1] for line in (batch.run_dir / "results.csv").read_text().splitlines()}
 
 
 # ── the key ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -425,7 +425,8 @@ def test_what_is_still_to_be_added_is_shown_as_waiting(tmp_path: Path, monkeypat
     seen: list[Snapshot] = []
 
     with on_stage(tmp_path, on_show=seen.append) as (supervisor, play):
-        supervisor.feed((po(f"P{number}", "quick", tmp_path) for number in range(3000)), 3000)
+        for numbers in (range(2500), range(2500, 3000)):
+            supervisor.feed((po(f"P{number}", "quick", tmp_path) for number in numbers), len(numbers))
         supervisor.run()
 
     assert {snapshot.total for snapshot in seen} == {3000}

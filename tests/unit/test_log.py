@@ -2,12 +2,13 @@
 
 import json
 import logging
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from workers.log import RunLogging
+from workers.log import RunLogging, log_each
 
 EACH = (
     {"worker_id": "w1.1", "po_number": "A\nB", "task_id": "t1", "attempt": 1},
@@ -49,3 +50,32 @@ def test_what_belongs_to_one_po_stands_behind_it(tmp_path: Path) -> None:
     [line], _ = lines_of(tmp_path, po_number="A", stack="where it hung")
 
     assert list(line) == ["time", "level", "logger", "message", "run", "po_number", "stack"]
+
+
+def test_of_what_a_full_disk_does_not_take_no_line_is_broken(tmp_path: Path) -> None:
+    each = [{"worker_id": "w1.1", "po_number": f"PO-{n:05}", "task_id": f"t{n}", "attempt": 1} for n in range(750)]
+    path, logger = tmp_path / "run.log", logging.getLogger("workers.supervisor")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunLogging(path, "r", lambda line: None, verbosity=0, as_json=False):
+        log_each(logger, logging.DEBUG, "completed", each[:250])
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20_000, limits[1]))
+            log_each(logger, logging.DEBUG, "completed", each[250:500])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        log_each(logger, logging.DEBUG, "completed", each[500:])
+
+    found = [json.loads(line)["task_id"] for line in path.read_text().splitlines()]
+    told = [ids["task_id"] for ids in each]
+    assert found == [task_id for task_id in told if task_id in found]  # in order, each once
+    assert found[:250] == told[:250] and found[-250:] == told[500:]
+    assert 550 < len(found) < 750
+
+
+def test_handlers_of_the_program_get_a_record_for_each(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("workers.supervisor")
+    with caplog.at_level(logging.DEBUG, logger.name):
+        log_each(logger, logging.DEBUG, "completed", EACH)
+
+    found = [(record.message, vars(record)["task_id"]) for record in caplog.records]
+    assert found == [("completed", "t1"), ("completed", "t2"), ("completed", "t3")]
