@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from poqueue.errors import ConfigError, OrdersError
+from poqueue.payload import freeze_plain_po
+from poqueue.wire import MAX_REQUEST_BYTES
 from workers.amounts import is_plain, plain_text, read_amount
 from workers.order_columns import MAX_LISTED, RESERVED_NAMES, Columns, first_few
 from workers.order_csv import open_csv
@@ -35,6 +37,7 @@ Row = dict[str, Any]
 
 DEFAULT_PRIORITY = 5
 MAX_PO_NUMBER_CHARS = 64
+MAX_PO_BYTES = MAX_REQUEST_BYTES - 1024**2
 PROGRESS_ROWS = 10_000
 
 
@@ -186,7 +189,7 @@ def _read_table(
     )
     book.last_row = table.header_row
     book.notes += table.notes + columns.notes
-    collector = _Collector(book, columns, source, label)
+    collector = _Collector(book, columns, source, label, len(data))
     for number, cells in table.records:
         collector.add(number, cells)
         if on_progress is not None and number % PROGRESS_ROWS == 0:
@@ -257,12 +260,13 @@ class _Group:
 class _Collector:
     """Takes the records one by one and sorts them into a book."""
 
-    def __init__(self, book: OrderBook, columns: Columns, source: OrderSource, label: str) -> None:
+    def __init__(self, book: OrderBook, columns: Columns, source: OrderSource, label: str, size_bytes: int) -> None:
         self._book = book
         self._columns = columns
         self._source = source
         self._label = label
         self._is_workbook = book.encoding is None
+        self._size_bytes = size_bytes
         fields = (columns.po_number, columns.supplier, columns.priority)
         self._stripped = [place for place in fields if place is not None]
         self._groups: list[_Group] = []
@@ -294,6 +298,8 @@ class _Collector:
             self._refuse_duplicates()
         limit = len(self._groups) if self._source.limit is None else self._source.limit
         orders = [_order(group) for group in self._groups]
+        if self._is_workbook or self._at_most(self._book.row_count, self._size_bytes) > MAX_PO_BYTES:
+            self._refuse_giants(orders)
         self._book.orders, self._book.left_out = orders[:limit], orders[limit:]
         self._book.priorities = [group.priority for group in self._groups[:limit]]
         if self._book.row_count == 0:
@@ -386,6 +392,23 @@ class _Collector:
                 f"{self._label}: {len(self._ambiguous)} amounts, such as in row {number} (read as {row['amount']}), "
                 "can be read two ways; a comma was taken to separate thousands, a dot decimals"
             )
+
+    def _refuse_giants(self, orders: list[dict[str, Any]]) -> None:
+        """A PO travels in one piece; one that cannot is most likely no PO, but a whole file with one text in that column."""
+        for order in orders:
+            chars = sum(len(text) for row in order["rows"] for text in row.values() if isinstance(text, str))
+            is_large = self._at_most(len(order["rows"]), chars) > MAX_PO_BYTES
+            if is_large and (size := len(freeze_plain_po(order))) > MAX_PO_BYTES:
+                column = self._book.headers[self._columns.po_number]
+                raise OrdersError(
+                    f"{self._label}: PO {quoted(order['po_number'])} (rows {first_few(order['row_numbers'])}) takes "
+                    f"{size:,} bytes, and a PO may take {MAX_PO_BYTES:,}; is {quoted(column)} the column with the PO "
+                    "numbers? Name another one by --map, or run each row apart by --duplicates separate"
+                )
+
+    def _at_most(self, rows: int, chars: int) -> int:
+        """The bytes of one order of so many rows, with so much text in their cells: six for a character, names, marks."""
+        return 2 * (6 * chars + rows * sum(6 * len(name) + 32 for name in self._columns.names))
 
     def _refuse_duplicates(self) -> None:
         repeated = [group for group in self._groups if len(group.rows) > 1]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from poqueue.errors import ConfigError, OrdersError
 from poqueue.payload import freeze_plain_po, freeze_po
+from workers import orders as orders_module
 from workers.amounts import parse_amount, plain_text
 from workers.orders import OrderBook, OrderSource, cells_as_given, read_orders
 
@@ -536,6 +537,26 @@ def test_an_amount_that_cannot_be_read_stays_as_it_is(read):
 
     assert [order["amount"] for order in book.orders] == ["NA", " ask ", None]
     assert book.invalid == []
+
+
+@pytest.mark.parametrize("name", ["orders.csv", "orders.xlsx"])
+def test_a_po_that_is_larger_than_a_call_may_carry_is_named(name, tmp_path, read, refusal, monkeypatch):
+    rows = [["po_number", "\x01 and more" * 3 if name == "orders.csv" else "text"]]
+    rows += [["ALL" if number < 50 else f"P{number}", "some text"] for number in range(100)]
+    content = workbook(tmp_path / "w.xlsx", {"Orders": rows})
+    if name == "orders.csv":
+        content = "".join(",".join(row) + "\n" for row in rows).encode()
+    [largest] = [order for order in read(content, name).orders if order["po_number"] == "ALL"]
+    size = len(freeze_plain_po(largest))
+
+    monkeypatch.setattr(orders_module, "MAX_PO_BYTES", size)
+    assert len(read(content, name).orders) == 51
+    monkeypatch.setattr(orders_module, "MAX_PO_BYTES", size - 1)
+    message = refusal(content, name)
+
+    assert "PO 'ALL' (rows 2, 3, 4" in message and f"takes {size:,} bytes" in message
+    assert "'po_number' the column" in message and "--duplicates separate" in message
+    assert len(read(content, name, duplicates="separate").orders) == 100
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-(10**12), max_value=10**12))
