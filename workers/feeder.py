@@ -54,9 +54,11 @@ class Feeder:
             self._own_client()
 
     def begin(self, tasks: Iterable[ProcessingTask | FrozenTask], count: int) -> None:
-        """What is to be added as well, `count` tasks as far as is known, made a lot at a time."""
-        self._tasks, self._has_all = chain(self._tasks, tasks), False
-        self._count += count
+        """What is to be added as well, `count` tasks as far as is known, made a lot at a time; done already if there is none."""
+        tasks = iter(tasks)
+        if first := list(islice(tasks, 1)):
+            self._tasks, self._has_all = chain(self._tasks, first, tasks), False
+            self._count += count
 
     def make_ahead(self) -> None:
         """Make the first lots, as far as that needs no queue."""

@@ -84,6 +84,18 @@ def test_a_batch_that_is_killed_again_and_again_ends_as_if_it_had_not_been(start
         assert batch.results() == undisturbed(tmp_path / "calm", batch, 1)
 
 
+def test_a_run_that_is_through_starts_no_worker_when_it_is_resumed(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,")
+    with batch.start() as run:
+        run.wait().check(0)
+    log = batch.run_dir / "run.log"
+    started = log.read_text().count("worker started")
+
+    batch.finish(code=5)
+
+    assert log.read_text().count("worker started") == started > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_ten_kills_of_a_real_order_file(tmp_path: Path) -> None:
