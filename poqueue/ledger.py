@@ -111,7 +111,8 @@ class Ledger:
         self._by_po: dict[str, Entry | list[Entry]] = {}
         self._by_worker: dict[str, dict[int, Entry]] = {}  # likewise
         self._held: dict[str, dict[int, Entry]] = {}  # worker -> token -> what it holds now
-        self._finished: deque[tuple[float, Entry]] = deque()
+        self._finished: deque[Entry] = deque()  # in the order of their ends,
+        self._finished_at: deque[float] = deque()  # and when: no pair for each, which the garbage collector would visit
         self._expired = 0  # how many have left at the front of `_finished`, so that a place in it stays what it is
 
     def __len__(self) -> int:
@@ -184,7 +185,8 @@ class Ledger:
             entry.status = status
             if is_end:
                 entry.finished = now
-                self._finished.append((now, entry))
+                self._finished.append(entry)
+                self._finished_at.append(now)
 
     def forget_worker(self, entry: Entry, worker_id: str) -> None:
         """The worker never began the task."""
@@ -219,14 +221,18 @@ class Ledger:
     def finished(self, start: int, limit: int) -> tuple[list[Entry], int]:
         """Tasks that have ended, in the order of their ends, from a place in that order; and the place to go on from."""
         start = max(start, self._expired)
-        found = list(islice(self._finished, start - self._expired, start - self._expired + limit))
-        return [entry for at, entry in found if self._has_ended(entry, at)], start + len(found)
+        first, last = start - self._expired, start - self._expired + limit
+        if len(self._finished) != len(self._finished_at):  # a signal handler reads in the middle of a step
+            return [], start
+        entries, ends = list(islice(self._finished, first, last)), islice(self._finished_at, first, last)
+        found = [entry for entry, at in zip(entries, ends, strict=True) if self._has_ended(entry, at)]
+        return found, start + len(entries)
 
     def expire(self, before: float) -> int:
         """Drop the history of tasks that finished earlier than `before`; counters keep them."""
         dropped = 0
-        while self._finished and self._finished[0][0] < before:
-            finished, entry = self._finished.popleft()
+        while self._finished_at and self._finished_at[0] < before:
+            finished, entry = self._finished_at.popleft(), self._finished.popleft()
             self._expired += 1
             if self._has_ended(entry, finished):
                 self._drop(entry)

@@ -7,11 +7,14 @@ Plain and single-threaded: the queue holds the lock. A task stands in one place 
 import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from poqueue.ledger import Entry
 
 PRIORITIES = range(1, 11)
+_priority = attrgetter("priority")
 
 
 class _Lane:
@@ -51,9 +54,8 @@ class Schedule:
 
     def add(self, entries: Iterable[Entry]) -> None:
         """New tasks: ready, each behind all others of its priority."""
-        lanes, by_priority = self._lanes, self._by_priority
-        for entry in entries:
-            lanes[entry.priority - 1 if by_priority else 0].fresh.append(entry)
+        for priority, alike in groupby(entries, _priority):
+            self._lanes[priority - 1 if self._by_priority else 0].fresh.extend(alike)
 
     def put_back(self, entry: Entry) -> None:
         """A task that may run at once, at its original rank."""
