@@ -29,7 +29,7 @@ def freeze(value: Any, what: str, as_json: bool = False) -> bytes:
         if not as_json:
             return pickle.dumps(value, 5)
         if _is_same_in_json(value) or (type(value) is tuple and all(map(_is_same_in_json, value))):
-            return fast_json.encode_finite(value).encode("utf-8", "surrogatepass")
+            return freeze_plain(value)
     except Exception as error:  # a value's own __reduce__ may raise anything
         done = "written as JSON" if as_json else "pickled"
         raise ValueError(f"invalid {what}: it cannot be {done} ({type(error).__name__}: {error})") from None
@@ -89,9 +89,9 @@ def freeze_po(po_data: Any, as_json: bool = False) -> tuple[str, bytes]:
     return text, freeze(po_data, "task data", as_json)
 
 
-def freeze_plain_po(po_data: dict[str, Any]) -> bytes:
-    """Freeze a PO that is known to be what JSON can hold, as freeze_po does with `as_json`."""
-    return fast_json.encode_finite(po_data).encode("utf-8", "surrogatepass")
+def freeze_plain(value: Any) -> bytes:
+    """Freeze what is known to be what JSON can hold, as the others do with `as_json`."""
+    return fast_json.encode_finite(value).encode("utf-8", "surrogatepass")
 
 
 def freeze_result(result: Any, as_json: bool = False) -> FrozenResult:

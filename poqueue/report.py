@@ -53,7 +53,7 @@ def as_json(parts: ReportParts, first: Mapping[str, Any], *, knows_data: bool = 
 
     Args:
         first: plain JSON types.
-        knows_data: whatever looks like JSON in the place of a PO's data was made by freeze_plain_po in this process, and is
+        knows_data: whatever looks like JSON in the place of a PO's data was made by freeze_plain in this process, and is
             not read once more to see whether it is.
 
     Raises:

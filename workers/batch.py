@@ -23,7 +23,7 @@ from poqueue.client import REPORT_TIMEOUT_S
 from poqueue.errors import ConfigError, JournalError, OrdersError, ServiceError
 from poqueue.journal import JOURNAL_NAME, check_file
 from poqueue.packing import FrozenTask, unpack_parts
-from poqueue.payload import freeze_plain_po, thaw, thaw_result, thaw_task
+from poqueue.payload import freeze_plain, thaw, thaw_result, thaw_task
 from poqueue.report import as_csv, as_json, as_yaml, build_report
 from poqueue.service import leave_if_imported_again
 from poqueue.task import Event, ReportParts, TaskRecord, TaskStatus
@@ -603,7 +603,7 @@ class _Run:
         orders, priorities = self._book.orders, self._book.priorities
         for task_id, place in zip(ids, places, strict=True):
             order = orders[place]
-            payload = freeze_plain_po(order)  # text, row numbers and lists of them: the order file holds nothing else
+            payload = freeze_plain(order)  # text, row numbers and lists of them: the order file holds nothing else
             yield FrozenTask(
                 task_id, order["po_number"], payload, priorities[place], None, None, None, _supplier_of(order)
             )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from poqueue.errors import ConfigError, OrdersError
-from poqueue.payload import freeze_plain_po
+from poqueue.payload import freeze_plain
 from poqueue.wire import MAX_REQUEST_BYTES
 from workers.amounts import is_plain, plain_text, read_amount
 from workers.order_columns import MAX_LISTED, RESERVED_NAMES, Columns, first_few
@@ -398,7 +398,7 @@ class _Collector:
         for order in orders:
             chars = sum(len(text) for row in order["rows"] for text in row.values() if isinstance(text, str))
             is_large = self._at_most(len(order["rows"]), chars) > MAX_PO_BYTES
-            if is_large and (size := len(freeze_plain_po(order))) > MAX_PO_BYTES:
+            if is_large and (size := len(freeze_plain(order))) > MAX_PO_BYTES:
                 column = self._book.headers[self._columns.po_number]
                 raise OrdersError(
                     f"{self._label}: PO {quoted(order['po_number'])} (rows {first_few(order['row_numbers'])}) takes "

@@ -25,7 +25,7 @@ import pytest
 from poqueue import ProcessingTask, TaskStatus
 from poqueue.errors import JournalError, ServiceError
 from poqueue.packing import FrozenTask
-from poqueue.payload import freeze_plain_po, is_json
+from poqueue.payload import freeze_plain, is_json
 from poqueue.records import Kind
 from poqueue.service import connect
 from poqueue.simulation import ahead_of
@@ -946,7 +946,7 @@ def test_data_that_are_frozen_as_json_are_carried_as_they_are(is_frozen: bool, t
             records.append(event.task)
 
     task = po("A", "quick", tmp_path)
-    payload = freeze_plain_po(task.po_data)
+    payload = freeze_plain(task.po_data)
     frozen = FrozenTask(task.task_id, "A", payload, 5, task.max_retries, task.retry_delay, task.task_timeout, "")
     with on_stage(tmp_path, on_event=take) as (supervisor, play):
         supervisor.feed([frozen if is_frozen else task])

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poqueue.errors import ConfigError, OrdersError
-from poqueue.payload import freeze_plain_po, freeze_po
+from poqueue.payload import freeze_plain, freeze_po
 from workers import orders as orders_module
 from workers.amounts import parse_amount, plain_text
 from workers.orders import OrderBook, OrderSource, cells_as_given, read_orders
@@ -65,7 +65,7 @@ def workbook(path: Path, sheets: dict[str, list[list[Any]]], hidden: tuple[str, 
 
 def assert_frozen_unlooked_at_as_the_queue_would(book: OrderBook) -> None:
     for order in book.orders:
-        assert (order["po_number"], freeze_plain_po(order)) == freeze_po(order, as_json=True)
+        assert (order["po_number"], freeze_plain(order)) == freeze_po(order, as_json=True)
 
 
 def po_numbers(book: OrderBook) -> list[str]:
@@ -547,7 +547,7 @@ def test_a_po_that_is_larger_than_a_call_may_carry_is_named(name, tmp_path, read
     if name == "orders.csv":
         content = "".join(",".join(row) + "\n" for row in rows).encode()
     [largest] = [order for order in read(content, name).orders if order["po_number"] == "ALL"]
-    size = len(freeze_plain_po(largest))
+    size = len(freeze_plain(largest))
 
     monkeypatch.setattr(orders_module, "MAX_PO_BYTES", size)
     assert len(read(content, name).orders) == 51

@@ -1,0 +1,40 @@
+"""The order in which tasks have ended, read in the middle of a step, as a signal handler may."""
+
+from collections import deque
+
+import pytest
+
+from poqueue.ledger import Entry, Ledger
+from poqueue.task import COMPLETED
+
+
+def entry(rank: int) -> Entry:
+    return Entry(f"t{rank}", f"P{rank}", b"{}", 5, rank, 0, 0.0, 1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("step", ["an end", "an expiry"])
+def test_a_place_in_the_order_of_ends_stays_while_a_step_is_under_way(step: str) -> None:
+    seen = []
+
+    class Times(deque[float]):
+        def append(self, at: float) -> None:
+            seen.append(ledger.finished(0, 10))
+            super().append(at)
+
+        def popleft(self) -> float:
+            at = super().popleft()
+            seen.append(ledger.finished(0, 10))
+            return at
+
+    ledger, entries = Ledger(), [entry(rank) for rank in (1, 2, 3)]
+    ledger.add(entries)
+    ledger.lease(entries, "w1")
+    ledger.move(entries[:2], COMPLETED, now=1.0)
+    ledger._finished_at = Times(ledger._finished_at)
+    if step == "an end":
+        ledger.move(entries[2:], COMPLETED, now=2.0)
+    else:
+        ledger.expire(1.5)
+
+    assert seen == ([([], 0)] if step == "an end" else [([], 0), ([], 1)])  # nothing for now, nothing skipped
+    assert ledger.finished(0, 10) == ((entries, 3) if step == "an end" else ([], 2))
