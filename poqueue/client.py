@@ -36,14 +36,15 @@ logger = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 10.0  # above MAX_WAIT_S of the queue: a waiting call is no lost one
 REPORT_TIMEOUT_S = 600.0
 MIN_KEY_BYTES = 16
-REOPEN_S = 5.0
+REOPEN_S = 0.1  # between two tries
 
 
 class QueueClient:
     """The public methods of a TaskQueue that lives in another process; safe for threads, a connection each.
 
     Copies, errors and records are as in TaskQueue. Every call may also raise CallTimeoutError or ManagerLostError; the
-    next call then begins with a new connection. Event handlers run here, in the client's process, on a thread of its own.
+    next call then begins with a new connection. Event handlers run here, in the client's process, on a thread of its own;
+    what happens while a lost manager is replaced they are not told.
     """
 
     def __init__(self, address: str, key: bytes) -> None:
@@ -300,7 +301,9 @@ class QueueClient:
         on_queue_full: Callable[[], None] | None = UNSET,
     ) -> None:
         self._handlers.update(on_task_complete, on_task_failed, on_queue_empty, on_queue_full)
-        if self._handlers and self._listener is None:
+        if not self._handlers:
+            self._listener = None  # it ends
+        elif self._listener is None:
             opened = self.open_events()  # from here on nothing is missed
             self._listener = threading.Thread(target=self._listen, args=opened, daemon=True, name="poqueue-events")
             self._listener.start()
@@ -346,31 +349,35 @@ class QueueClient:
             self._as_json = self.has_journal()
         return self._as_json
 
+    def _is_listener(self) -> bool:
+        return self._listener is threading.current_thread() and not self._is_closed
+
     def _listen(self, reader: int, after: int) -> None:
-        while not self._is_closed:
+        while self._is_listener():
             try:
                 events = self.read_events(reader, after, wait_s=2.0)
-            except PoqueueError:
-                again = self._open_events_again()
-                if again is None:
-                    return  # the service ended, and with it the events
-                reader, after = again
+            except PoqueueError as error:
+                reader, after = self._open_events_again(error)
                 continue
             for event in events:
+                if not self._is_listener():
+                    break
                 if event.sequence > after + 1:
                     logger.warning("%d events were dropped before they were read", event.sequence - after - 1)
                 after = event.sequence
                 self._handlers.call(event.kind, event.task, event.error)
+        with contextlib.suppress(PoqueueError):  # once a connection is gone, the manager does so itself
+            self.close_events(reader)
 
-    def _open_events_again(self) -> tuple[int, int] | None:
-        """A lost manager may be replaced; what happened in between is not told."""
-        deadline = time.monotonic() + REOPEN_S
-        while not self._is_closed and time.monotonic() < deadline:
-            try:
+    def _open_events_again(self, error: PoqueueError) -> tuple[int, int]:
+        """A lost manager may be replaced, however long that takes; what happens in between is not told."""
+        if self._is_listener():
+            logger.warning("no events are heard until the queue answers again: %s", error)
+        while self._is_listener():
+            with contextlib.suppress(PoqueueError):
                 return self.open_events()
-            except PoqueueError:
-                time.sleep(0.1)
-        return None
+            time.sleep(REOPEN_S)
+        return 0, 0
 
 
 class PendingCall:

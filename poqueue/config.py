@@ -63,6 +63,11 @@ def check_timeout(value: Any) -> None:
     check_seconds(value, "task timeout (task_timeout)", minimum=0.0, exclusive=True)
 
 
+def check_delay_asked_for(value: Any) -> None:
+    """A retry delay in seconds that one attempt asks for: finite; one beyond the queue's limit is cut to that."""
+    check_seconds(value, "retry delay asked for (retry_after_s)", minimum=0.0, maximum=math.inf)
+
+
 def check_max_retries(value: Any) -> None:
     """The number of retries after the first attempt: 0 or more."""
     check_whole(value, "retry count (max_retries)", minimum=0)
@@ -81,7 +86,7 @@ def check_seconds(
     value: Any, name: str, *, minimum: float, maximum: float = MAX_TIMEOUT_S, exclusive: bool = False
 ) -> None:
     """Refuse what is not a finite number in range; True and False are no numbers."""
-    if type(value) is bool or not isinstance(value, int | float) or not math.isfinite(value):
+    if type(value) is bool or not isinstance(value, int | float) or not abs(value) < math.inf:
         raise ValueError(f"{name} must be a finite number, got {value!r}")
     if value < minimum or value > maximum or (exclusive and value == minimum):
         raise ValueError(

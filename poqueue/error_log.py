@@ -10,6 +10,7 @@ MAX_TYPES = 1000
 MAX_HOURS = 7 * 24
 MAX_TYPE_CHARS = 200
 OTHER = "(other)"
+_NAMES, _TEXTS = ("error_type", "exception", "exception_type"), ("error", "error_message", "message")
 
 
 class ErrorLog:
@@ -66,18 +67,21 @@ def described(details: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(details, dict):
         raise ValueError(f"error_details must be a dict, got {type(details).__name__}")
     named = {"error_type": error_type_of(details), "message": error_message_of(details)}
-    return {**plain_details(details), **plain_details(named)}
+    texts = {
+        key: error_message_of({key: details[key]}) for key in _TEXTS if isinstance(details.get(key), BaseException)
+    }
+    return {**plain_details({**details, **texts}), **plain_details(named)}
 
 
 def error_type_of(details: dict[str, Any]) -> str:
     """The type of an error: `error_type`, else the exception's name, else the first line of its text."""
-    for key in ("error_type", "exception", "exception_type"):
+    for key in _NAMES + _TEXTS:
         named = details.get(key)
         if isinstance(named, BaseException):
             return type(named).__name__
-        if isinstance(named, type):
+        if key in _NAMES and isinstance(named, type):
             return named.__name__
-        if isinstance(named, str) and named.strip():
+        if key in _NAMES and isinstance(named, str) and named.strip():
             return named.strip()[:MAX_TYPE_CHARS]
     lines = error_message_of(details).strip().splitlines()
     return lines[0][:MAX_TYPE_CHARS] if lines else "unknown"
@@ -85,11 +89,18 @@ def error_type_of(details: dict[str, Any]) -> str:
 
 def error_message_of(details: dict[str, Any]) -> str:
     """The text of an error: `error`, `error_message` or `message`, the first that says something."""
-    for key in ("error", "error_message", "message"):
+    for key in _TEXTS:
         text = details.get(key)
         if isinstance(text, BaseException):
-            return str(text) or type(text).__name__
-        if text is not None and str(text).strip():
-            return str(text)
+            return _text_of(text) or type(text).__name__
+        if text is not None and _text_of(text).strip():
+            return _text_of(text)
     exception = details.get("exception")
-    return str(exception) if isinstance(exception, BaseException) else ""
+    return _text_of(exception) if isinstance(exception, BaseException) else ""
+
+
+def _text_of(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # a __str__ of its own may raise anything
+        return type(value).__name__

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
+from poqueue.errors import QueueError
 from poqueue.ledger import Entry
 from poqueue.payload import thaw_task
 from poqueue.task import TaskRecord
@@ -137,6 +138,7 @@ class EventFeed:
         self.last_urgent = 0
         self._events: deque[tuple[str, Entry | tuple[Any, ...] | None, str]] = deque(maxlen=MAX_FEED)
         self._read_to: dict[int, int] = {}
+        self._read_by: dict[int, int] = {}  # the thread that read last
         self._without_data: set[int] = set()  # readers that need none
         self._readers = 0
 
@@ -149,13 +151,13 @@ class EventFeed:
         self._readers += 1
         if not brings_data:
             self._without_data.add(self._readers)
-        self._read_to[self._readers] = self.last
-        self.is_read = True
+        self._note_read(self._readers, self.last)
         return self._readers, self.last
 
     def close(self, reader: int) -> None:
         """This reader reads no more."""
         self._read_to.pop(reader, None)
+        self._read_by.pop(reader, None)
         self._without_data.discard(reader)
         self.is_read = bool(self._read_to)
         self._let_go()
@@ -173,7 +175,12 @@ class EventFeed:
         return True
 
     def read(self, reader: int, after: int, limit: int) -> list[tuple[Any, ...]]:
-        """Up to `limit` events with numbers above `after`, packed, oldest first; a gap means that some were dropped."""
+        """Up to `limit` events with numbers above `after`, packed, oldest first; a gap means that some were dropped.
+
+        Raises:
+            QueueError: the reader is closed; for what has happened since, there may be nothing that shows a gap.
+        """
+        self._guard_open(reader)
         brings_data = reader not in self._without_data
         events = self._events
         first = self.last - len(events) + 1
@@ -185,10 +192,23 @@ class EventFeed:
         ]
 
     def release(self, reader: int, up_to: int) -> None:
-        """This reader has seen events up to a number; what all have seen is let go."""
-        self._read_to[reader] = up_to
-        self.is_read = True
+        """This reader has seen events up to a number; what all have seen is let go. Errors as in read."""
+        self._guard_open(reader)
+        self._note_read(reader, up_to)
         self._let_go()
+
+    def readers_of(self, thread: int) -> list[int]:
+        """The readers that this thread was the last to read for, or to open."""
+        return [reader for reader, last in self._read_by.items() if last == thread]
+
+    def _guard_open(self, reader: int) -> None:
+        if reader not in self._read_to:
+            raise QueueError(f"reader {reader} is closed")
+
+    def _note_read(self, reader: int, up_to: int) -> None:
+        self._read_to[reader] = up_to
+        self._read_by[reader] = threading.get_ident()
+        self.is_read = True
 
     def _let_go(self) -> None:
         up_to = min(self._read_to.values(), default=self.last)

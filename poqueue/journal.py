@@ -134,6 +134,10 @@ class Journal:
         )
         return (Record(*row) for row in rows)
 
+    def last_at(self) -> float:
+        """When the latest line was written, UTC seconds; 0 if there is none."""
+        return float(next(self._read("SELECT at FROM log ORDER BY seq DESC LIMIT 1"), (0.0,))[0])
+
     def copy_to(self, path: Path) -> None:
         """A consistent copy, which others may open, while this one goes on.
 
@@ -240,7 +244,7 @@ def check_file(path: Path) -> None:
     except OSError as error:
         raise JournalError(f"{path}: the journal cannot be read: {error.strerror}") from None
     if not head:
-        raise JournalError(f"{path}: the journal is empty (0 bytes); what it held is lost")
+        raise JournalError(f"{path}: the journal is empty (0 bytes): its run had hardly begun, or what it held is lost")
     if head != b"SQLite format 3\0":
         raise JournalError(f"{path}: is not a journal (no SQLite file)")
 

@@ -37,6 +37,7 @@ class Entry:
         "finished",
         "group",
         "interruptions",
+        "is_unwanted",
         "leased",
         "max_retries",
         "payload",
@@ -51,6 +52,7 @@ class Entry:
         "task_id",
         "task_timeout",
         "token",
+        "was_retried",
         "worker_id",
     )
 
@@ -72,8 +74,10 @@ class Entry:
         self.status = PENDING
         self.attempt = 0
         self.retry_count = 0
+        self.was_retried = False  # ever: who asks for a failed task sets the count back
         self.interruptions = 0
         self.crashes = 0  # interruptions by a crash of the whole run, since somebody last asked for the task
+        self.is_unwanted = False  # cancelled while it ran: no other attempt follows
         self.token = 0
         self.leased = 0.0
         self.finished = 0.0
@@ -93,7 +97,7 @@ class Entry:
             self.task_id, self.payload if brings_data else b"", self.priority, self.status, self.attempt, self.retry_count,
             self.max_retries, self.retry_delay, self.task_timeout, self.worker_id,
             self.created_at, self.assigned_at, self.completed_at, self.result, self.error_history,
-            self.interruptions, self.po_number,
+            self.interruptions, self.po_number, self.group,
         )  # fmt: skip
 
 
@@ -111,6 +115,7 @@ class Ledger:
         self._by_po: dict[str, Entry | list[Entry]] = {}
         self._by_worker: dict[str, dict[int, Entry]] = {}  # likewise
         self._held: dict[str, dict[int, Entry]] = {}  # worker -> token -> what it holds now
+        self._cleared_of: dict[str, dict[int, Entry]] = {}  # likewise, what it may still run though it was cleared
         self._finished: deque[Entry] = deque()  # in the order of their ends,
         self._finished_at: deque[float] = deque()  # and when: no pair for each, which the garbage collector would visit
         self._expired = 0  # how many have left at the front of `_finished`, so that a place in it stays what it is
@@ -210,13 +215,27 @@ class Ledger:
             return found
         return next((e for e in found if e.status not in TERMINAL), found[-1])
 
-    def clear(self, entry: Entry) -> None:
-        """Drop a task and count it as cleared."""
+    def clear(self, entry: Entry, *, may_still_run: bool) -> None:
+        """Drop a task and count it as cleared; one that may still run is known to do so until take_cleared."""
         if entry.status is PROCESSING:
             self._let_go(entry)
+            if may_still_run:
+                self._cleared_of.setdefault(entry.worker_id or "", {})[entry.token] = entry
         self.counts[entry.status] -= 1
         self.cleared += 1
         self._drop(entry)
+
+    @property
+    def has_cleared_leases(self) -> bool:
+        """Whether a worker may still run what was cleared."""
+        return bool(self._cleared_of)
+
+    def take_cleared(self, worker_id: str, keeps: Collection[int]) -> list[Entry]:
+        """Forget what was cleared while this worker had it, but for leases that it still has."""
+        cleared = self._cleared_of.pop(worker_id, {})
+        if kept := {token: entry for token, entry in cleared.items() if token in keeps}:
+            self._cleared_of[worker_id] = kept
+        return [entry for token, entry in cleared.items() if token not in kept]
 
     def finished(self, start: int, limit: int) -> tuple[list[Entry], int]:
         """Tasks that have ended, in the order of their ends, from a place in that order; and the place to go on from."""

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from math import floor, log2
+from math import floor, inf, log2
 
 MINUTE_S = 60.0
 HOUR_S = 3600.0
@@ -21,7 +21,7 @@ class RateWindow:
 
     def add(self, now: float, count: int) -> None:
         """So many events, at this moment."""
-        bucket = int(now / self._bucket_s)
+        bucket = floor(now / self._bucket_s)  # what is read from a journal may have been before the clock's 0
         if self._buckets and self._buckets[-1][0] == bucket:
             self._buckets[-1][1] += count
         else:
@@ -31,7 +31,7 @@ class RateWindow:
 
     def count(self, now: float) -> int:
         """Events of the last `span_s` seconds."""
-        self._expire(int(now / self._bucket_s))
+        self._expire(floor(now / self._bucket_s))
         return self._total
 
     def _expire(self, bucket: int) -> None:
@@ -84,7 +84,7 @@ class Metrics:
         self.histogram = DurationHistogram()
         self._minute = RateWindow(MINUTE_S)
         self._hour = RateWindow(HOUR_S)
-        self._latest = 0.0  # completions of about one moment, not in the windows yet
+        self._latest = -inf  # completions of about one moment, not in the windows yet
         self._latest_count = 0
         self._workers: dict[str, _WorkerTime] = {}
 

@@ -4,11 +4,11 @@ Live and when read back from a journal it is the same code: that is why a replay
 decides, waits, tells anybody or looks at a clock; `now` is monotonic seconds, `at` UTC seconds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from poqueue.adaptive import AdaptiveTimeout
-from poqueue.error_log import ErrorLog, error_message_of, error_type_of
+from poqueue.error_log import ErrorLog
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import Metrics
 from poqueue.schedule import Schedule
@@ -87,14 +87,16 @@ class Moves:
         self._note_error(entry, details, at)
         entry.result = result
         entry.completed_at = at
+        entry.is_unwanted = False  # that is how it was to end
         self._ledger.move([entry], S.FAILED, now)
         return may_run
 
     def cancel(self, entry: Entry, details: dict[str, Any], now: float, at: float) -> None:
         """A waiting task ends as failed, by somebody's wish."""
         self._schedule.remove(entry)
-        entry.error_history = (*entry.error_history, _occurrence(entry, details, at))
+        entry.error_history = (*entry.error_history, _wish(entry, details, at))
         entry.completed_at = at
+        entry.is_unwanted = False  # that is how it was to end
         self._ledger.move([entry], S.FAILED, now)
 
     def retry(
@@ -106,9 +108,16 @@ class Moves:
         self.wait_again(entry, due)
         return may_run
 
+    def retry_ended(self, entry: Entry, details: dict[str, Any], due: float, at: float) -> None:
+        """Somebody asks for a retry of a task that has failed, and says why; that attempt is counted already."""
+        entry.error_history = (*entry.error_history, _wish(entry, details, at))
+        self.wait_again(entry, due)
+
     def wait_again(self, entry: Entry, due: float) -> None:
-        """One more retry is used, and waits until `due`; of an attempt that failed, or of a task that had ended so."""
-        self._metrics.tasks_retried += entry.retry_count == 0
+        """One more retry is used, and waits until `due`."""
+        if entry.attempt and not entry.was_retried:  # one that has never started may be asked for again as well
+            self._metrics.tasks_retried += 1
+            entry.was_retried = True
         entry.retry_count += 1
         self._wait(entry, due)
 
@@ -132,21 +141,27 @@ class Moves:
     def interrupt(self, entry: Entry, details: dict[str, Any], is_crash: bool, now: float, at: float) -> int:
         """The attempt was broken off: it waits again at its place, no retry used, and the next attempt is told its number."""
         may_run = self._stop(entry, None, now)
+        entry.ready = now
         entry.interruptions += 1
         entry.crashes += is_crash
         entry.error_history = (*entry.error_history, _occurrence(entry, details, at))
         self._put_back(entry)
         return may_run
 
-    def clear(self, entry: Entry, now: float) -> int:
-        """The task is gone, whatever its status."""
+    def clear(self, entry: Entry, now: float, *, may_still_run: bool = False) -> int:
+        """The task is gone, whatever its status; as long as it may still run, no other of its PO does (let_go)."""
         may_run = 0
         if entry.status is PROCESSING:
-            may_run = self._stop(entry, None, now)
+            self._note_worked(entry, None, now)
+            may_run = 0 if may_still_run else self._schedule.end([entry])
         elif entry.status in (PENDING, S.RETRY_PENDING):
             self._schedule.remove(entry)
-        self._ledger.clear(entry)
+        self._ledger.clear(entry, may_still_run=may_still_run)
         return may_run
+
+    def let_go(self, worker_id: str, keeps: Collection[int]) -> int:
+        """A worker runs nothing any more that was cleared, but for these leases; as from every end."""
+        return self._schedule.end(self._ledger.take_cleared(worker_id, keeps))
 
     def _put_back(self, entry: Entry) -> None:
         self._ledger.move([entry], PENDING)
@@ -159,9 +174,12 @@ class Moves:
         self._schedule.delay(entry, due)
 
     def _stop(self, entry: Entry, busy_s: float | None, now: float) -> int:
+        self._note_worked(entry, busy_s, now)
+        return self._schedule.end([entry])
+
+    def _note_worked(self, entry: Entry, busy_s: float | None, now: float) -> None:
         held_s = now - entry.leased
         self._metrics.worked(entry.worker_id or "", held_s if busy_s is None else min(busy_s, held_s))
-        return self._schedule.end([entry])
 
     def _note_error(self, entry: Entry, details: dict[str, Any], at: float) -> None:
         if entry.retry_count:
@@ -172,10 +190,18 @@ class Moves:
 
 
 def _occurrence(entry: Entry, details: dict[str, Any], at: float) -> dict[str, Any]:
-    named = {
-        "attempt": entry.attempt,
-        "worker_id": entry.worker_id,
-        "error_type": error_type_of(details),
-        "message": error_message_of(details),
-    }
-    return {**details, **named, "at": at}
+    described = {"error_type": "unknown", "message": "", **details}
+    return {**described, "attempt": entry.attempt, "worker_id": entry.worker_id, "at": at}
+
+
+def _wish(entry: Entry, details: dict[str, Any], at: float) -> dict[str, Any]:
+    """Somebody's, between two attempts: no worker has failed one."""
+    return {**_occurrence(entry, details, at), "worker_id": None}
+
+
+def was_told(entry: Entry, details: dict[str, Any]) -> bool:
+    """Whether just this is known of the latest attempt already, as of the worker that had it."""
+    return any(
+        error == {**_occurrence(entry, details, error["at"]), "worker_id": details.get("worker_id")}
+        for error in entry.error_history
+    )

@@ -1,9 +1,15 @@
 """Ending with whoever started this process, and looking whether a process is there."""
 
+import contextlib
 import fcntl
 import os
+import pickle
 import select
 import signal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 _PR_SET_PDEATHSIG = 1
 
@@ -42,6 +48,41 @@ def die_when_closed(fd: int) -> None:
     watched.register(fd, 0)
     if watched.poll(0):
         os._exit(0)
+
+
+def await_first_word(starter: "Connection[Any, Any]") -> Any:
+    """In a process that was started before it is known what for: wait to be told, out of reach of the terminal; leave if
+    its starter ends.
+    """
+    with contextlib.suppress(OSError):
+        os.setsid()
+    try:
+        word = starter.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(0)
+    return pickle.loads(word)
+
+
+def tell_first(process: Any, starter: "Connection[Any, Any]", word: Any) -> bool:
+    """Tell such a process; False if it has ended."""
+    if not process.is_alive():
+        return False
+    try:
+        os.kill(process.pid, signal.SIGCONT)  # it may have been stopped with its starter, and not continued
+        starter.send(word)
+    except OSError:
+        return False
+    return True
+
+
+def end_untold(process: Any, *pipes: "Connection[Any, Any]") -> None:
+    """End such a process that is not needed, and close what leads to it; harmless when repeated."""
+    for pipe in pipes:
+        pipe.close()
+    with contextlib.suppress(ValueError):  # closed
+        process.kill()
+        process.join()
+        process.close()
 
 
 def is_there(pid: int) -> bool:

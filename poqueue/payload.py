@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from poqueue import fast_json
 from poqueue.task import ProcessingTask, TaskRecord, TaskResult, instance
 
+MAX_DURATION_S = 1e12
+
 
 class FrozenResult(NamedTuple):
     """What the queue needs to know of a result, and the whole of it as bytes; travels in the place of a TaskResult."""
@@ -95,7 +97,7 @@ def freeze_plain(value: Any) -> bytes:
 
 
 def freeze_result(result: Any, as_json: bool = False) -> FrozenResult:
-    """Check and freeze a result, field by field: a third of the bytes of the instance.
+    """Check and freeze a result, field by field: a third of the bytes of the instance. One that is frozen is only checked.
 
     Raises:
         ValueError: it is no TaskResult, or cannot be frozen.
@@ -104,9 +106,18 @@ def freeze_result(result: Any, as_json: bool = False) -> FrozenResult:
         return _frozen(result, freeze(_fields_of(result), "result", as_json))
     if type(result) is not FrozenResult:
         raise ValueError(f"invalid result: a TaskResult is needed, got {type(result).__name__}")
+    if not is_duration(result.processing_time):
+        raise ValueError(f"invalid result: its processing_time must be seconds, got {result.processing_time!r}")
+    if type(result.payload) is not bytes:
+        raise ValueError(f"invalid result: it is frozen to bytes, got {type(result.payload).__name__}")
     if as_json and not is_json(result.payload):
         raise ValueError("invalid result: a queue with a journal takes it as JSON")
     return result
+
+
+def is_duration(seconds: Any) -> bool:
+    """Whether it is a number of seconds that an attempt can have taken, from 0 to 30,000 years; sums of them are finite."""
+    return (type(seconds) is float or isinstance(seconds, int | float)) and 0.0 <= seconds <= MAX_DURATION_S
 
 
 def freeze_plain_result(result: TaskResult) -> FrozenResult:
@@ -143,10 +154,9 @@ def _fields_of(result: TaskResult) -> tuple[Any, ...]:
 
 
 def _frozen(result: TaskResult, payload: bytes) -> FrozenResult:
-    seconds = result.processing_time
-    is_time = (type(seconds) is float or isinstance(seconds, int | float)) and 0 < seconds < math.inf
+    seconds = float(result.processing_time) if is_duration(result.processing_time) else 0.0
     message = None if result.error_message is None else str(result.error_message)
-    return instance(FrozenResult, (bool(result.success), float(seconds) if is_time else 0.0, message, payload))
+    return instance(FrozenResult, (bool(result.success), seconds, message, payload))
 
 
 def thaw_result(blob: bytes) -> TaskResult:
@@ -160,13 +170,12 @@ def thaw_task(record: TaskRecord) -> ProcessingTask:
     (
         task.task_id, payload, task.priority, task.status, task.attempt, task.retry_count,
         task.max_retries, task.retry_delay, task.task_timeout, task.worker_id,
-        task.created_at, task.assigned_at, task.completed_at, result, errors, task.interruptions, _,
+        task.created_at, task.assigned_at, task.completed_at, result, errors, task.interruptions, _, task.group,
     ) = record  # fmt: skip
     if payload:
         task._frozen = [payload]
     else:
         task.po_data = {"po_number": record.po_number}
-    task.group = ""
     task.result = thaw_result(result) if result is not None else None
     task.error_history = deepcopy(list(errors)) if errors else []
     return task

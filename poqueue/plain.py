@@ -11,6 +11,7 @@ from poqueue.task import Fields
 
 MAX_DEPTH = 50
 MAX_DETAIL_CHARS = 64_000
+MAX_INT_BITS = 13_287  # 4,000 digits; Python makes no text of an int of more than 4,300
 _TEXT = frozenset({str})
 _SCALARS = frozenset({str, int, bool, type(None)})
 _KEYS = (str, int, float, type(None))
@@ -25,7 +26,8 @@ def plain(value: Any) -> Any:
     """Reduce a value to dict, list, str, int, finite float, bool and None.
 
     Converted: tuple, set and frozenset (to lists), Decimal and UUID (text), date and time (ISO text), Path (text), Enum
-    (its value), dataclass (dict), whatever offers numpy's `item()`. Text must be valid Unicode.
+    (its value), dataclass (dict), whatever offers numpy's `item()`. Text must be valid Unicode,
+    and an int has up to 4,000 digits.
 
     Raises:
         NotPlainError: anything else, NaN and infinity, two keys with the same text, depth over 50 or a cycle.
@@ -34,7 +36,9 @@ def plain(value: Any) -> Any:
 
 
 def is_flat(value: dict[Any, Any]) -> bool:
-    """Whether it holds scalars only, under text: plain already, unless a number is not finite or a text no valid Unicode."""
+    """Whether it holds scalars only, under text: plain already, unless a number is not finite or too long, or a text no
+    valid Unicode.
+    """
     for key, item in value.items():  # noqa: SIM110  (all() takes twice as long)
         if type(key) is not str or type(item) not in _FLAT:
             return False
@@ -42,15 +46,20 @@ def is_flat(value: dict[Any, Any]) -> bool:
 
 
 def plain_details(details: dict[Any, Any]) -> dict[str, Any]:
-    """Reduce details of an error; what has no plain form becomes its repr, cut to 64,000 characters."""
-    reduced: dict[str, Any] = _reduce(details, "details", 0, _describe)
-    return reduced
+    """Reduce details of an error; what has no plain form becomes its repr, cut to 64,000 characters.
+
+    If they have none as a whole, since their keys have none, they are the one detail "details".
+    """
+    reduced = _reduce(details, "details", 0, _describe)
+    return reduced if isinstance(reduced, dict) else {"details": reduced}
 
 
 def _reduce(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, str], Any]) -> Any:
     kind = type(value)
     if kind is str:
         return value if value.isascii() else _checked_text(value, where, otherwise)
+    if kind is int:
+        return value if value.bit_length() <= MAX_INT_BITS else otherwise(value, where, "of more than 4,000 digits")
     if kind in _SCALARS:
         return value
     if kind is float:
@@ -74,6 +83,8 @@ def _reduce_dict(value: dict[Any, Any], where: str, depth: int, otherwise: Calla
             continue
         if not isinstance(key, _KEYS) and not _is_a(key, "decimal", "Decimal"):
             return otherwise(value, where, f"with a key of type {type(key).__name__}")
+        if type(key) is int and key.bit_length() > MAX_INT_BITS:
+            return otherwise(value, where, "with a key of more than 4,000 digits")
         text = str(key)
         if text in reduced:
             return otherwise(value, where, f"with two keys that read {text!r}")
@@ -82,9 +93,14 @@ def _reduce_dict(value: dict[Any, Any], where: str, depth: int, otherwise: Calla
 
 
 def _is_simple(value: dict[Any, Any]) -> bool:
-    """Whether it holds text, whole numbers, truth values and None only, under text, and all the text is valid Unicode."""
+    """Whether it holds text, whole numbers, truth values and None only, under text, all the text is valid Unicode, and no
+    number too long.
+    """
     if not (_TEXT.issuperset(map(type, value)) and _SCALARS.issuperset(map(type, value.values()))):
         return False
+    for item in value.values():
+        if type(item) is int and item.bit_length() > MAX_INT_BITS:
+            return False
     try:
         "".join([*value, *[item for item in value.values() if type(item) is str]]).encode()
     except UnicodeEncodeError:
@@ -94,6 +110,8 @@ def _is_simple(value: dict[Any, Any]) -> bool:
 
 def _is_plain_already(item: Any) -> bool:
     kind = type(item)
+    if kind is int:
+        return bool(item.bit_length() <= MAX_INT_BITS)
     return bool(item.isascii()) if kind is str else kind in _SCALARS
 
 

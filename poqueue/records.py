@@ -21,6 +21,7 @@ class Kind(IntEnum):
     OPENED = 12
     RETRIED = 13  # a failed task that has retries left waits `delay_s`
     CANCELLED = 14  # a waiting task was ended as failed
+    CANCEL_ASKED = 15  # a running task is to end as failed; its lease goes on until it does, and so is not named
 
 
 # what is looked at for each PO, as in poqueue.task

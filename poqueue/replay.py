@@ -45,8 +45,9 @@ def replay(journal: Journal, ledger: Ledger, moves: Moves, now: float, wall: flo
     Raises:
         JournalError: the journal tells something that cannot have happened.
     """
-    reader = _Reader(ledger, moves, now, wall)
     try:
+        wall = max(wall, journal.last_at())  # a clock that was set back: what was written last is past at least
+        reader = _Reader(ledger, moves, now, wall)
         _read_in_order(reader, journal.tasks(), journal.records())
     except (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         raise JournalError(f"{journal.path}: the journal is damaged: {type(error).__name__}: {error}") from None
@@ -143,7 +144,9 @@ class _Reader:
         elif kind is Kind.REQUEUED:
             self._moves.requeue(entry, now)
         elif kind is Kind.RETRIED:
-            self._moves.wait_again(entry, self._due(record))
+            self._moves.retry_ended(entry, json.loads(record.error or "{}"), self._due(record), record.at)
+        elif kind is Kind.CANCEL_ASKED:
+            entry.is_unwanted = True
         else:
             raise ValueError(f"{kind.name} needs a lease")
 

@@ -115,11 +115,18 @@ def _fields(record: TaskRecord, result: TaskResult | None) -> dict[str, Any]:
         "processing_time": result.processing_time if result else None,
         "success": result.success if result else None,
         "error_message": result.error_message if result else None,
-        "downloads": list(result.downloads) if result else [],
+        "downloads": _as_list(result.downloads) if result else [],
         "data": result.data if result else {},
         "error_history": list(record.error_history),
         "interruptions": record.interruptions,
     }
+
+
+def _as_list(downloads: Any) -> list[Any]:
+    """A result is carried as it was given, whatever it has in this place."""
+    if isinstance(downloads, list | tuple | set | frozenset):
+        return list(downloads)
+    return [] if downloads is None else [downloads]
 
 
 def as_csv(report: dict[str, Any]) -> str:
@@ -168,6 +175,6 @@ def _by_worker(records: Sequence[TaskRecord], utilization: dict[str, float]) -> 
         if record.worker_id is not None and record.status in ENDED:
             workers.setdefault(record.worker_id, dict(empty))[record.status.value] += 1
         for error in record.error_history:
-            if isinstance(error.get("worker_id"), str):
+            if isinstance(error.get("worker_id"), str) and "is_crash" not in error:  # that one was broken off
                 workers.setdefault(error["worker_id"], dict(empty))["failed_attempts"] += 1
     return workers

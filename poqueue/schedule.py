@@ -14,6 +14,7 @@ from typing import Any
 from poqueue.ledger import Entry
 
 PRIORITIES = range(1, 11)
+FORGET_AT = 1000  # removed tasks, if they are more than the others
 _priority = attrgetter("priority")
 
 
@@ -119,8 +120,10 @@ class Schedule:
             self.put_back(entry)
 
     def remove(self, entry: Entry) -> None:
-        """The task does not wait any more; it is passed over when its turn comes, which costs nothing now."""
+        """The task does not wait any more; it is passed over when its turn comes, or forgotten with many others."""
         self._removed.add(entry.rank)
+        if len(self._removed) >= FORGET_AT and 2 * len(self._removed) > self._standing():
+            self._forget_removed()
 
     def rebuild(
         self, pending: Iterable[Entry], delayed: Iterable[tuple[float, Entry]], running: Iterable[Entry]
@@ -133,6 +136,23 @@ class Schedule:
         self._removed = set()
         self._running_pos = {entry.po_number for entry in running}
         self.add(sorted(pending, key=lambda one: one.rank))
+
+    def _standing(self) -> int:
+        """How many stand somewhere, the removed ones included."""
+        waiting = sum(len(lane.fresh) + len(lane.returned) for lane in self._lanes)
+        return waiting + len(self._delayed) + sum(map(len, self._aside.values()))
+
+    def _forget_removed(self) -> None:
+        """Else what was removed would be held until its turn, with all its data."""
+        removed = self._removed
+        for lane in self._lanes:
+            lane.fresh = deque(entry for entry in lane.fresh if entry.rank not in removed)
+        heaps: list[list[Any]] = [lane.returned for lane in self._lanes]
+        for heap in (*heaps, self._delayed, *self._aside.values()):
+            heap[:] = [item for item in heap if item[-1].rank not in removed]
+            heapq.heapify(heap)
+        self._aside = {po_number: waiting for po_number, waiting in self._aside.items() if waiting}
+        removed.clear()
 
     def _forget(self, entry: Entry) -> None:
         """Take a removed task out of wherever it still stands; it is about to wait again."""

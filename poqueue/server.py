@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.managers import Server
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any
 
 from poqueue import failpoint, wire
 from poqueue.errors import PoqueueError, QueueError
-from poqueue.packing import PACK_ANSWER, UNPACK_REQUEST
+from poqueue.hand_off import TOLD
+from poqueue.packing import PACK_ANSWER, UNPACK_REQUEST, PackedGrant
 from poqueue.parent import die_with_parent, is_there
 from poqueue.service import CANNOT_HOST_EXIT, Hosting, reason_path
 from poqueue.task import TaskRecord
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 AUTH_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 1100
+READ_ON_S = 10.0  # who has lost a connection, or read with another one, comes at once
 BROKEN_EXIT = 66
 METHODS = tuple(name for name in vars(TaskQueue) if not name.startswith("_"))
 
@@ -48,7 +51,7 @@ class QueueServer(Server):
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def accepter(self) -> None:
-        """Accept connections of this user, up to a limit; out of descriptors it waits instead of spinning."""
+        """Accept connections of this user, up to a limit; out of descriptors or threads it waits instead of spinning."""
         wire.load_proof()
         listening = self.listener._listener._socket
         while True:
@@ -60,7 +63,12 @@ class QueueServer(Server):
             if peer_uid(accepted) != os.getuid() or not self._places.acquire(blocking=False):
                 accepted.close()
                 continue
-            threading.Thread(target=self._serve_connection, args=(accepted,), daemon=True).start()
+            try:
+                threading.Thread(target=self._serve_connection, args=(accepted,), daemon=True).start()
+            except RuntimeError:  # the system gives no thread; this one's end would be the end of all connecting
+                accepted.close()
+                self._places.release()
+                time.sleep(0.05)
 
     def _serve_connection(self, accepted: socket.socket) -> None:
         set_time_limit(accepted, AUTH_TIMEOUT_S)
@@ -81,22 +89,44 @@ class QueueServer(Server):
             logger.debug("connection refused or lost: %r", error)
         finally:
             conn.close()
+            self._end_reading()
             self._places.release()
 
     def serve_client(self, conn: Any) -> None:
         """Answer one client's requests until it hangs up."""
-        queue, stream = self._queue, wire.Stream(conn)
+        stream = wire.Stream(conn)
+        try:
+            self._serve_stream(stream)
+        finally:
+            stream.let_go()
+
+    def _serve_stream(self, stream: wire.Stream) -> None:
+        queue = self._queue
         while True:
             try:
                 request = stream.receive(wire.MAX_REQUEST_BYTES)
             except (EOFError, OSError):
                 return
-            answer = _answer(queue, request)
+            answer = _answer(queue, request, stream)
+            if answer is None:
+                continue
             failpoint.hit("service.before_answer")
             stream.send(answer)
 
+    def _end_reading(self) -> None:
+        """Nobody reads the events any more that this client has read, unless it goes on over another connection."""
+        queue, thread = self._queue, threading.get_ident()
+        with queue._lock:
+            if not queue._feed.readers_of(thread):
+                return
+        time.sleep(READ_ON_S)
+        with queue._lock:
+            for reader in queue._feed.readers_of(thread):
+                queue.close_events(reader)
 
-def _answer(queue: TaskQueue, request: bytes | memoryview) -> bytes:
+
+def _answer(queue: TaskQueue, request: bytes | memoryview, stream: wire.Stream) -> bytes | None:
+    """What to send; None if it has been sent."""
     try:
         number, name, args, kwargs = pickle.loads(request)
     except BaseException as error:  # arguments may raise anything while they are opened
@@ -107,7 +137,11 @@ def _answer(queue: TaskQueue, request: bytes | memoryview) -> bytes:
         unpack, pack = UNPACK_REQUEST.get(name), PACK_ANSWER.get(name)
         if unpack is not None and args:
             args = unpack(*args)
+        if name == "exchange_packed":
+            kwargs = {**kwargs, "offer": partial(_offer, stream, number)}
         value = getattr(queue, name)(*args, **kwargs)
+        if value is TOLD:
+            return None
         return pickle.dumps((number, True, value if pack is None else pack(value)), 5)
     except (PoqueueError, ValueError, TypeError) as error:
         _leave_if_broken(queue)
@@ -119,6 +153,12 @@ def _answer(queue: TaskQueue, request: bytes | memoryview) -> bytes:
         logger.error("%s failed inside the queue: %s", name, text)
         _leave_if_broken(queue)
         return pickle.dumps((number, False, QueueError(f"{name}: {text}")), 5)
+
+
+def _offer(stream: wire.Stream, number: Any, grant: PackedGrant) -> bool:
+    """Answer an exchange that waits, for its own thread; it waits with the queue's lock, and so does not hang up meanwhile."""
+    failpoint.hit("service.before_answer")
+    return stream.send_at_once(pickle.dumps((number, True, grant), 5))
 
 
 def _leave_if_broken(queue: TaskQueue) -> None:
@@ -186,13 +226,7 @@ def _open_queue(hosting: Hosting) -> TaskQueue:
 
 def _end_with_owner(hosting: Hosting, queue: TaskQueue) -> None:
     """Leave once the owner is gone, after the clean-up it asked for."""
-    owner_pid = hosting.owner_pid
-    watch = os.pidfd_open(owner_pid) if hasattr(os, "pidfd_open") and is_there(owner_pid) else None
-    if watch is not None:
-        connection.wait([watch])
-    else:
-        while is_there(owner_pid):
-            time.sleep(0.2)
+    _await_end(hosting.owner_pid)
     try:
         if hosting.on_orphan is not None:
             hosting.on_orphan()
@@ -202,3 +236,13 @@ def _end_with_owner(hosting: Hosting, queue: TaskQueue) -> None:
             os.unlink(hosting.address)
             os.rmdir(os.path.dirname(hosting.address))  # only if it is ours alone, and so empty
         os._exit(0)
+
+
+def _await_end(pid: int) -> None:
+    try:
+        watch = os.pidfd_open(pid)
+    except (AttributeError, OSError):  # no such call in this Python, kernel or sandbox; or it has just gone
+        while is_there(pid):
+            time.sleep(0.2)
+        return
+    connection.wait([watch])

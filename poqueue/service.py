@@ -21,6 +21,7 @@ from poqueue import wire
 from poqueue.client import QueueClient, connect
 from poqueue.config import QueueConfig
 from poqueue.errors import ConfigError, JournalError, ManagerLostError, PoqueueError
+from poqueue.parent import await_first_word, end_untold, tell_first
 from poqueue.wire import check_address, check_private, dial
 
 __all__ = ["QueueClient", "QueueService", "connect"]
@@ -83,10 +84,46 @@ class Hosting(NamedTuple):
     on_orphan: Callable[[], None] | None
 
 
-def _serve(hosting: Hosting, listening: "Connection[Any, Any]") -> None:
+def _serve(hosting: Hosting | None, owner: "Connection[Any, Any]") -> None:
     from poqueue.server import serve  # there, and not here
 
-    serve(hosting, listening)
+    if hosting is None:
+        import poqueue.journal  # noqa: F401  (as most will need it; there is time)
+
+        hosting = await_first_word(owner)
+        assert hosting is not None
+    serve(hosting, owner)
+
+
+class ManagerProcess:
+    """A manager process; what it is to host may be told later, so that it imports meanwhile.
+
+    Raises:
+        ManagerLostError: it cannot be started.
+    """
+
+    def __init__(self, start_method: str, hosting: Hosting | None = None) -> None:
+        context: Any = get_context(start_method)
+        self.owner, told = context.Pipe()
+        self.process = context.Process(target=_serve, args=(hosting, told), name="poqueue-manager")
+        try:
+            self.process.start()
+        except (EOFError, OSError) as error:
+            self.owner.close()
+            raise ManagerLostError(f"the manager process cannot be started: {error}") from None
+        finally:
+            told.close()
+
+    def is_told(self, hosting: Hosting) -> bool:
+        """Tell it what to host; False if it has ended."""
+        if tell_first(self.process, self.owner, hosting):
+            return True
+        self.end()
+        return False
+
+    def end(self) -> None:
+        """End one that has nothing to host; harmless when repeated."""
+        end_untold(self.process, self.owner)
 
 
 def reason_path(address: str) -> str:
@@ -102,6 +139,8 @@ class QueueService:
         directory: where the socket goes: a private directory of ours, made when left out.
         log_path: file for the manager's own log lines; None leaves its logging alone.
         on_orphan: importable function that the manager calls when its owner has died, before it ends.
+        early: holds a process that was started before, by the same method; whoever has started it ends it, until it is taken
+            out of here and told what to host.
         settings: keyword arguments of TaskQueue.
     """
 
@@ -112,6 +151,7 @@ class QueueService:
         directory: Path | None = None,
         log_path: Path | None = None,
         on_orphan: Callable[[], None] | None = None,
+        early: list[ManagerProcess] | None = None,
         **settings: Any,
     ) -> None:
         QueueConfig.checked(
@@ -121,6 +161,7 @@ class QueueService:
         self._start_method = start_method
         self._log_path = str(log_path) if log_path is not None else None
         self._on_orphan = on_orphan
+        self._early = early if early is not None else []
         self._directory = directory
         self._made_directory: str | None = None
         self.key = os.urandom(32)
@@ -179,17 +220,13 @@ class QueueService:
         check_private(directory)
 
     def _start_manager(self, hold: str = "", meanwhile: Callable[[], None] = lambda: None) -> None:
-        context: Any = get_context(self._start_method)
-        listening, tells = context.Pipe(duplex=False)
         hosting = Hosting(self.address, self.key, self._settings, hold, os.getpid(), self._log_path, self._on_orphan)
-        process = context.Process(target=_serve, args=(hosting, tells), name="poqueue-manager")
-        with listening:
-            try:
-                process.start()
-            except (EOFError, OSError) as error:
-                raise ManagerLostError(f"the manager process cannot be started: {error}") from None
-            finally:
-                tells.close()
+        manager = self._early[-1] if self._early else None
+        if manager is None or not manager.is_told(hosting):
+            manager = ManagerProcess(self._start_method, hosting)
+        self._early.clear()
+        process = manager.process
+        with manager.owner as listening:
             self._process = process
             self._at_exit = util.Finalize(
                 self, _end_forgotten, (self.address, self.key, process, self._made_directory), exitpriority=0

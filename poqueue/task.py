@@ -230,6 +230,7 @@ class TaskRecord(NamedTuple):
     error_history: Sequence[dict[str, Any]]
     interruptions: int
     po_number: str
+    group: str
 
 
 class ReportParts(NamedTuple):
@@ -247,8 +248,8 @@ class Event(NamedTuple):
     """Something that happened in the queue, numbered without gaps.
 
     `kind` is "completed", "failed", "retry" (an attempt failed and the task waits), "dropped" (a running task was
-    cleared), "cancel" (a running task is to be stopped), "empty", "full", "halted" (the halt policy has struck; `error`
-    says how) or "notice" (somebody posted `error`).
+    cleared; `error` is its lease's token), "cancel" (a running task is to be stopped; likewise), "empty", "full", "halted"
+    (the halt policy has struck; `error` says how) or "notice" (somebody posted `error`).
     """
 
     sequence: int

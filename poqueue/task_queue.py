@@ -14,7 +14,6 @@ happened before it is written, and what cannot be written does not happen.
 Contract: TaskQueue API Contract, with R1 to R28 as settled beside it.
 """
 
-import itertools
 import json
 import logging
 import math
@@ -32,6 +31,7 @@ from poqueue.config import (
     DEFAULT_RETENTION_S,
     DEFAULT_TIMEOUT_FLOOR_S,
     QueueConfig,
+    check_delay_asked_for,
     check_max_retries,
     check_seconds,
     check_timeout,
@@ -41,11 +41,13 @@ from poqueue.error_log import ErrorLog, described
 from poqueue.errors import JournalError, QueueError, QueueFullError, TaskNotFoundError, WorkerMismatchError
 from poqueue.events import UNSET, EventDelivery, EventFeed, log_now
 from poqueue.halt import HaltPolicy
+from poqueue.hand_off import TOLD, Line, Offer, Taker
+from poqueue.ids import new_id
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
-from poqueue.moves import End, Moves
+from poqueue.moves import End, Moves, was_told
 from poqueue.packing import FrozenTask, PackedGrant, pack_task, unpack_events, unpack_grant
-from poqueue.payload import freeze_result, is_json, thaw_task
+from poqueue.payload import MAX_DURATION_S, freeze_result, is_duration, is_json, thaw_task
 from poqueue.records import LEASED, Kind, Record
 from poqueue.schedule import Schedule
 from poqueue.task import (
@@ -63,7 +65,16 @@ from poqueue.task import (
     TaskResult,
 )
 from poqueue.task import TaskStatus as S
-from poqueue.verdict import Decisions, Verdict, broken_off, failed_attempt, reported, retry_delay_s
+from poqueue.verdict import (
+    Decisions,
+    Verdict,
+    broken_off,
+    cancelled,
+    failed_attempt,
+    reported,
+    retry_delay_s,
+    undone,
+)
 
 if TYPE_CHECKING:
     from poqueue.journal import Journal
@@ -71,6 +82,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_WAIT_S = 5.0
+_WHOLE = frozenset({int})
+_SHORT = frozenset({tuple, Success})
+HAND_OUT_AT_ONCE = 8  # waiting workers; who adds has other things to do as well
 FAULT_RETRY_S = 0.5  # how often a journal that could not be written is tried again
 
 
@@ -156,7 +170,6 @@ class TaskQueue:
         self._full_was_told = False  # on_queue_full has fired for this filling
         self._retired: set[str] = set()
         self._turns: dict[str, int] = {}  # the latest exchange of each worker
-        self._waiters = 0
         self._waiting_readers = 0  # that have nothing to read yet
         self._ensure_thread_safety()
         self._change = _Change()
@@ -208,7 +221,8 @@ class TaskQueue:
                     self._change.has_begun = True
                     self._rank = last = self._rank + len(ids)
                     self._moves.add(admitted, last - len(ids) + 1, now, at)
-                self._work_comes(len(ids))
+                self._empty_is_news = True
+                self._hand_out(len(ids))
         finally:
             self._delivery.deliver()
 
@@ -252,17 +266,19 @@ class TaskQueue:
                 names whose attempt it was; `retry_after_s` asks for a given delay; all of it is kept, as plain data.
 
         Returns:
-            True if the task will run again; False if it has no retries left or is already done.
+            True if the task will run again; False if it has no retries left, is already done, or has failed and this was
+            told of its latest attempt before (a report is repeated when its answer was lost).
 
         Raises:
             TaskNotFoundError: no such id.
-            WorkerMismatchError: `worker_id` is given and does not hold the task; nothing was changed.
+            WorkerMismatchError: `worker_id` is given, and another one holds the task, or was the last to hold it before it
+                failed; nothing was changed.
             ValueError: error_details is no dict.
         """
         details = described(error_details)
         after_s = error_details.get("retry_after_s")
         if after_s is not None:
-            check_seconds(after_s, "retry delay asked for (retry_after_s)", minimum=0.0)
+            check_delay_asked_for(after_s)
         with self._lock:
             is_retrying = self._retry(self._require(task_id), details, after_s)
         self._delivery.deliver()
@@ -290,6 +306,9 @@ class TaskQueue:
                 new turn it has nothing in hand beside what it reports and keeps, so what else it holds never reached it
                 and is undone; a call of an older turn leases nothing.
             keeps: tokens of leases that it has in hand while it asks for more.
+
+        Raises:
+            ValueError: an argument or a report is invalid; nothing was changed.
         """
         return unpack_grant(self.exchange_packed(worker_id, reports, limit, wait_s, turn, keeps))
 
@@ -301,14 +320,24 @@ class TaskQueue:
         wait_s: float = 0.0,
         turn: int = 0,
         keeps: Collection[int] = (),
+        *,
+        offer: Offer | None = None,
     ) -> PackedGrant:
-        """The same, the Grant as a plain tuple of a list of plain tuples: what crosses to other processes."""
+        """The same, the Grant as a plain tuple of a list of plain tuples: what crosses to other processes.
+
+        Args:
+            offer: what another thread may tell the worker by while this call waits; the answer is then TOLD itself.
+        """
         _check_worker_id(worker_id)
+        _check_asked(reports, limit, wait_s, turn)
+        kept = _tokens(keeps)
         if reports or turn:
             with self._lock:
                 if turn and turn <= self._turns.get(worker_id, 0):  # it has begun a later one
                     return [], False, 0
-                decisions = self._decide_reports(worker_id, reports, keeps if turn else None)
+                decisions = self._decide_reports(worker_id, reports, kept if turn else None)
+                if turn:
+                    self._let_go(worker_id, kept)
                 leases: list[tuple[Any, ...]] = []
                 if turn and limit and self._may_lease_first(worker_id, decisions):
                     leases = self._lease_many(worker_id, limit, decisions)
@@ -329,7 +358,10 @@ class TaskQueue:
                 remaining_s = deadline - time.monotonic()
                 if leases or not limit or remaining_s <= 0:
                     return leases, False, self._left_for_each()
-                self._wait_for_work(remaining_s)
+                taker = Taker(worker_id, limit, turn, offer)
+                self._work.wait(taker, self._waiting_time_s(remaining_s))
+                if taker.grant is not None:
+                    return TOLD if taker.is_told else taker.grant
                 if turn and self._turns.get(worker_id) != turn:  # its client has hung up and asked again
                     self._work.notify()  # this may have taken the call that was for another
                     return [], False, 0
@@ -348,7 +380,7 @@ class TaskQueue:
         """
         with self._lock:
             self._retired.add(worker_id)
-            return self.take_back(worker_id)
+        return self.take_back(worker_id)
 
     def take_back(self, worker_id: str, but: int = 0) -> list[str]:
         """Undo, uncharged, the leases that a worker holds and has not begun; `but` is the token of the one it works on.
@@ -364,9 +396,12 @@ class TaskQueue:
             others = [entry for entry in held if entry.token != but]
             if but and len(others) == len(held):
                 return []
-            self._settle(Decisions(verdicts=[Verdict(Kind.UNDONE, entry) for entry in others]))
+            self._let_go(worker_id, (but,))
+            self._settle(Decisions(verdicts=[verdict for entry in others for verdict in undone(entry)]))
             self._work.notify_all()
-            return [entry.task_id for entry in others]
+            waiting = [entry.task_id for entry in others if entry.status is PENDING]
+        self._delivery.deliver()
+        return waiting
 
     def interrupt_leases(self, begun: Collection[int], reason: str, *, is_crash: bool, all_others: bool = False) -> int:
         """Break off attempts that were begun and will not end, uncharged: the tasks wait at their places again.
@@ -384,7 +419,7 @@ class TaskQueue:
         with self._lock:
             live = {entry.token: entry for entry in self._ledger.of_status(PROCESSING)}
             broken = [broken_off(live.pop(token), reason, is_crash) for token in begun if token in live]
-            others = [Verdict(Kind.UNDONE, entry) for entry in live.values()] if all_others else []
+            others = [verdict for entry in live.values() for verdict in undone(entry)] if all_others else []
             self._settle(Decisions(verdicts=[*broken, *others]))
             self._work.notify_all()
         self._delivery.deliver()
@@ -420,8 +455,8 @@ class TaskQueue:
         """End a task as failed ("Cancelled"), unless it has ended.
 
         Returns:
-            "cancelled", "stopping" (it runs: whoever watches the workers is told to stop it, and its end is recorded then),
-            or "finished".
+            "cancelled", "stopping" (it runs: whoever watches the workers is told to stop it, and its end is recorded then;
+            if it succeeds before that it has, and no other attempt follows in any case), or "finished".
 
         Raises:
             TaskNotFoundError: no such id.
@@ -431,10 +466,9 @@ class TaskQueue:
             if entry.status in (COMPLETED, S.FAILED):
                 return "finished"
             if entry.status is PROCESSING:
-                self._note("cancel", entry)
+                self._settle(Decisions(verdicts=[Verdict(Kind.CANCEL_ASKED, entry)]))
                 return "stopping"
-            details = described({"error_type": "Cancelled", "message": "cancelled"})
-            self._settle(Decisions(verdicts=[Verdict(Kind.CANCELLED, entry, details)]))
+            self._settle(Decisions(verdicts=[Verdict(Kind.CANCELLED, entry, cancelled())]))
         self._delivery.deliver()
         return "cancelled"
 
@@ -527,7 +561,7 @@ class TaskQueue:
         with self._lock:
             dropped = [entry for status in statuses for entry in self._ledger.of_status(status)]
             self._settle(Decisions(verdicts=[Verdict(Kind.CLEARED, entry) for entry in dropped]))
-            self._full_was_told = False
+            self._rearm_full()
             self._note_if_empty()
         logger.info(
             "queue cleared: %d tasks removed, processing %s", len(dropped), "kept" if preserve_processing else "removed"
@@ -687,7 +721,7 @@ class TaskQueue:
         """Recommend settings for a workload, each with its reason; applies nothing. Details: poqueue.tuning.advise.
 
         Args:
-            expected_task_count: tasks, 0 or more.
+            expected_task_count: tasks, 0 to 10**15.
             average_task_duration: seconds a task, above 0.
             worker_count: workers, 1 or more.
 
@@ -733,7 +767,11 @@ class TaskQueue:
             brings_data: False leaves the PO's data out of the events of completed tasks: their payload is empty.
         """
         with self._lock:
-            return self._feed.open(brings_data=brings_data)
+            opened = self._feed.open(brings_data=brings_data)
+            for entry in self._ledger.of_status(PROCESSING):
+                if entry.is_unwanted:  # whoever was told may be gone, as a replaced manager is
+                    self._note("cancel", entry, str(entry.token))
+            return opened
 
     def read_events(
         self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0, gather_s: float = 0.0
@@ -746,6 +784,10 @@ class TaskQueue:
         Args:
             gather_s: ends of attempts may wait so long for more of them, seconds: a reader that is woken for each of
                 thousands keeps everybody from working. Any other event is told at once, with those before it.
+
+        Raises:
+            QueueError: the reader is closed, as a client's is some seconds after its connection has gone: events may have
+                been missed.
         """
         return unpack_events(self.read_events_packed(reader, after, limit, wait_s, gather_s))
 
@@ -824,9 +866,8 @@ class TaskQueue:
         if hasattr(self, "_lock"):
             return
         self._lock = threading.RLock()
-        self._work = threading.Condition(self._lock)  # workers wait here for something to lease
+        self._work = Line(self._lock)  # workers wait here for something to lease
         self._news = threading.Condition(self._lock)  # readers of the feed wait here
-        self._context = threading.local()  # whose call this is, for log lines only
 
     # ------------------------------------------------------------------ guards (no change yet)
 
@@ -858,7 +899,7 @@ class TaskQueue:
             timeout = config.task_timeout
         else:
             check_timeout(timeout)
-        return Entry(task_id or _ids.new(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, group)
+        return Entry(task_id or new_id(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, group)
 
     def _guard_new_ids(self, ids: Sequence[str]) -> None:
         fresh = set(ids)
@@ -897,12 +938,14 @@ class TaskQueue:
 
     def _lease_now(self, worker_id: str, limit: int, decisions: Decisions | None) -> list[Entry]:
         now = self._clock()
+        self._change.has_begun = True  # what is taken stands nowhere until it is leased, or untaken
         taken = self._schedule.take(now, 1 if self._config.start_delay else limit) if self._may_start(now) else []
         if decisions is not None and self._schedule.has_aside:
-            self._schedule.untake(taken)  # a task was passed over that will run once these are settled
+            self._untake(taken)  # a task was passed over that will run once these are settled
             self._settle_now(decisions)
             return self._lease_now(worker_id, limit, None)
         if not taken:
+            self._change.has_begun = False
             if decisions is not None:
                 self._settle_now(decisions)
             return taken
@@ -930,19 +973,27 @@ class TaskQueue:
         """Write leases, and what is decided before them. If it fails the tasks stand in their places again."""
         is_written = False
         try:
+            self._change.has_begun = False
             records = decisions.records(at, now) if decisions is not None else []
-            records += [
-                Record(LEASED, entry.rank, token, at, worker_id) for token, entry in enumerate(taken, self._token + 1)
-            ]
-            self._write(records)
+            self._write(records + self._records_of(taken, worker_id, at))
             is_written = True
         except JournalError:
             if decisions is not None:
                 raise
         finally:  # the status says why nothing starts
             if not is_written:
-                self._schedule.untake(taken)
+                self._untake(taken, is_written=self._change.has_begun)
         return is_written
+
+    def _records_of(self, taken: Sequence[Entry], worker_id: str, at: float) -> list[Record]:
+        """Apart: since Python 3.12 an interrupt within a comprehension may leave its function without its `finally`."""
+        return [Record(LEASED, entry.rank, token, at, worker_id) for token, entry in enumerate(taken, self._token + 1)]
+
+    def _untake(self, taken: Sequence[Entry], *, is_written: bool = False) -> None:
+        """The tasks stand in their places again; what interrupts this breaks the change off."""
+        self._change.has_begun = True
+        self._schedule.untake(taken)
+        self._change.has_begun = is_written
 
     def _lease_many(self, worker_id: str, limit: int, decisions: Decisions | None = None) -> list[tuple[Any, ...]]:
         """Leases, packed."""
@@ -954,6 +1005,13 @@ class TaskQueue:
             )
             for entry in self._lease(worker_id, limit, decisions)
         ]  # fmt: skip
+
+    def _let_go(self, worker_id: str, keeps: Collection[int]) -> None:
+        """Of what was cleared while it ran, a worker has nothing any more but these leases."""
+        if self._ledger.has_cleared_leases:  # seldom
+            with self._change:
+                self._change.has_begun = True
+                self._work.notify(self._moves.let_go(worker_id, keeps))
 
     def _left_for_each(self) -> int:
         return -(-self._ledger.counts[PENDING] // max(1, self._ledger.holders))
@@ -973,6 +1031,13 @@ class TaskQueue:
         ends: list[End] = []
         verdicts: list[Verdict] = []
         for report in reports:
+            if (
+                type(report) not in _SHORT
+                or len(report) != 4
+                or type(report[0]) is not str
+                or type(report[1]) is not int
+            ):
+                _check_report(report)  # what comes from a worker is nearly always as above
             token = report[1]
             entry = held.get(token)
             if entry is None or entry.task_id != report[0]:
@@ -983,33 +1048,35 @@ class TaskQueue:
             told[token] = None
             if len(report) == 4:
                 _, _, seconds, payload = report
-                _check_seconds(token, seconds)
-                _check_result(token, payload, needs_json)
+                if type(seconds) is not float or not 0.0 <= seconds <= MAX_DURATION_S:
+                    _check_seconds(token, seconds)
+                if needs_json or type(payload) is not bytes:
+                    _check_result(token, payload, needs_json)
                 ends.append((entry, payload, seconds, seconds or None))
             elif report.result is not None:
                 _check_seconds(token, report.processing_time)
-                _check_result(token, report.result.payload, needs_json)
-                decided = reported(entry, report.result, report.processing_time or None)
+                decided = reported(entry, freeze_result(report.result, needs_json), report.processing_time or None)
                 ends += decided.ends
                 verdicts += decided.verdicts
             else:
-                verdicts.append(self._decide_failure(entry, report))
+                verdicts += self._decide_failure(entry, report)
         if keeps is not None and len(held) > len(told):
             in_hand = told.keys() | keeps
             others = [entry for token, entry in list(held.items()) if token not in in_hand]
-            verdicts += [Verdict(Kind.UNDONE, entry) for entry in others]
+            verdicts += [verdict for entry in others for verdict in undone(entry)]
         return Decisions(ends, verdicts) if ends or verdicts else None
 
-    def _decide_failure(self, entry: Entry, report: Report) -> Verdict:
+    def _decide_failure(self, entry: Entry, report: Report) -> list[Verdict]:
         if report.error is None:
-            return Verdict(Kind.UNDONE, entry)
+            return undone(entry)
         _check_seconds(report.token, report.processing_time)
         if report.retry_after_s is not None:
-            check_seconds(report.retry_after_s, "retry delay asked for (retry_after_s)", minimum=0.0)
+            check_delay_asked_for(report.retry_after_s)
         details = described(report.error)
         if report.give_up:
-            return Verdict(Kind.FAILED, entry, details, seconds=report.processing_time)
-        return failed_attempt(entry, details, report.retry_after_s, report.processing_time, self._config, random.random)
+            return [Verdict(Kind.FAILED, entry, details, seconds=report.processing_time)]
+        after_s, seconds = report.retry_after_s, report.processing_time
+        return [failed_attempt(entry, details, after_s, seconds, self._config, random.random)]
 
     def _retry(self, entry: Entry, details: dict[str, Any], after_s: float | None) -> bool:
         """Decide on a failed attempt, by the state the task is in."""
@@ -1017,17 +1084,15 @@ class TaskQueue:
             return True
         if entry.status is COMPLETED:
             return False
-        if entry.status is S.FAILED:
-            if entry.retry_count >= entry.max_retries:
-                return False
-            delay_s = retry_delay_s(entry, after_s, self._config, random.random)
-            self._settle(Decisions(verdicts=[Verdict(Kind.RETRIED, entry, delay_s=delay_s)]))
-            return True
         claimed = details.get("worker_id")
-        if claimed is not None and claimed != entry.worker_id:
-            raise WorkerMismatchError(
-                f"task {entry.task_id} is held by {entry.worker_id}; {claimed} cannot give it back"
-            )
+        if entry.status is S.FAILED:
+            if entry.retry_count >= entry.max_retries or (claimed is not None and was_told(entry, details)):
+                return False
+            _guard_holder(entry, claimed)
+            delay_s = retry_delay_s(entry, after_s, self._config, random.random)
+            self._settle(Decisions(verdicts=[Verdict(Kind.RETRIED, entry, details, delay_s=delay_s)]))
+            return True
+        _guard_holder(entry, claimed)
         verdict = failed_attempt(entry, details, after_s, None, self._config, random.random)
         self._settle(Decisions(verdicts=[verdict]))
         return verdict.kind is Kind.RETRY
@@ -1052,6 +1117,8 @@ class TaskQueue:
         for verdict in verdicts:
             self._do(verdict, now, at)
         self._ledger.expire(now - self._config.retention_s)
+        if self._full_was_told:
+            self._rearm_full()
         self._note_if_empty()
 
     def _complete(self, ends: Sequence[End], now: float, at: float) -> None:
@@ -1062,8 +1129,7 @@ class TaskQueue:
         if self._halt.is_set:
             for _ in ends:
                 self._count_end(succeeded=True)
-        if may_run:
-            self._wake(may_run)
+        self._work.notify(may_run)
 
     def _do(self, verdict: Verdict, now: float, at: float) -> None:
         kind, entry, details, result, delay_s, seconds = verdict
@@ -1077,13 +1143,16 @@ class TaskQueue:
             may_run = moves.retry(entry, details or {}, now + delay_s, seconds, now, at)
             self._tell_failure(entry, "retry", f"attempt {entry.attempt} failed; retried in {delay_s:.3g} s")
             self._work_comes(1)
+        elif kind is Kind.CANCEL_ASKED:
+            entry.is_unwanted = True
+            self._note("cancel", entry, str(entry.token))
         elif kind is Kind.CANCELLED:
             moves.cancel(entry, details or {}, now, at)
             self._tell_failure(entry, "failed", "cancelled")
             self._count_end(succeeded=False)
         elif kind in (Kind.RETRIED, Kind.REQUEUED):
             if kind is Kind.RETRIED:
-                moves.wait_again(entry, now + delay_s)
+                moves.retry_ended(entry, details or {}, now + delay_s, at)
             else:
                 moves.requeue(entry, now)
             self._work_comes(1)
@@ -1094,12 +1163,10 @@ class TaskQueue:
             moves.interrupt(entry, details or {}, bool((details or {}).get("is_crash")), now, at)
             self._work_comes(1)
         elif kind is Kind.CLEARED:
-            was_running = entry.status is PROCESSING
-            may_run = moves.clear(entry, now)
-            if was_running:
-                self._note("dropped", entry)
-        if may_run:
-            self._wake(may_run)
+            if entry.status is PROCESSING:
+                self._note("dropped", entry, str(entry.token))
+            may_run = moves.clear(entry, now, may_still_run=entry.worker_id in self._turns)  # of a pool: it is told
+        self._work.notify(may_run)
 
     def _tell_failure(self, entry: Entry, kind: str, what: str) -> None:
         latest = entry.error_history[-1] if entry.error_history else {}
@@ -1171,13 +1238,38 @@ class TaskQueue:
 
     def _work_comes(self, count: int) -> None:
         self._empty_is_news = True
-        self._wake(count)
+        self._work.notify(count)
 
-    def _wake(self, count: int) -> None:
-        if self._waiters:
-            self._work.notify(count)
+    def _hand_out(self, count: int) -> None:
+        """Lease to those who wait, and tell them, on the thread that has added so many (poqueue.hand_off).
 
-    def _wait_for_work(self, at_most_s: float) -> None:
+        Who is to get nothing any more, at a drain for instance, was called then, and stands in no line.
+        """
+        line = self._work
+        for _ in range(0 if self._is_paused else min(HAND_OUT_AT_ONCE, len(line))):
+            taker = line.pop()
+            leases = self._leases_for(taker)
+            if leases is None:
+                taker.bell.notify()
+            elif leases:
+                taker.tell((leases, False, self._left_for_each()))
+            else:
+                line.put_back(taker)
+                break
+        if self._ledger.counts[PENDING]:
+            line.notify(count)
+
+    def _leases_for(self, taker: Taker) -> list[tuple[Any, ...]] | None:
+        """What a waiting call gets now; None if it is to look for itself."""
+        if taker.turn and self._turns.get(taker.worker_id) != taker.turn:  # its client has hung up and asked again
+            return None
+        try:
+            return self._lease_many(taker.worker_id, taker.limit)
+        except Exception:  # what is wrong is not to be told to who adds, whose tasks are there
+            return None
+
+    def _waiting_time_s(self, at_most_s: float) -> float:
+        """How long to wait for work: until there may be some that nobody will call for."""
         now = self._clock()
         earliest = max(self._next_start, self._fault_over if self._fault is not None else 0.0)
         due = None if self._is_paused or self._held_because else self._schedule.next_due()
@@ -1185,12 +1277,7 @@ class TaskQueue:
             at_most_s = min(at_most_s, max(due, earliest) - now)
         if earliest > now:
             at_most_s = min(at_most_s, earliest - now)
-        at_most_s = max(0.0, at_most_s)
-        self._waiters += 1
-        try:
-            self._work.wait(at_most_s)
-        finally:
-            self._waiters -= 1
+        return max(0.0, at_most_s)
 
     def _note(self, kind: str, entry: Entry | None, error: str = "") -> None:
         self._note_all(kind, [entry], error)
@@ -1256,39 +1343,30 @@ class _Change:
         self._is_open = self.is_broken
 
 
-class _Ids:
-    """UUIDs of version 8 (RFC 9562, 5.8): 74 random bits of this process, and a count of 48 bits."""
-
-    def __init__(self) -> None:
-        self._begin()
-        os.register_at_fork(after_in_child=self._begin)  # else both processes would give the same ones
-
-    def _begin(self) -> None:
-        digits = os.urandom(10).hex()
-        self._prefix = f"{digits[:8]}-{digits[8:12]}-8{digits[12:15]}-{'89ab'[int(digits[15], 16) & 3]}{digits[16:19]}-"
-        self._count = itertools.count(int.from_bytes(os.urandom(5), "big"))
-
-    def new(self) -> str:
-        return f"{self._prefix}{next(self._count):012x}"
-
-
-_ids = _Ids()
+def _guard_holder(entry: Entry, claimed: Any) -> None:
+    if claimed is not None and claimed != entry.worker_id:
+        holder = f"{entry.status.value}, last held by {entry.worker_id}"
+        raise WorkerMismatchError(f"task {entry.task_id} is {holder}; {claimed} cannot give it back")
 
 
 def _limit_s(entry: Entry, timeouts: AdaptiveTimeout) -> float:
-    latest = entry.error_history[-1] if entry.error_history else {}
+    latest: dict[str, Any] = next(
+        (error for error in reversed(entry.error_history) if error["worker_id"] is not None), {}
+    )
     was_cut_off = latest.get("error_type") == TIMEOUT_ERROR
     return timeouts.limit_s(entry.group, entry.task_timeout, was_cut_off=was_cut_off)
 
 
 def _check_seconds(token: int, seconds: float) -> None:
-    if not isinstance(seconds, int | float) or not 0.0 <= seconds < math.inf:
+    if not is_duration(seconds):
         raise ValueError(
             f"invalid report on lease {token}: its seconds must be a finite number from 0, got {seconds!r}"
         )
 
 
 def _check_result(token: int, payload: bytes, needs_json: bool) -> None:
+    if type(payload) is not bytes:
+        raise ValueError(f"invalid report on lease {token}: its result must be bytes, got {type(payload).__name__}")
     if needs_json and not is_json(payload):
         raise ValueError(f"invalid report on lease {token}: a queue with a journal takes its result as JSON")
 
@@ -1298,6 +1376,36 @@ def _row(entry: Entry, rank: int, at: float) -> tuple[Any, ...]:
         rank, entry.task_id, entry.po_number, entry.priority, entry.max_retries, entry.retry_delay, entry.task_timeout, at,
         entry.payload, entry.group,
     )  # fmt: skip
+
+
+def _check_asked(reports: Any, limit: Any, wait_s: Any, turn: Any) -> None:
+    if type(limit) is not int or limit < 0:
+        check_whole(limit, "limit of leases (limit)", minimum=0)
+    if type(turn) is not int or turn < 0:
+        check_whole(turn, "turn", minimum=0)
+    if type(wait_s) is not float or not 0.0 <= wait_s < math.inf:
+        check_seconds(wait_s, "time to wait (wait_s)", minimum=0.0, maximum=math.inf)
+    if type(reports) is not list and not isinstance(reports, Sequence):
+        raise ValueError(f"invalid reports: a sequence is needed, got {type(reports).__name__}")
+
+
+def _check_report(report: Any) -> None:
+    is_known = isinstance(report, Report) or (isinstance(report, tuple) and len(report) == 4)
+    if not is_known or not isinstance(report[0], str) or type(report[1]) is not int:
+        raise ValueError(
+            "invalid report: a Report or a Success is needed, its task_id text and its token a whole number, "
+            f"got a {type(report).__name__}"
+        )
+
+
+def _tokens(keeps: Any) -> frozenset[int]:
+    try:
+        tokens = frozenset(keeps)
+    except TypeError:
+        raise ValueError(f"invalid keeps: a collection of tokens is needed, got {type(keeps).__name__}") from None
+    if tokens and not _WHOLE.issuperset(map(type, tokens)):
+        raise ValueError("invalid keeps: tokens are whole numbers")
+    return tokens
 
 
 def _check_worker_id(worker_id: Any) -> None:

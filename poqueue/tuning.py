@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from poqueue.config import check_seconds, check_whole
+from poqueue.config import MAX_TIMEOUT_S, check_seconds, check_whole
 from poqueue.simulation import COMPLETED, RETRY, TYPICAL_BY_START, Attempt, Costs, History, Prediction, Rules, predict
 from poqueue.task import DEFAULT_PRIORITY, LEASE_AHEAD_S, MAX_LEASES
 
@@ -19,6 +19,7 @@ BYTES_PER_TASK = 3_000
 WORKER_BYTES = 60_000_000
 MIN_MEASURED = 20
 HISTORIES = 100
+MAX_TASKS = 10**15
 SIMULATED_TASKS = 2_000  # the advice is asked for in the queue's own process, which has other things to do
 PREDICTION_RUNS = 8
 START_SAVES = 0.10  # of the predicted time; less than that two runs differ by, and is no reason to leave the default
@@ -85,7 +86,7 @@ def advise(
     Raises:
         ValueError: an argument is of the wrong type or out of range.
     """
-    check_whole(expected_task_count, "expected task count (expected_task_count)", minimum=0)
+    check_whole(expected_task_count, "expected task count (expected_task_count)", minimum=0, maximum=MAX_TASKS)
     check_seconds(average_task_duration, "average task duration (average_task_duration)", minimum=0.0, exclusive=True)
     check_whole(worker_count, "worker count (worker_count)", minimum=1)
 
@@ -116,7 +117,7 @@ def advise(
         max_retries=advice["max_retries"],
         retry_delay=advice["retry_delay"],
     )
-    histories = measured_histories(measured) if is_measured else given_histories(duration_s)
+    histories = measured_histories(measured) if is_measured else given_histories(duration_s, expected_task_count)
     advice |= _prediction(expected_task_count, histories, rules, machine, seen, reasons)
     advice["based_on"] = {
         "durations": "measured" if is_measured else "given",
@@ -140,7 +141,7 @@ def advise(
 
 def _timeout(duration_s: float, seen: str, measured: Measured, reasons: dict[str, str]) -> float:
     longest_s = max(duration_s, measured.longest_s)
-    timeout_s = round(max(MIN_TIMEOUT_S, TIMEOUT_FACTOR * duration_s, 1.5 * longest_s), 3)
+    timeout_s = round(min(MAX_TIMEOUT_S, max(MIN_TIMEOUT_S, TIMEOUT_FACTOR * duration_s, 1.5 * longest_s)), 3)
     reasons["task_timeout"] = (
         f"{TIMEOUT_FACTOR:g} x {seen}, not under 1.5 x the longest seen ({longest_s:.3g} s) nor {MIN_TIMEOUT_S:g} s: "
         "a hung task is noticed soon and a slow one is not killed"
@@ -185,7 +186,7 @@ def _workers(tasks: int, worker_count: int, machine: Machine, reasons: dict[str,
     by_memory = max(1, int(machine.free_bytes * 0.8) // WORKER_BYTES)
     workers = max(1, min(worker_count, max(tasks, 1), by_memory))
     if workers < worker_count:
-        limit = "there are no more tasks" if workers == tasks else "more would not fit into the free memory"
+        limit = "there are no more tasks" if workers >= tasks else "more would not fit into the free memory"
         reasons["worker_count"] = f"{workers} instead of {worker_count}: {limit}"
     elif worker_count > machine.cores:
         reasons["worker_count"] = (
@@ -197,7 +198,7 @@ def _workers(tasks: int, worker_count: int, machine: Machine, reasons: dict[str,
 
 
 def _leases_ahead(duration_s: float, seen: str, reasons: dict[str, str]) -> int:
-    ahead = max(1, min(MAX_LEASES, int(LEASE_AHEAD_S / duration_s)))
+    ahead = max(1, int(min(MAX_LEASES, LEASE_AHEAD_S / duration_s)))
     reasons["leases_ahead"] = f"about {LEASE_AHEAD_S * 1000:g} ms of work at {seen}; 1 for longer tasks"
     return ahead
 
@@ -245,10 +246,14 @@ def measured_histories(measured: Measured) -> list[History]:
     return histories
 
 
-def given_histories(average_s: float) -> list[History]:
-    """HISTORIES tasks with this average, spread like exponential ones: of all with a given mean the least presuming."""
-    shapes = [-math.log(1.0 - (n + 0.5) / HISTORIES) for n in range(HISTORIES)]
-    mean = sum(shapes) / HISTORIES
+def given_histories(average_s: float, tasks: int = HISTORIES) -> list[History]:
+    """Tasks with this average, spread like exponential ones: of all with a given mean the least presuming.
+
+    As many as there are `tasks`, up to HISTORIES: of more than that the few that were drawn might have another average.
+    """
+    count = max(1, min(tasks, HISTORIES))
+    shapes = [-math.log(1.0 - (n + 0.5) / count) for n in range(count)]
+    mean = sum(shapes) / count
     return [(Attempt(average_s * shape / mean),) for shape in shapes]
 
 

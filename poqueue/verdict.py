@@ -13,7 +13,8 @@ from poqueue.records import DONE, WAITS, Kind, Record
 from poqueue.retry import backoff_s
 from poqueue.task import PROCESSING, instance
 
-INTERRUPTED_ERROR = "Interrupted"  # the error_type of an attempt that ended with its run
+INTERRUPTED_ERROR = "Interrupted"  # the error_type of an attempt that ended with its run,
+CANCELLED_ERROR = "Cancelled"  # and of one, or a task, that somebody has cancelled
 MAX_CRASHES = 3  # a PO that was running when the whole run crashed, this often and once more, is taken for the cause
 
 
@@ -30,8 +31,9 @@ class Verdict(NamedTuple):
     def record(self, at: float, now: float) -> Record:
         """The line of the journal's log."""
         entry, waits = self.entry, self.kind in WAITS
+        ends_lease = entry.status is PROCESSING and self.kind not in (Kind.CANCEL_ASKED, Kind.CANCELLED)
         return Record(
-            self.kind, entry.rank, entry.token if entry.status is PROCESSING else None, at, entry.worker_id, self.seconds,
+            self.kind, entry.rank, entry.token if ends_lease else None, at, entry.worker_id, self.seconds,
             self.delay_s if waits else None, now + self.delay_s if waits else None, self.result,
             json.dumps(self.details, ensure_ascii=True) if self.details is not None else None,
         )  # fmt: skip
@@ -70,7 +72,7 @@ def failed_attempt(
     random: Callable[[], float],
 ) -> Verdict:
     """Retry while retries are left; else the task failed."""
-    if entry.retry_count >= entry.max_retries:
+    if entry.retry_count >= entry.max_retries or entry.is_unwanted:
         return Verdict(Kind.FAILED, entry, details, seconds=seconds)
     delay_s = retry_delay_s(entry, after_s, config, random)
     return Verdict(Kind.RETRY, entry, details, delay_s=delay_s, seconds=seconds)
@@ -87,8 +89,21 @@ def retry_delay_s(entry: Entry, after_s: float | None, config: QueueConfig, rand
 
 def broken_off(entry: Entry, reason: str, is_crash: bool) -> Verdict:
     """The attempt was running when its run ended. Not its fault, unless that happens again and again."""
+    if entry.is_unwanted:
+        return Verdict(Kind.FAILED, entry, cancelled())
     if is_crash and entry.crashes >= MAX_CRASHES:
         message = f"was running each time when the run crashed, {entry.crashes + 1} times in a row: {reason}"
         return Verdict(Kind.FAILED, entry, described({"error_type": "Poison", "message": message}))
     details = described({"error_type": INTERRUPTED_ERROR, "message": reason}) | {"is_crash": is_crash}
     return Verdict(Kind.INTERRUPTED, entry, details)
+
+
+def undone(entry: Entry) -> list[Verdict]:
+    """The attempt was never begun: as if the lease had not been. A task that is not to run any more is cancelled then."""
+    verdicts = [Verdict(Kind.UNDONE, entry)]
+    return [*verdicts, Verdict(Kind.CANCELLED, entry, cancelled())] if entry.is_unwanted else verdicts
+
+
+def cancelled() -> dict[str, Any]:
+    """The error of a task that somebody has cancelled."""
+    return described({"error_type": CANCELLED_ERROR, "message": "cancelled"})

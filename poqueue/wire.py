@@ -5,12 +5,15 @@ through a message.
 """
 
 import contextlib
+import math
 import os
+import select
 import socket
 import stat
 import struct
 import sys
 import time
+from collections.abc import Iterable
 from multiprocessing import connection
 from multiprocessing.context import AuthenticationError
 from pathlib import Path
@@ -20,6 +23,7 @@ from poqueue.errors import CallTimeoutError, ManagerLostError
 
 MAX_ADDRESS_BYTES = 100
 MAX_REQUEST_BYTES = 256 * 1024 * 1024
+AT_ONCE_BYTES = 32_768  # so much an empty connection of this machine holds, whatever its peer does
 _READ_BYTES = 65_536  # holds nearly every message
 _LENGTH = struct.Struct("!i")
 _LONG_HEAD = struct.Struct("!iQ")  # -1, length: of what _LENGTH cannot hold
@@ -116,6 +120,7 @@ class Stream:
 
     def __init__(self, conn: connection.Connection) -> None:
         self._conn = conn
+        self._plug: socket.socket | None = None
         self.fileno = conn.fileno
         self.close = conn.close
 
@@ -125,13 +130,34 @@ class Stream:
         Raises:
             OSError: BlockingIOError if the time is up; the connection is of no use then.
         """
-        head = _LENGTH.pack(len(message)) if len(message) <= _MAX_SHORT else _LONG_HEAD.pack(-1, len(message))
-        fd = self.fileno()
+        head, fd = _head_of(message), self.fileno()
         sent = os.writev(fd, [head, message])
         if sent < len(head) + len(message):  # a signal came in between
             rest = memoryview(head + message)[sent:]
             while rest:
                 rest = rest[os.write(fd, rest) :]
+
+    def send_at_once(self, message: bytes) -> bool:
+        """Send a message if it is small and the other end has room for it; never waits.
+
+        Returns:
+            Whether that is done with: it is sent, or the connection is of no use any more.
+        """
+        if len(message) > AT_ONCE_BYTES:
+            return False
+        plug = self._plug = self._plug or _plug_of(self._conn)
+        data = _head_of(message) + message
+        try:
+            if plug.send(data, socket.MSG_DONTWAIT) < len(data):  # the rest may never find room
+                plug.shutdown(socket.SHUT_RDWR)
+            return True
+        except OSError:  # no room, or nobody there
+            return False
+
+    def let_go(self) -> None:
+        """Before the connection is closed."""
+        if self._plug is not None:
+            self._plug.detach()
 
     def receive(self, limit: int = sys.maxsize) -> memoryview:
         """Wait for one message.
@@ -167,6 +193,18 @@ class Stream:
         return b"".join(parts)
 
 
+def _head_of(message: bytes) -> bytes:
+    return _LENGTH.pack(len(message)) if len(message) <= _MAX_SHORT else _LONG_HEAD.pack(-1, len(message))
+
+
+def wait_readable(descriptors: Iterable[int], at_most_s: float) -> list[int]:
+    """Those that have something to read, or an end, within the time; a sixth of what multiprocessing's `wait` takes."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(math.ceil(at_most_s * 1000.0))]
+
+
 def set_time_limit(plug: socket.socket, seconds: float) -> None:
     """Bound every read and write of a socket; 0 lifts the limit."""
     limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))  # a timeval
@@ -183,11 +221,16 @@ def set_time_limit_of(conn: Any, seconds: float) -> None:
 
 def lift_time_limit_of(conn: Any) -> None:
     """No limit from now on; for threads that no signal interrupts, since it does without a descriptor more."""
-    plug = socket.socket(fileno=conn.fileno())
+    plug = _plug_of(conn)
     try:
         set_time_limit(plug, 0)
     finally:
         plug.detach()
+
+
+def _plug_of(conn: Any) -> socket.socket:
+    """The socket of a Connection, to be detached again."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=conn.fileno())
 
 
 def peer_uid(plug: socket.socket) -> int:

@@ -142,9 +142,9 @@ def as_yaml(measurement: Measurement, advice: Recommendation, resolved: Resolved
     head = [
         f"Advised by poqueue tune on {now:%Y-%m-%d}, measured on {measurement.source}.",
         f"Predicted for all {pos:,} POs: {_predicted(advice.advised)}; as it was set before: {_predicted(advice.now)}.",
-        *([f"Take it with: {command}"] if command else []),
     ]
     lines = [line for text in head for line in _comment(text)]
+    lines += [f"# Take it with: {safe_text(command)}"] if command else []  # a wrapped line could not be copied
     for item in advice.items:
         lines += ["", *_comment(item.why), _yaml_line(yaml, item.key, item.advice)]
     advised = {item.key for item in advice.items}

@@ -1,7 +1,9 @@
 """A batch: an order file in, every row accounted for.
 
-settings ─► processor checked ─► orders read ─► run directory ─► supervisor runs them ─► results, report, accounts
-            └──── beside each other ───┘            (results.csv and failed.csv are written as POs end)
+settings ─► orders read, ──────► run directory ─► supervisor runs them ─► results, report, accounts
+            processor checked,                    (results.csv and failed.csv are written as POs end)
+            manager started,
+            beside each other
 
 A batch that is resumed goes the same way, but finds its run directory, ends what an earlier supervisor has left, and
 matches the orders with the tasks of the journal; what had ended is told again, and so stands in the results again.
@@ -11,7 +13,9 @@ import contextlib
 import errno
 import logging
 import os
+import shlex
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,6 +31,7 @@ from poqueue.payload import freeze_plain, thaw, thaw_result, thaw_task
 from poqueue.report import as_csv, as_json, as_yaml, build_report
 from poqueue.service import leave_if_imported_again
 from poqueue.task import Event, ReportParts, TaskRecord, TaskStatus
+from workers.early_start import EarlyStart, early_workers
 from workers.guards import MachineGuard
 from workers.log import RunLogging
 from workers.orders import OrderBook, OrderSource, read_orders
@@ -39,13 +44,13 @@ from workers.resolved import Resolved, load_settings, render_config
 from workers.results import RESULT_FILES, Accounts, ResultsWriter
 from workers.resume import Match, match_orders
 from workers.run_control import CONTROL_NAME, LOCK_NAME, RunLock, read_control_file
-from workers.run_dir import copy_of_orders, make_run_dir
+from workers.run_dir import copy_of_orders, make_run_dir, typed
 from workers.run_record import RECORD_NAME, RunRecord, read_report, read_run_record
 from workers.settings import RunSettings
 from workers.signals import SignalInbox
 from workers.staff import WorkersCannotStartError
 from workers.supervisor import Halt, RunEnd, Supervisor
-from workers.whole_file import write_whole
+from workers.whole_file import check_output, write_whole
 from workers.worker_files import Usage
 
 logger = logging.getLogger(__name__)
@@ -147,11 +152,9 @@ def resume_settings(run_dir: Path, given: Mapping[str, Any], *, caller: str = "c
         for key, value in read_run_record(run_dir).settings.items()
         if value is not None and key not in ("run_dir", "check")
     }
-    other = {"processor": "command", "command": "processor"}
-    for key in ("processor", "command"):
-        if given.get(key) is not None:
-            recorded.pop(other[key], None)
-    if "command" in recorded:
+    if given.get("processor") is not None:
+        recorded = {key: value for key, value in recorded.items() if key not in ("command", "shell")}
+    if given.get("command") is not None or "command" in recorded:
         recorded.pop("processor", None)
     return load_settings({**recorded, **{k: v for k, v in given.items() if v is not None}}, None, {}, caller=caller)
 
@@ -166,7 +169,13 @@ class Resuming:
 
 
 class Batch:
-    """One batch with its settings resolved; `target` replaces the settings' processor by an object."""
+    """One batch with its settings resolved.
+
+    Args:
+        target: replaces the settings' processor by an object.
+        is_whole_program: processes may be started while the orders are read. They import the program's script again, and
+            one that embeds a batch may write its orders there.
+    """
 
     def __init__(
         self,
@@ -176,10 +185,13 @@ class Batch:
         target: Any = None,
         progress: Progress | None = None,
         resuming: Resuming | None = None,
+        is_whole_program: bool = False,
     ) -> None:
+        self._is_whole_program = is_whole_program
         self._resuming = resuming
         self._record = read_run_record(resuming.run_dir) if resuming is not None else None
         self._orders = orders if orders is not None else _orders_of(resuming, self._record)
+        self.orders_path = str(self._orders.resolve())  # now: a processor may remove the folder that we are in
         self._resolved = resolved
         self._settings: RunSettings = resolved.settings
         self._spec = processor_spec(self._settings, target)
@@ -190,14 +202,22 @@ class Batch:
         """Read and report, run nothing. Errors as in run_batch."""
         checking = ProcessorCheck(self._spec)
         with contextlib.closing(checking):
+            if not self._is_whole_program:
+                checking.finish()
             book = self._read()
             checking.finish()
         return book
 
     def run(self) -> BatchReport:
         """Run the batch. Errors as in run_batch."""
+        if not self._is_whole_program:
+            return self._run(None)
+        with EarlyStart(self._settings.start_method, early_workers(self._settings.jobs)) as early:
+            return self._run(early)
+
+    def _run(self, early: EarlyStart | None) -> BatchReport:
         if self._resuming is not None:
-            return self._resume(self._resuming)
+            return self._resume(self._resuming, early)
         book = self.check()
         if not book.orders:
             return self._nothing_to_do(book)
@@ -211,7 +231,7 @@ class Batch:
                 record.write(run_dir)
                 failpoint.hit("batch.after_record")
                 with self._logging(run_dir):
-                    return _Run(self, book, run_dir, signals, record).go()
+                    return _Run(self, book, run_dir, signals, record, early).go()
             finally:
                 lock.release()
 
@@ -219,24 +239,25 @@ class Batch:
         for path in (*self._settings.report, *([self._settings.results] if self._settings.results else [])):
             _check_writable(path, self._orders, run_dir)
 
-    def _resume(self, resuming: Resuming) -> BatchReport:
+    def _resume(self, resuming: Resuming, early: EarlyStart | None) -> BatchReport:
         run_dir = resuming.run_dir.resolve()
         self._check_outputs(run_dir)
         record = self._record
         assert record is not None
+        if not os.access(run_dir, os.W_OK):
+            raise ConfigError(f"{run_dir} cannot be written to, and a run goes on in its own directory")
         lock = RunLock(run_dir)
-        with SignalInbox() as signals:
+        try:
             lock.acquire()
-            try:
-                self._check_resumable(run_dir, record, resuming)
-                book = self.check()
+            self._check_resumable(run_dir, record, resuming)
+            book = self.check()
+            with SignalInbox() as signals, self._logging(run_dir):
                 left = read_left_behind(run_dir)
-                with self._logging(run_dir):
-                    return _Run(self, book, run_dir, signals, record, resuming, left).go()
-            except JournalError as error:
-                raise ConfigError(str(error)) from None
-            finally:
-                lock.release()
+                return _Run(self, book, run_dir, signals, record, early, resuming, left).go()
+        except JournalError as error:
+            raise ConfigError(str(error)) from None
+        finally:
+            lock.release()
 
     def _check_resumable(self, run_dir: Path, record: RunRecord, resuming: Resuming) -> None:
         try:
@@ -256,15 +277,22 @@ class Batch:
     def _new_record(self, run_dir: Path, book: OrderBook) -> RunRecord:
         copy = copy_of_orders(run_dir, self._orders).name
         return RunRecord(
-            str(self._orders.resolve()), book.sha256, copy, self._spec.name, dict(self._spec.options),
-            self._shown_settings(), _iso(self._begun_at),
+            self.orders_path, book.sha256, copy, self._spec.name, dict(self._spec.options),
+            self._shown_settings(), _iso(self._begun_at), counted=_count(book),
         )  # fmt: skip
 
     def _shown_settings(self) -> dict[str, Any]:
         return {key: value for key, value, _ in render_config(self._resolved)}
 
     def supervisor(
-        self, run_dir: Path, total: int, on_event: Any, signals: SignalInbox, *, must_exist: bool
+        self,
+        run_dir: Path,
+        total: int,
+        on_event: Any,
+        signals: SignalInbox,
+        early: EarlyStart | None,
+        *,
+        must_exist: bool,
     ) -> Supervisor:
         """The supervisor that these settings ask for."""
         settings = self._settings
@@ -275,7 +303,7 @@ class Batch:
             stop_grace=settings.stop_grace, max_tasks_per_worker=settings.max_tasks_per_worker,
             max_memory_per_worker=settings.max_memory_per_worker, work_dir=next_work_dir(run_dir),
             output_dir=run_dir / "output", log_path=run_dir / "manager.log", on_event=on_event,
-            on_show=self._progress.update, signals=signals, control_dir=run_dir,
+            on_show=self._progress.update, signals=signals, early=early, control_dir=run_dir,
             journal=run_dir / JOURNAL_NAME if settings.journal else None, durability=settings.durability,
             journal_must_exist=must_exist, journal_any_version=self._resuming is not None and self._resuming.accept_changes,
             halt=Halt(**limits, is_now=halt.is_now),
@@ -290,7 +318,7 @@ class Batch:
         """What ran, for the report."""
         return {
             "run_dir": str(run_dir),
-            "orders": str(self._orders.resolve()),
+            "orders": self.orders_path,
             "orders_sha256": book.sha256,
             "processor": self._spec.name,
             "begun_at": self._record.begun_at if self._record is not None else _iso(self._begun_at),
@@ -319,7 +347,7 @@ class Batch:
         )  # fmt: skip
         book = read_orders(source, on_progress=lambda rows: self._progress.update(Snapshot("reading", total=rows)))
         if settings.command is not None:
-            command.check_command(settings.command, book.names)
+            command.check_command(settings.command, book.names, is_shell=settings.shell)
         return book
 
     def _nothing_to_do(self, book: OrderBook) -> BatchReport:
@@ -346,10 +374,12 @@ class _Run:
         run_dir: Path,
         signals: SignalInbox,
         record: RunRecord,
+        early: EarlyStart | None,
         resuming: Resuming | None = None,
         left: LeftBehind | None = None,
     ) -> None:
         self._record = record
+        self._early = early
         self._resuming = resuming
         self._left = left or LeftBehind()
         self._match: Match | None = None
@@ -357,6 +387,7 @@ class _Run:
         self._resumed: dict[str, int] = {}
         self._had_work = True
         self._has_gaps = False  # whether there was no room for some of the results
+        self._unwritten: OSError | None = None  # why what this run leaves is not whole
         self._batch = batch
         self._book = book
         self._run_dir = run_dir
@@ -379,7 +410,8 @@ class _Run:
             return self._go()
         finally:
             if hasattr(self, "_results"):
-                self._results.close()
+                close = self._results.close if self._unwritten is None else self._results.close_anyhow
+                close()
 
     def _open_results(self) -> None:
         """Begin the result files; of a resumed run anew, since all that has ended is told again."""
@@ -398,11 +430,12 @@ class _Run:
         not_run = self._not_run if self._not_run is not None else self._left_over()
         self._counts["not_run"] = len(not_run)
         failpoint.hit("batch.before_finish")
-        accounts = self._results.finish(not_run)
+        accounts = self._finish(not_run)
         with contextlib.suppress(FileNotFoundError):  # it may have died before it made the file
             if (self._run_dir / "manager.log").stat().st_size == 0:
                 (self._run_dir / "manager.log").unlink()
-        files = {name: self._run_dir / name for name in (*RESULT_FILES, "run.log", "manager.log")}
+        whole = RESULT_FILES if self._unwritten is None else ()
+        files = {name: self._run_dir / name for name in (*whole, "run.log", "manager.log")}
         run = self._batch.describe(self._run_dir, self._book)
         run |= {"seconds": round(seconds, 3), "reason": end.reason, "message": end.message}
         if self._resumed:
@@ -413,7 +446,8 @@ class _Run:
         failpoint.hit("batch.before_report")
         for path in (self._run_dir / "report.json", *self._batch._settings.report):
             name = path.name if path.parent == self._run_dir else str(path)
-            files[name] = write_report(head, self._parts, path, knows_data=self._froze_all())
+            with self._noting_unwritten(path):
+                files[name] = write_report(head, self._parts, path, knows_data=self._froze_all())
         if self._batch._settings.results is not None:
             files[str(self._batch._settings.results)] = self._batch._settings.results
         code = self._exit_code(end, accounts, total)
@@ -435,6 +469,21 @@ class _Run:
             self._parts,
         )
 
+    def _finish(self, not_run: list[dict[str, Any]]) -> Accounts:
+        """Put the results in their final shape; if they cannot be, what became of each row is known all the same."""
+        with self._noting_unwritten(self._run_dir):
+            if self._unwritten is None:
+                return self._results.finish(not_run)
+        return self._results.accounts(not_run)
+
+    @contextlib.contextmanager
+    def _noting_unwritten(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            logger.error("%s cannot be written: %s", error.filename or path, error.strerror)
+            self._unwritten = error
+
     def _announce(self) -> None:
         """What was noticed while reading: all of it into the log, the first rows onto the screen."""
         for note in self._book.notes:
@@ -446,17 +495,21 @@ class _Run:
 
     def _run_workers(self) -> RunEnd:
         supervisor = self._batch.supervisor(
-            self._run_dir, len(self._book.orders), self._take, self._signals, must_exist=self._resuming is not None
+            self._run_dir,
+            len(self._book.orders),
+            self._take,
+            self._signals,
+            self._early,
+            must_exist=self._resuming is not None,
         )
         try:
             with contextlib.closing(supervisor):
                 if self._resuming is None:
-                    self._feed(supervisor)
+                    self._feed(supervisor, *self._places_to_add(0))
                 supervisor.start_queue(prepares_workers=self._resuming is None)
                 failpoint.hit("batch.after_start_queue")
                 if self._resuming is not None:
-                    self._take_up(supervisor, self._resuming)
-                    self._feed(supervisor, known=supervisor.ask("get_queue_status")["total_tasks"])
+                    self._feed(supervisor, *self._take_up(supervisor, self._resuming))
                 if self._had_work:
                     supervisor.start_workers()
                 try:
@@ -465,9 +518,10 @@ class _Run:
                     logger.error("%s", error)
                     end = RunEnd("halted", message=str(error))
                 supervisor.take_rest()
-                if self._has_gaps:
-                    self._tell_again(supervisor)
-                self._results.flush()
+                with self._noting_unwritten(self._run_dir):
+                    if self._has_gaps:
+                        self._tell_again(supervisor)
+                    self._results.flush()
                 self._usage = self._usage.with_other(supervisor.usage)
                 if end.reason != "done":
                     self._not_run = self._unfinished(supervisor)
@@ -482,18 +536,22 @@ class _Run:
     def _tell_again(self, supervisor: Supervisor) -> None:
         """There was no room for some results: begin them anew, from what the queue knows."""
         self._results.close_anyhow()
+        self._open_results()
         self._has_gaps = False
         self._ended = bytearray(len(self._ended))
         self._counts |= {"succeeded": 0, "failed": 0}
-        self._open_results()
         supervisor.tell_finished()
         if self._has_gaps:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._run_dir / RESULT_FILES[0]))
 
     # --- resuming
 
-    def _take_up(self, supervisor: Supervisor, resuming: Resuming) -> None:
-        """Before anybody works: what the dead have left, which order is which task, and what has ended already."""
+    def _take_up(self, supervisor: Supervisor, resuming: Resuming) -> tuple[Sequence[int], Sequence[str]]:
+        """Before anybody works: what the dead have left, which order is which task, and what has ended already.
+
+        Returns:
+            As _places_to_add.
+        """
         failpoint.hit("recovery.before_take_up")
         interrupted = supervisor.take_up(self._left, "the run was killed while this PO ran")
         failpoint.hit("recovery.before_remove")
@@ -502,7 +560,8 @@ class _Run:
         if match is not None:
             self._apply(match, supervisor, resuming)
         status = supervisor.ask("get_queue_status")
-        waiting = status["queue_length"] + len(match.to_add if match is not None else ())
+        places, ids = self._places_to_add(self._count_added(supervisor) if match is None else status["total_tasks"])
+        waiting = status["queue_length"] + len(ids)
         if resuming.retry_failed and waiting:
             raise ConfigError(
                 f"{waiting} POs of this run have not ended yet: finish it with --resume, and then retry what failed; "
@@ -511,8 +570,8 @@ class _Run:
         requeued = _requeue_failed(supervisor, status["failed_tasks"]) if resuming.retry_failed else 0
         self._reconfigure(supervisor)
         if status["status"] == "PAUSED":
-            logger.warning("still paused; to go on: poqueue resume %s", self._run_dir.name)
-        self._had_work = bool(waiting or requeued or len(self._book.orders) > status["total_tasks"])
+            logger.warning("still paused; to go on: poqueue resume %s", shlex.quote(typed(self._run_dir)))
+        self._had_work = bool(waiting or requeued)
         self._open_results()
         supervisor.tell_finished()
         self._resumed = {
@@ -524,11 +583,17 @@ class _Run:
             "requeued": requeued,
         }
         self._record.resumed_at.append(_iso(self._batch._begun_at))
-        self._record.settings = self._batch._shown_settings()
+        self._record.settings, self._record.counted = self._batch._shown_settings(), _count(self._book)
         self._record.processor, self._record.options = self._batch._spec.name, dict(self._batch._spec.options)
         self._record.write(self._run_dir)
         failpoint.hit("recovery.after_record")
         logger.info("resumed: %s", self._resumed)
+        return places, ids
+
+    def _count_added(self, supervisor: Supervisor) -> int:
+        """How many orders are tasks: the first ones, of a run that was killed early. Others may have added tasks as well."""
+        places = range(len(self._book.orders))
+        return bisect_left(places, True, key=lambda place: supervisor.ask("find_task", None, f"t{place + 1}") is None)
 
     def _find_match(self, supervisor: Supervisor) -> Match | None:
         """None: the file is the one that the run had, in which order N is task tN."""
@@ -556,7 +621,7 @@ class _Run:
         self._match = match
         if not match.is_same or self._book.sha256 != self._record.orders_sha256:
             self._record.orders_copy = copy_of_orders(self._run_dir, self._batch._orders).name
-            self._record.orders, self._record.orders_sha256 = str(self._batch._orders.resolve()), self._book.sha256
+            self._record.orders, self._record.orders_sha256 = self._batch.orders_path, self._book.sha256
             self._record.is_edited = True
             self._record.write(self._run_dir)  # before a task goes: from then on, order N is not task tN any more
         supervisor.ask("drop_tasks", match.to_drop)
@@ -583,13 +648,12 @@ class _Run:
 
     # --- running
 
-    def _feed(self, supervisor: Supervisor, known: int = 0) -> None:
-        """Have the supervisor add what is not among the `known` tasks of the queue."""
-        places, ids = self._places_to_add(known)
+    def _feed(self, supervisor: Supervisor, places: Sequence[int], ids: Sequence[str]) -> None:
+        """Have the supervisor add these orders as tasks."""
         supervisor.feed(self._make_tasks(places, ids), len(ids))
 
     def _places_to_add(self, known: int) -> tuple[Sequence[int], Sequence[str]]:
-        """Which orders the queue does not know yet, and their task ids; a killed run may have added the first of them."""
+        """Which orders the queue does not know yet, and their task ids, of which it has had the first `known`."""
         if self._match is None:
             places = range(known, len(self._book.orders))
             return places, [f"t{place + 1}" for place in places]
@@ -683,6 +747,8 @@ class _Run:
     def _exit_code(self, end: RunEnd, accounts: Accounts, total: int) -> int:
         if not accounts.balances or sum(self._counts.values()) != total or end.reason == "lost":
             return EXIT_INTERNAL
+        if end.reason == "done" and (self._counts["not_run"] or self._unwritten is not None):
+            return EXIT_INTERNAL
         if end.reason == "interrupted" and self._counts["not_run"]:
             return 128 + end.signal
         if end.reason == "halted":
@@ -707,6 +773,16 @@ def _is_through(run_dir: Path) -> bool:
 def _supplier_of(order: Mapping[str, Any]) -> str:
     """POs of one supplier are expected to take alike."""
     return str(order.get("supplier") or "").strip()
+
+
+def _count(book: OrderBook) -> dict[str, int]:
+    """What there is to run, before anybody knows how it ends."""
+    return {
+        "pos": len(book.orders),
+        "rows": book.row_count,
+        "duplicate": len(book.duplicate_rows),
+        "invalid": len(book.invalid),
+    }
 
 
 def _orders_of(resuming: Resuming | None, record: RunRecord | None) -> Path:
@@ -736,9 +812,10 @@ def write_report(head: Mapping[str, Any], parts: ReportParts | None, path: Path,
         parts: the queue's report; None if the queue was lost, and nothing but the head is known.
         knows_data: as in as_json.
     """
-    if path.suffix in (".csv", ".yaml"):
+    format = path.suffix.lower()
+    if format in (".csv", ".yaml"):
         report = {**head, **(build_report(parts) if parts is not None else {})}
-        write_whole(as_csv(report) if path.suffix == ".csv" else as_yaml(report), path)
+        write_whole(as_csv(report) if format == ".csv" else as_yaml(report), path)
     else:
         text = as_json(parts, head, knows_data=knows_data) if parts is not None else fast_json.encode_finite(head)
         write_whole(text, path)
@@ -753,12 +830,7 @@ def _check_writable(path: Path, orders: Path, run_dir: Path | None = None) -> No
         and (path.name in OWN_FILES or path.stem == "orders")
     ):
         raise ConfigError(f"{str(path)!r} is a file that the run itself writes; name another one")
-    if path.is_dir():
-        raise ConfigError(f"{str(path)!r} is a directory; name a file")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{str(path)!r}: there is no directory {str(path.parent)!r}")
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"{str(path)!r}: the directory cannot be written to")
+    check_output(path)
     if path.exists() and path.samefile(orders):
         raise ConfigError(f"{str(path)!r} is the order file; it is never written to")
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from workers.resolved import Resolved
 
 EXIT_USAGE, EXIT_ORDERS, EXIT_INTERNAL = 2, 3, 70
-SHOWN_ROWS = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,20 +52,22 @@ def _fill_standard_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, so this one
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)  # print() takes None for stdout, which is for data
 
 
 def _complain(error: object, code: int) -> int:
-    from workers.safe_text import safe_text
-
     for number, line in enumerate(str(error).splitlines() or [""]):
-        _say(("poqueue: " if number == 0 else "") + safe_text(line))
+        _say(("poqueue: " if number == 0 else "") + line)
     return code
 
 
 def _say(text: str = "") -> None:
-    """To people; nobody has to listen."""
+    """To people, line by line, whatever a file or an exception had in it; nobody has to listen."""
+    from workers.safe_text import safe_text
+
     try:
-        print(text, file=sys.stderr, flush=True)
+        print("\n".join(map(safe_text, text.split("\n"))), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         return
 
@@ -77,6 +78,7 @@ def _say(text: str = "") -> None:
 def _parser() -> argparse.ArgumentParser:
     from poqueue import __version__
     from workers.live_commands import add_live_commands
+    from workers.setting_values import FORMATS
     from workers.settings import add_arguments
 
     parser = _Parser(
@@ -114,10 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "report", help="show what happened in a run, live or ended", description=_report.__doc__
     )
     report.add_argument("run", metavar="RUN", nargs="?", help="run directory, or its name below runs/; the newest one")
-    formats = ("table", "json", "csv", "yaml", "html", "trace")
-    report.add_argument(
-        "--format", choices=formats, default="table", help="table (default), json, csv, yaml, html, trace"
-    )
+    report.add_argument("--format", choices=FORMATS, default="table", help=f"{', '.join(FORMATS)}; default: table")
     report.add_argument("--output", metavar="FILE", type=Path, help="write to this file, whole or not at all")
     report.add_argument(
         "--redact", action="store_true", help="leave out PO numbers, suppliers, amounts and other PO data"
@@ -166,6 +165,15 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **words: Any) -> None:
         super().__init__(**words, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Also takes the last word after an option: argparse counts it as left out once an option follows the word before."""
+        found, rest = super().parse_known_args(args, namespace)
+        last = next((one for one in reversed(self._actions) if not one.option_strings), None)
+        is_left_out = last is not None and last.nargs == "?" and getattr(found, last.dest) is None
+        if last is not None and is_left_out and len(rest) == 1 and not rest[0].startswith("-"):
+            setattr(found, last.dest, rest.pop())
+        return found, rest
 
     def error(self, message: str) -> Any:
         from workers.quantities import did_you_mean, nearest
@@ -247,7 +255,7 @@ def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resu
     progress = make_progress(sys.stderr, enabled=settings.progress, quiet=settings.quiet)
     orders = Path(arguments.orders) if arguments.orders else None
     raise_interrupts()
-    batch = Batch(orders, resolved, progress=progress, resuming=resuming)
+    batch = Batch(orders, resolved, progress=progress, resuming=resuming, is_whole_program=True)
     if settings.check:
         return _report_check(batch.check(), as_json=arguments.json)
     progress.start()
@@ -272,22 +280,33 @@ def _tune(arguments: argparse.Namespace) -> int:
     """Advice on workers, timeout and retries: run a sample of ORDERS for real, or learn from the journal of a RUN, or
     say how many POs are expected and how long one takes. Nothing is changed.
     """
+    from poqueue.errors import JournalError
     from workers.signals import raise_interrupts
     from workers.tune import tune
 
     raise_interrupts()
-    return tune(arguments)
+    try:
+        return tune(arguments)
+    except JournalError as error:
+        raise _usage(str(error)) from None
 
 
 def _report(arguments: argparse.Namespace) -> int:
     """Report on a run that has ended, crashed or goes on: for people, for programs, as a page, or for ui.perfetto.dev."""
+    from poqueue.errors import JournalError
     from workers.report_files import read_history, render
     from workers.run_record import find_run
     from workers.signals import raise_interrupts
-    from workers.whole_file import write_whole
+    from workers.whole_file import check_output, write_whole
 
     raise_interrupts()
-    text = render(read_history(find_run(arguments.run)), arguments.format, redact=arguments.redact)
+    if arguments.output is not None:
+        check_output(arguments.output)
+    try:
+        history = read_history(find_run(arguments.run), on_wait=_say)
+    except JournalError as error:
+        raise _usage(str(error)) from None
+    text = render(history, arguments.format, redact=arguments.redact)
     if arguments.output is None:
         sys.stdout.reconfigure(errors="backslashreplace", newline="")  # type: ignore[union-attr]
         sys.stdout.write(text)
@@ -344,6 +363,7 @@ def _report_check(book: OrderBook, *, as_json: bool) -> int:
 
 
 def _list_invalid(book: OrderBook) -> None:
+    from workers.batch import SHOWN_ROWS
     from workers.safe_text import safe_text
 
     for row in book.invalid[:SHOWN_ROWS]:
@@ -354,6 +374,8 @@ def _list_invalid(book: OrderBook) -> None:
 
 def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
     from tabulate import tabulate
+
+    from workers.run_dir import typed
 
     if report.run_dir is None:
         _say(report.message)
@@ -376,8 +398,8 @@ def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
     _say(f"{report.seconds:.1f} s, {rate:.1f} POs/s")
     _say_errors(report)
     if report.resumed:
-        _say(_resumed_text(report.resumed))
-    _say(f"files in {_shown(report.run_dir)}: {', '.join(report.files)}")
+        _say(_resumed_text(report.resumed, is_through=not report.tasks["not_run"]))
+    _say(f"files in {typed(report.run_dir)}: {', '.join(report.files)}")
     if report.message:
         _say(report.message)
     for line in _ways_on(report, arguments):
@@ -392,12 +414,13 @@ def _say_errors(report: BatchReport) -> None:
         _say(safe_text(f"  {error['count']} x {error['error_type']}: {error['last_message']}", 200))
 
 
-def _resumed_text(resumed: dict[str, int]) -> str:
+def _resumed_text(resumed: dict[str, int], *, is_through: bool) -> str:
+    again = " and ran again" if is_through else ""  # else it may be one of these that did not
     words = {
         "done_before": "had ended before",
-        "interrupted": "were running when the run was killed and ran again",
-        "requeued": "had failed and ran again",
-        "changed": "changed in the file and ran again",
+        "interrupted": f"were running when the run was killed{again}",
+        "requeued": f"had failed{again}",
+        "changed": f"changed in the file{again}",
         "new": "are new in the file",
         "removed": "are in the file no longer",
     }
@@ -409,50 +432,71 @@ def _ways_on(report: BatchReport, arguments: argparse.Namespace) -> list[str]:
     """The exact commands that run the failures again, and what is left."""
     import shlex
 
+    from workers.run_dir import typed
+
     assert report.run_dir is not None
     failed, rest = report.accounts.failed, report.tasks["not_run"]
     if report.is_resumable:
-        run = shlex.quote(_shown(report.run_dir))
+        run = shlex.quote(typed(report.run_dir))
         if rest:
             return [f"go on with the rest: poqueue run --resume {run}"]
         lines = [f"run the failures again: poqueue retry {run}"] if failed else []
     else:
-        lines = [f"run the failures again: {_again(report.files['failed.csv'], arguments)}"] if failed else []
+        has_file = failed and "failed.csv" in report.files
+        lines = [f"run the failures again: {_again(report, 'failed.csv', arguments.config)}"] if has_file else []
+        if rest and "not_run.csv" not in report.files:
+            lines.append("this run cannot go on, and what is left of it could not be written: run the order file anew")
     if "not_run.csv" in report.files:
-        lines.append(f"run the rest: {_again(report.files['not_run.csv'], arguments)}")
+        lines.append(f"run the rest: {_again(report, 'not_run.csv', arguments.config)}")
     return lines
 
 
-def _again(path: Path, arguments: argparse.Namespace) -> str:
-    """The command that runs a file of left-over rows as this run did; that file is plain CSV, whatever the first was."""
+def _again(report: BatchReport, name: str, config: Path | None) -> str:
+    """The command that runs a file of left-over rows as this run did, whatever the environment and `config` say."""
     import shlex
 
-    from workers.settings import SETTINGS, given_settings
+    from workers.run_dir import typed
+    from workers.settings import SETTINGS
 
-    words = ["poqueue", "run", _shown(path)]
-    if arguments.config is not None:
-        words += ["--config", str(arguments.config)]
-    leave_out = ("delimiter", "encoding", "sheet", "limit", "run_dir", "report", "results", "check")
-    for key, value in given_settings(arguments).items():
-        if key not in leave_out:
+    words = ["poqueue", "run", typed(report.files[name])]
+    if config is not None:
+        words += ["--config", str(config)]
+    otherwise = _settings_here(config)
+    wanted = {key: entry["value"] for key, entry in report.head["run"]["settings"].items()}
+    # Plain CSV, whatever the first file was; all of it, and into a place of its own.
+    wanted |= dict.fromkeys(("sheet", "limit", "run_dir", "results"))
+    wanted["encoding"] = "utf-8" if otherwise["encoding"] else None
+    wanted["delimiter"] = "," if otherwise["delimiter"] else None
+    if wanted["command"] is not None:
+        del wanted["processor"]
+    elif otherwise["command"] is not None:
+        otherwise |= {"processor": None, "command": None, "shell": False}
+    for key, value in wanted.items():
+        if value != otherwise[key] and key not in ("check", "report"):
             words += _as_words(next(flag for flag in SETTINGS[key].flags if flag.startswith("--")), value)
     return shlex.join(words)
+
+
+def _settings_here(config: Path | None) -> dict[str, Any]:
+    """The settings that a command has which gives none."""
+    from poqueue.errors import ConfigError
+    from workers.resolved import load_settings, render_config
+
+    try:
+        resolved = load_settings({}, config, os.environ)
+    except ConfigError:  # a run that goes on does not read the environment
+        resolved = load_settings({}, None, {})
+    return {key: value for key, value, _ in render_config(resolved)}
 
 
 def _as_words(flag: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag] if value else [flag.replace("--", "--no-", 1)]
-    if isinstance(value, list):
-        return [word for item in value for word in (flag, str(item))]
+    if isinstance(value, dict):
+        return [word for pair in value.items() for word in (flag, "=".join(pair))]
     if flag == "--verbose":
-        return ["-" + "v" * value]
-    return [flag, str(value)]
-
-
-def _shown(path: Path) -> str:
-    """A path as short as it can be typed here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+        return ["-" + "v" * value] if value else []
+    return [flag, "none" if value is None else str(value)]
 
 
 def _as_json(report: BatchReport) -> dict[str, Any]:

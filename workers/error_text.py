@@ -25,7 +25,8 @@ _PLACEHOLDERS = [  # in this order: what holds other things comes first
 ]
 _QUOTED = re.compile(r"""'.*'|".*"|`.*`|“.*”|‘.*’|«.*»""", re.DOTALL)  # greedy: what is quoted may hold a quote
 _ORDINARY = re.compile(r"[A-Za-z]?[a-z]{0,20}")
-_MIXED = re.compile(r"\w*(?:[^\W\d]\d|\d[^\W\d])\w*")  # letters and digits in one word: a code of somebody's
+_WORD = re.compile(r"\w+")
+_MIXED = re.compile(r"[^\W\d]\d|\d[^\W\d]")  # letters and digits in one word: a code of somebody's
 _OURS = re.compile(r"SIG[A-Z]{2,6}")
 _TYPE = re.compile(r"[A-Z][A-Za-z]{2,60}(?:\.[A-Z][A-Za-z]{2,60})*")
 _WORD_OR_REST = re.compile(r"<(?:po|url|address|id|path|hex)>|\w+|\W")
@@ -54,11 +55,15 @@ def without_data(message: str, po_number: str, po_words: Collection[str]) -> str
 
     Ordinary is a word of plain lower-case letters, or with a capital in front at the beginning of the message.
     """
-    bare = _MIXED.sub("…", _QUOTED.sub("'…'", message[:MAX_READ_CHARS]))
+    bare = _WORD.sub(_unless_mixed, _QUOTED.sub("'…'", message[:MAX_READ_CHARS]))
     text = normalised(bare, po_number)
     parts = _WORD_OR_REST.findall(text)
     kept = [part if _is_harmless(part, number == 0, po_words) else "…" for number, part in enumerate(parts)]
     return re.sub(r"…(?:\W*…)+", "…", "".join(kept)).strip()
+
+
+def _unless_mixed(word: re.Match[str]) -> str:
+    return "…" if _MIXED.search(word[0]) else word[0]
 
 
 def type_without_data(error_type: str, po_words: Collection[str]) -> str:

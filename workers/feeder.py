@@ -9,15 +9,16 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from multiprocessing import connection
 from typing import Any
 
 from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient
 from poqueue.errors import JournalError, PoqueueError, ServiceError
+from poqueue.ids import new_id
 from poqueue.packing import FrozenTask
 from poqueue.payload import thaw
 from poqueue.task import ProcessingTask
+from poqueue.wire import wait_readable
 from workers.queue_keeper import QueueKeeper
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class Feeder:
     def _hear(self, wait_s: float) -> bool:
         """Whether an answer was there."""
         answer = self._answer
-        if answer is None or not connection.wait([answer.fileno()], wait_s):
+        if answer is None or not wait_readable([answer.fileno()], wait_s):
             return False
         self._answer = None
         try:
@@ -207,8 +208,10 @@ class Feeder:
             self._lots.extend(_parts(lot))
 
     def _packed(self, tasks: list[ProcessingTask | FrozenTask]) -> Lot:
-        frozen = [tuple(task) for task in tasks if isinstance(task, FrozenTask)]
-        return frozen if len(frozen) == len(tasks) else self._own_client().pack_tasks(tasks)
+        """Each with an id, by which find_sent knows whether the queue has it."""
+        frozen: Lot = [tuple(task) for task in tasks if isinstance(task, FrozenTask)]
+        lot = frozen if len(frozen) == len(tasks) else self._own_client().pack_tasks(tasks)
+        return [(new_id(), *task[1:]) if task[_ID] == "" else task for task in lot]
 
 
 def _parts(lot: Lot) -> Iterator[Lot]:

@@ -112,7 +112,8 @@ class RunHistory:
         attempts: in the order in which they began.
         again: the command that runs the failures again; empty if there are none.
         rest: the command that goes on with what has not ended; empty if there is nothing, or if the run is live.
-        po_words: every word in the data of POs with errors; what a redacted text must not hold.
+        po_words: every word in the data of all POs, if anything was told that could hold one; what a redacted text must
+            not hold.
     """
 
     run: dict[str, Any]
@@ -127,8 +128,10 @@ class RunHistory:
 
     @property
     def began_at(self) -> float:
-        """UTC seconds of the first attempt, or of the first PO; 0 if there is neither."""
-        return self.attempts[0].started_at if self.attempts else min((o.created_at for o in self.orders), default=0.0)
+        """UTC seconds of the first attempt, or of the first PO, or of the run; 0 if nothing is known."""
+        if self.attempts:
+            return self.attempts[0].started_at
+        return min((o.created_at for o in self.orders), default=_seconds(self.run.get("begun_at")))
 
     @property
     def until(self) -> float:
@@ -149,6 +152,7 @@ def history_from_journal(
     *,
     run: Mapping[str, Any] | None = None,
     accounts: Mapping[str, int] | None = None,
+    counted: Mapping[str, int] | None = None,
     again: str = "",
     rest: str = "",
 ) -> RunHistory:
@@ -156,6 +160,7 @@ def history_from_journal(
 
     Args:
         run, accounts: as in the run's report.json, if it has come to that; else what the journal can tell.
+        counted: what the order file holds, as in the run's record: the queue may not have been given all of it.
         again, rest: the commands that run the failures again, and go on with what has not ended; left out of the
             history if there is nothing for them to do.
 
@@ -169,7 +174,7 @@ def history_from_journal(
     log = "SELECT kind, rank, token, at, worker, seconds, result, error FROM log ORDER BY seq"
     for line in connection.execute(log):
         reader.read(_Line(*line))
-    return reader.history(dict(run or {}), accounts, again, rest)
+    return reader.history(dict(run or {}), accounts, counted or {}, again, rest)
 
 
 @dataclass(slots=True)
@@ -265,25 +270,39 @@ class _Reader:
         self._first_at = line.at if self._first_at is None else self._first_at
         self._last_at = max(self._last_at, line.at)
 
-    def history(self, run: dict[str, Any], accounts: Mapping[str, int] | None, again: str, rest: str) -> RunHistory:
+    def history(
+        self,
+        run: dict[str, Any],
+        accounts: Mapping[str, int] | None,
+        counted: Mapping[str, int],
+        again: str,
+        rest: str,
+    ) -> RunHistory:
         if self._paused_at is not None:
             self._pauses.append(Pause(self._paused_at[0], None, self._paused_at[1]))
         attempts = tuple(sorted(self._attempts(), key=lambda a: (a.started_at, a.ended_at or a.started_at)))
         seconds: dict[str, float] = defaultdict(float)
         for attempt in attempts:
             seconds[attempt.task_id] += attempt.seconds
-        words: set[str] = set()
         # An id may come again once the queue has forgotten the task that had it.
         latest = {task.task_id: task for task in self._tasks.values()}
-        orders = tuple(_order(task, seconds[task.task_id], words) for task in latest.values())
-        counts = _counts(orders, attempts)
+        is_told = (
+            run.get("message")
+            or any(pause.reason for pause in self._pauses)
+            or any(task.error_type or task.message for task in latest.values())
+            or any(attempt.error_type or attempt.message for attempt in attempts)
+        )
+        texts: set[str] | None = set() if is_told else None
+        orders = tuple(_order(task, seconds[task.task_id], texts) for task in latest.values())
+        counts = _counts(orders, attempts, counted.get("pos", 0))
         if self._first_at is not None:
             run.setdefault("begun_at", iso_time(self._first_at))
             run.setdefault("seconds", round(self._last_at - self._first_at, 3))
+        rows = NOTHING_KNOWN | dict(accounts) if accounts else _accounts(orders, counted)
         return RunHistory(
-            run, NOTHING_KNOWN | dict(accounts) if accounts else _accounts(orders), counts, orders, attempts, tuple(self._pauses),
+            run, rows, counts, orders, attempts, tuple(self._pauses),
             again if counts["failed"] else "", rest if counts["completed"] + counts["failed"] < counts["total"] else "",
-            frozenset(words),
+            frozenset(WORD.findall(" ".join(texts or ()).casefold())),
         )  # fmt: skip
 
     def _open(self, at: float) -> None:
@@ -391,12 +410,12 @@ def _pause_reason(error: str | None) -> str:
     return str(told.get("reason") or "") if isinstance(told, dict) else str(told)
 
 
-def _order(task: _Task, seconds: float, words: set[str]) -> Order:
+def _order(task: _Task, seconds: float, texts: set[str] | None) -> Order:
     po = _po_data(task.payload)
     totals = examine({**po, "po_number": task.po_number}).totals
     currency, amount = next(iter(totals.items())) if len(totals) == 1 else ("; ".join(filter(None, totals)), None)
-    if task.message:
-        words.update(_words(po))
+    if texts is not None:
+        _add_texts(po, texts)
     return Order(
         task.task_id, task.po_number, str(po.get("supplier") or "").strip(), amount, task.status.value, task.priority,
         task.attempts, task.created_at, task.completed_at, seconds, task.error_type, task.message, currency,
@@ -413,19 +432,21 @@ def _po_data(payload: Any) -> dict[str, Any]:
     return po if isinstance(po, dict) else {}
 
 
-def _words(value: Any) -> Iterator[str]:
+def _add_texts(value: Any, texts: set[str]) -> None:
+    """Add every value that the data hold, as text; many POs hold the same ones."""
     if isinstance(value, Mapping):
-        for item in value.values():
-            yield from _words(item)
-    elif isinstance(value, list):
+        value = list(value.values())
+    if isinstance(value, list):
         for item in value:
-            yield from _words(item)
+            _add_texts(item, texts)
     elif value is not None:
-        yield from WORD.findall(str(value).casefold())
+        texts.add(str(value))
 
 
-def _counts(orders: Iterable[Order], attempts: Iterable[Attempt]) -> dict[str, int]:
+def _counts(orders: Iterable[Order], attempts: Iterable[Attempt], pos: int) -> dict[str, int]:
+    """POs by status, of so many at least: those that the queue does not know yet are pending."""
     by_status = Counter(order.status for order in orders)
+    by_status[TaskStatus.PENDING.value] += max(0, pos - by_status.total())
     outcomes = Counter(attempt.outcome for attempt in attempts)
     return {
         "total": by_status.total(),
@@ -437,14 +458,27 @@ def _counts(orders: Iterable[Order], attempts: Iterable[Attempt]) -> dict[str, i
     }
 
 
-def _accounts(orders: Iterable[Order]) -> dict[str, int]:
-    """Input rows, as far as POs stand for them: duplicate and invalid rows are known to the report alone."""
+def _accounts(orders: Iterable[Order], counted: Mapping[str, int]) -> dict[str, int]:
+    """Input rows: those of the file, or if nobody counted them, those that POs stand for."""
     names = {TaskStatus.COMPLETED.value: "succeeded", TaskStatus.FAILED.value: "failed"}
     accounts = dict(NOTHING_KNOWN)
     for order in orders:
         accounts[names.get(order.status, "not_run")] += order.rows
         accounts["rows"] += order.rows
+    file = {key: counted.get(key, 0) for key in ("rows", "duplicate", "invalid")}
+    unknown = file["rows"] - file["duplicate"] - file["invalid"] - accounts["rows"]
+    if unknown >= 0:  # less than none: somebody has added POs of his own
+        accounts |= file
+        accounts["not_run"] += unknown
     return accounts
+
+
+def _seconds(iso: Any) -> float:
+    """UTC seconds of an ISO text; 0 if it is none."""
+    try:
+        return datetime.fromisoformat(iso).timestamp()
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def utc(at: float) -> datetime:

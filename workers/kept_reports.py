@@ -89,6 +89,8 @@ class ReportKeeper:
     def _empty(self, half: int) -> None:
         start = half * HALF_BYTES
         first = start + _WORD.size
+        if self._next[half] == first and not self._has_lines[half]:
+            return
         self._emptied[half] += 1
         _WORD.pack_into(self._map, first, 0)
         self._map[first : self._next[half]] = bytes(self._next[half] - first)

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poqueue.errors import ConfigError, PoqueueError
-from workers.quantities import format_duration
+from poqueue.errors import ConfigError, InputError, PoqueueError
+from workers.quantities import MAX_JOBS, format_duration
 from workers.run_dir import DEFAULT_PARENT
 from workers.safe_text import safe_text
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from poqueue.client import QueueClient
 
 WATCH_S = 1.0
-MAX_JOBS = 256
 
 
 def add_live_commands(commands: Any) -> None:
@@ -57,11 +56,12 @@ def _status(arguments: argparse.Namespace) -> int:
     run_dir, queue = _reach(arguments)
     while True:
         try:
-            status = {**queue.get_queue_status(), "run": str(run_dir), "view": queue.get_view()}
-        except PoqueueError:
+            status = _look(run_dir, queue)
+        except PoqueueError as error:
+            is_over = _is_over(run_dir, error)
             if not arguments.watch:
-                raise
-            print(f"{run_dir} has ended" if _has_ended(run_dir) else f"{run_dir} does not answer", file=sys.stderr)
+                raise is_over or error from None
+            print(f"{run_dir} has ended" if is_over else f"{run_dir} does not answer", file=sys.stderr)
             return 0
         if arguments.watch and sys.stdout.isatty():
             print("\033[H\033[2J", end="")
@@ -72,14 +72,23 @@ def _status(arguments: argparse.Namespace) -> int:
         time.sleep(WATCH_S)
 
 
-def _has_ended(run_dir: Path) -> bool:
-    from workers.run_control import reach
+def _look(run_dir: Path, queue: "QueueClient") -> dict[str, Any]:
+    """The queue's counts, and what the supervisor has left to be seen, which may be older."""
+    from workers.run_record import read_run_record
 
-    try:
-        reach(run_dir)
-    except PoqueueError:
-        return True
-    return False
+    status, view = queue.get_queue_status(), queue.get_view()
+    pos = read_run_record(run_dir).counted.get("pos")
+    if view is not None and pos is not None:
+        known = status["total_tasks"] - status["cleared_tasks"]
+        view = {**view, "to_add": max(0, min(view.get("to_add", 0), pos - known))}
+    return {**status, "run": str(run_dir), "view": view}
+
+
+def _is_over(run_dir: Path, error: PoqueueError) -> ConfigError | None:
+    """What is to be said instead of an error that only comes of the run's end."""
+    from workers.run_control import ends, not_running
+
+    return not_running(run_dir) if not isinstance(error, InputError) and ends(run_dir) else None
 
 
 def _status_text(status: dict[str, Any]) -> str:
@@ -104,7 +113,7 @@ def _status_text(status: dict[str, Any]) -> str:
             worker["state"],
             safe_text(worker["po_number"]),
             worker["attempt"] or "",
-            f"{worker['elapsed_s']:.1f} of {worker['timeout_s']:g} s" if worker["po_number"] else "",
+            f"{max(0.0, worker['elapsed_s']):.1f} of {worker['timeout_s']:g} s" if worker["po_number"] else "",
             f"{worker['rss_bytes'] / 2**20:.0f}M",
         )
         for worker in view["workers"]
@@ -143,11 +152,14 @@ def _scale(arguments: argparse.Namespace) -> int:
 
 def _cancel(arguments: argparse.Namespace) -> int:
     """End one PO as failed ("Cancelled"); if it runs, its worker is killed. `poqueue retry` runs it again."""
-    _, queue = _reach(arguments)
-    task = queue.find_task(po_number=arguments.po_number)
-    if task is None:
-        raise ConfigError(f"the run has no PO {safe_text(arguments.po_number, 80)}")
-    outcome = queue.cancel_task(task.task_id)
+    run_dir, queue = _reach(arguments)
+    try:
+        task = queue.find_task(po_number=arguments.po_number)
+        if task is None:
+            raise ConfigError(f"the run has no PO {safe_text(arguments.po_number, 80)}")
+        outcome = queue.cancel_task(task.task_id)
+    except PoqueueError as error:
+        raise _is_over(run_dir, error) or error from None
     said = {
         "cancelled": "cancelled",
         "stopping": "it runs: its worker is being killed",
@@ -174,7 +186,10 @@ def _order(arguments: argparse.Namespace, word: str, value: Any = None, *, said:
 
 def _tell(arguments: argparse.Namespace, what: "Callable[[QueueClient], None]", said: str) -> int:
     run_dir, queue = _reach(arguments)
-    what(queue)
+    try:
+        what(queue)
+    except PoqueueError as error:
+        raise _is_over(run_dir, error) or error from None
     print(json.dumps({"run": str(run_dir), "said": said}) if arguments.json else f"{run_dir.name}: {said}")
     return 0
 

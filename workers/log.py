@@ -72,7 +72,7 @@ class TextFormatter(logging.Formatter):
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         lines = []
         for ids in _each(record):
-            told = [str(ids.get("worker_id", "")), str(ids.get("po_number", ""))]
+            told = [str(ids.get(name) or "") for name in ("worker_id", "po_number")]
             where = " ".join(f"[{part}]" for part in told if part)
             text = f"{clock} {record.levelname.lower():7} {where + ' ' if where else ''}{record.getMessage()}"
             lines.append(safe_text(text))

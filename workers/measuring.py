@@ -15,7 +15,7 @@ from typing import Any
 
 from poqueue.task import TaskResult
 from workers.own_process import cpu_seconds, most_rss_bytes, queued_seconds
-from workers.processing import GiveUp, Processor, ProcessorSpec, RetryLater, WorkerContext, load_target
+from workers.processing import GiveUp, Processor, ProcessorSpec, RetryLater, WorkerContext, asked_s, load_target
 
 TARGET = "workers.measuring:Measuring"
 TARGET_OPTION, APP_DIR_OPTION, FOLDER_OPTION = "tune.processor", "tune.app_dir", "tune.folder"
@@ -121,7 +121,7 @@ class Measuring:
             is_final = True
             raise
         except RetryLater as error:
-            retry_after_s = error.after
+            retry_after_s = asked_s(error)
             raise
         finally:
             if os.getpid() == self._pid:  # not in a copy that the processor has forked

@@ -40,7 +40,7 @@ def open_csv(
         OrdersError: here or while the records are read; the text says where and what to do.
     """
     text, encoding, notes = _decode(encoding, label, data)
-    _refuse_nul(label, text)
+    _refuse_nul(label, text, data)
     start = len("\ufeff".encode(encoding)) if text.startswith("\ufeff") else 0
     del text  # it may be large, and the lines below are decoded one by one
 
@@ -64,6 +64,7 @@ def _decode(given: str | None, label: str, data: bytes) -> tuple[str, str, list[
     marked = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), None)
     encoding = given or marked or "utf-8"
     try:
+        _refuse_unmarked(label, encoding, data)
         return data.decode(encoding), encoding, []
     except LookupError:
         raise OrdersError(f"{label}: unknown encoding {quoted(encoding)}; try utf-8, cp1252 or utf-16") from None
@@ -82,13 +83,38 @@ def _decode(given: str | None, label: str, data: bytes) -> tuple[str, str, list[
     )
 
 
-def _refuse_nul(label: str, text: str) -> None:
+def _refuse_unmarked(label: str, encoding: str, data: bytes) -> None:
+    name = codecs.lookup(encoding).name
+    marks = tuple(mark for mark, marked in _BYTE_ORDER_MARKS if marked == name != "utf-8")
+    if not marks or data.startswith(marks):
+        return
+    if b"\0" not in data or data.startswith(tuple(mark for mark, _ in _BYTE_ORDER_MARKS)):
+        raise OrdersError(f"{label}: is not {encoding}; leave --encoding out, and it is found out")
+    raise OrdersError(
+        f"{label}: has no byte-order mark, without which {encoding} cannot be read; if the file is that, "
+        f"use --encoding {name}-{_byte_order(data)}"
+    )
+
+
+def _refuse_nul(label: str, text: str, data: bytes) -> None:
     position = text.find("\0")
     if position >= 0:
         raise OrdersError(
             f"{label}: NUL byte at line {_line_at(text, position)}; the file is damaged, is not text, "
-            "or is UTF-16 without a byte-order mark (then use --encoding utf-16-le)"
+            f"or is UTF-16 or UTF-32 without a byte-order mark (then use --encoding {_wide_encoding(data)})"
         )
+
+
+def _wide_encoding(data: bytes) -> str:
+    """Which one it is, if it is one of them: by where the NULs stand that most characters have."""
+    head = data[:4000]
+    bits = 32 if head.count(0) > len(head) / 2 else 16
+    return f"utf-{bits}-{_byte_order(data)}"
+
+
+def _byte_order(data: bytes) -> str:
+    head = data[:4000]
+    return "be" if head[::2].count(0) > head[1::2].count(0) else "le"
 
 
 def _undecodable(data: bytes, error: UnicodeError) -> str:

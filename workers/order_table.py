@@ -8,7 +8,8 @@ from decimal import Decimal
 
 from workers.amounts import plain_text
 
-Cell = str | float | bool | list[str]  # list: the ISO text of a date or time, which JSON has no type for
+# list: the ISO text of a date or time, which JSON has no type for; dict: the fault of a cell without a value
+Cell = str | float | bool | list[str] | dict[str, str]
 Records = Generator[tuple[int, Sequence[Cell]], None, None]  # with row numbers, blank rows included
 
 _EXACT_INTEGERS = 10**15  # Excel keeps 15 digits; a longer number has lost its last ones already
@@ -37,6 +38,8 @@ def as_text(cell: Cell) -> str:
         return cell
     if isinstance(cell, list):
         return cell[0]
+    if isinstance(cell, dict):
+        return ""
     if isinstance(cell, bool):
         return "TRUE" if cell else "FALSE"
     return str(int(cell)) if cell.is_integer() else plain_text(Decimal(repr(cell)))
@@ -46,6 +49,8 @@ def not_a_po_number(cell: Cell) -> str | None:
     """Why a typed cell cannot be trusted to hold the PO number that was meant."""
     if isinstance(cell, str):
         return None
+    if isinstance(cell, dict):
+        return cell["fault"]
     if isinstance(cell, list):
         return f"holds the date or time {cell[0]}"
     if isinstance(cell, bool):

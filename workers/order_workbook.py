@@ -11,8 +11,8 @@ import io
 import json
 import os
 import signal
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from poqueue.errors import OrdersError
 from poqueue.parent import die_with_parent
 from workers.order_columns import MAX_LISTED, normal
-from workers.order_table import Cell, Records, Table, as_text, is_blank
+from workers.order_table import Cell, Records, Table, address, as_text, is_blank
 from workers.process_control import quiet_start
 from workers.quantities import did_you_mean, nearest
 from workers.safe_text import quoted, safe_text
+from workers.workbook_faults import Faults, find_faults
 
 if TYPE_CHECKING:
     import zipfile
@@ -64,8 +65,15 @@ def open_workbook(label: str, data: bytes, sheet: str | None) -> Table:
     records = _child_records(label, data, sheet)
     for number, cells in records:
         if not is_blank(cells):
-            return Table([as_text(cell) for cell in cells], number, records)
+            notes = _header_notes(label, number, cells)
+            return Table([as_text(cell) for cell in cells], number, records, notes=notes)
     raise OrdersError(f"{label}: the sheet is empty; expected a header row with a column for po_number")
+
+
+def _header_notes(label: str, number: int, cells: Sequence[Cell]) -> list[str]:
+    faults = [f"{address(place, number)} {cell['fault']}" for place, cell in enumerate(cells) if isinstance(cell, dict)]
+    more = f"; headers without a value: {len(faults)}" if len(faults) > 1 else ""
+    return [f"{label}: header cell {faults[0]}{more}"] if faults else []
 
 
 def _check_zip(label: str, data: bytes) -> None:
@@ -177,16 +185,33 @@ def _sheet_messages(data: bytes, label: str, sheet: str | None) -> Iterator[dict
     try:
         workbook = calamine.CalamineWorkbook.from_filelike(io.BytesIO(data))
         visible = [item.name for item in workbook.sheets_metadata if item.visible == calamine.SheetVisibleEnum.Visible]
-        found = workbook.get_sheet_by_name(_choose_sheet(workbook, visible or workbook.sheet_names, label, sheet))
+        name = _choose_sheet(workbook, visible or workbook.sheet_names, label, sheet)
+        faults = find_faults(data, name)
+        found = workbook.get_sheet_by_name(name)
         # iter_rows begins at row 1 in any case, but at the first column that is used.
         margin: list[Cell] = [""] * (found.start or (0, 0))[1]
-        rows = found.iter_rows()
-        while batch := [margin + [_as_cell(value) for value in row] for row in islice(rows, _SENT_ROWS)]:
+        rows = _with_faults((margin + [_as_cell(value) for value in row] for row in found.iter_rows()), faults)
+        while batch := list(islice(rows, _SENT_ROWS)):
             yield {"rows": batch}
     except calamine.PasswordError:
         raise OrdersError(f"{label}: is protected with a password; save it without one") from None
     except calamine.CalamineError as error:
         raise OrdersError(f"{label}: is not a workbook that can be read: {safe_text(str(error), 200)}") from None
+
+
+def _with_faults(rows: Iterator[list[Cell]], faults: Faults) -> Iterator[list[Cell]]:
+    """The rows with those cells in their places, also below and right of what else the sheet holds."""
+    last, width = max(faults, default=0), 0
+    for number in count(1):
+        cells = next(rows, None)
+        if cells is None and number > last:
+            return
+        cells = cells if cells is not None else [""] * width
+        width = len(cells)
+        for place, cell in faults.get(number, {}).items():
+            cells += [""] * (place + 1 - len(cells))
+            cells[place] = cell
+        yield cells
 
 
 def _choose_sheet(workbook: Any, visible: list[str], label: str, sheet: str | None) -> str:

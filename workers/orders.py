@@ -23,6 +23,7 @@ from typing import Any, Literal, cast, get_args
 
 from poqueue.errors import ConfigError, OrdersError
 from poqueue.payload import freeze_plain
+from poqueue.task import DEFAULT_PRIORITY
 from poqueue.wire import MAX_REQUEST_BYTES
 from workers.amounts import is_plain, plain_text, read_amount
 from workers.order_columns import MAX_LISTED, RESERVED_NAMES, Columns, first_few
@@ -35,7 +36,6 @@ from workers.safe_text import quoted, safe_text
 Duplicates = Literal["group", "error", "first", "separate"]
 Row = dict[str, Any]
 
-DEFAULT_PRIORITY = 5
 MAX_PO_NUMBER_CHARS = 64
 MAX_PO_BYTES = MAX_REQUEST_BYTES - 1024**2
 PROGRESS_ROWS = 10_000
@@ -183,7 +183,10 @@ def _uncollected() -> Iterator[None]:
 def _read_table(
     table: Table, source: OrderSource, label: str, data: bytes, on_progress: Callable[[int], None] | None
 ) -> OrderBook:
-    columns = Columns.find(table.headers, source.mapping, label)
+    try:
+        columns = Columns.find(table.headers, source.mapping, label)
+    except OrdersError as error:
+        raise OrdersError("\n".join([str(error), *table.notes])) from None  # which may say why
     book = OrderBook(
         source.path, table.headers, columns.names, hashlib.sha256(data).hexdigest(), table.encoding, table.delimiter
     )
@@ -274,6 +277,8 @@ class _Collector:
         self._by_po_number: dict[str, _Group] = {}
         self._decimal_marks: set[str] = set()
         self._ambiguous: list[tuple[int, Row]] = []
+        self._faults = 0
+        self._first_fault = ""
 
     def add(self, number: int, cells: Sequence[Cell]) -> None:
         """Sort one record in."""
@@ -282,7 +287,7 @@ class _Collector:
             return
         self._book.row_count += 1
         self._book.last_row = number
-        texts = [as_text(cell) for cell in cells] if self._is_workbook else cast("list[str]", cells)
+        texts = self._texts(number, cells) if self._is_workbook else cast("list[str]", cells)
         fault = self._fault(number, cells, texts)
         if fault is None:
             self._accept(number, cells, texts)
@@ -290,6 +295,13 @@ class _Collector:
         place, reason = fault
         column, value = ("", "") if place is None else (self._book.headers[place], texts[place])
         self._book.invalid.append(InvalidRow(number, column, value, reason, texts))
+
+    def _texts(self, number: int, cells: Sequence[Cell]) -> list[str]:
+        for place, cell in enumerate(cells):
+            if isinstance(cell, dict):
+                self._faults += 1
+                self._first_fault = self._first_fault or f"cell {address(place, number)} {cell['fault']}"
+        return [as_text(cell) for cell in cells]
 
     def finish(self) -> None:
         """Settle what only the whole file can tell, and lay the orders out."""
@@ -302,6 +314,9 @@ class _Collector:
             self._refuse_giants(orders)
         self._book.orders, self._book.left_out = orders[:limit], orders[limit:]
         self._book.priorities = [group.priority for group in self._groups[:limit]]
+        if self._faults:
+            more = f"; cells without a value: {self._faults}" if self._faults > 1 else ""
+            self._book.notes.append(f"{self._label}: {self._first_fault}{more}")
         if self._book.row_count == 0:
             self._book.notes.append(f"{self._label}: has a header and no orders")
 
@@ -322,9 +337,11 @@ class _Collector:
         text = as_text(cell).strip()
         where = f" (cell {address(self._columns.po_number, number)})" if self._is_workbook else ""
         if (kind := not_a_po_number(cell)) is not None:
-            return f"po_number {kind}{where}; format the column as text"
+            advice = "enter the number itself" if isinstance(cell, dict) else "format the column as text"
+            return f"po_number {kind}{where}; {advice}"
         if not text:
-            unseen = "; errors and formulas without a stored value read as empty" if self._is_workbook else ""
+            is_unseen = self._source.path.suffix.lower() in (".xls", ".xlsb", ".ods")
+            unseen = "; errors and formulas without a stored value read as empty" if is_unseen else ""
             return f"po_number is empty{where}{unseen}"
         if len(text) > MAX_PO_NUMBER_CHARS:
             return f"po_number has {len(text)} characters{where}; at most {MAX_PO_NUMBER_CHARS} are allowed"

@@ -30,6 +30,7 @@ def become_worker(marks: dict[str, str], *, dies_with_starter: bool) -> None:
         die_with_parent()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # only the supervisor decides
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else a processor would not learn how its children end
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
     with contextlib.suppress(OSError):  # if memory runs out, rather a worker than the queue
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
@@ -37,10 +38,12 @@ def become_worker(marks: dict[str, str], *, dies_with_starter: bool) -> None:
 
 class Adoption:
     """While one is held, orphans among this process's descendants become its children, so that none escapes by losing its
-    parent. When the last is let go, the process is as it was before the first."""
+    parent, and the end of a child waits until it is looked at, though SIGCHLD was ignored. When the last is let go, the
+    process is as it was before the first."""
 
     _held = 0
     _before = 0
+    _ignored_children = False
 
     def __init__(self) -> None:
         self._is_held = False
@@ -55,6 +58,9 @@ class Adoption:
             prctl(_PR_GET_CHILD_SUBREAPER, ctypes.addressof(flag))
             Adoption._before = flag.value
             prctl(_PR_SET_CHILD_SUBREAPER, 1)
+            Adoption._ignored_children = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+            if Adoption._ignored_children:
+                _set_sigchld(signal.SIG_DFL)
         Adoption._held += 1
 
     def let_go(self) -> None:
@@ -65,6 +71,15 @@ class Adoption:
         Adoption._held -= 1
         if not Adoption._held:
             prctl(_PR_SET_CHILD_SUBREAPER, Adoption._before)
+            if Adoption._ignored_children and signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+                _set_sigchld(signal.SIG_IGN)
+
+
+def _set_sigchld(action: signal.Handlers) -> None:
+    """From any thread; Python, which knows only what its first thread sets, goes on to tell what it was."""
+    set_action = ctypes.CDLL(None).signal
+    set_action.argtypes, set_action.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    set_action(signal.SIGCHLD, action)
 
 
 def rss_bytes(pid: int | None = None) -> int:

@@ -14,7 +14,7 @@ from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError
 from poqueue.journal import JOURNAL_NAME
 from poqueue.task import TaskStatus
-from poqueue.verdict import INTERRUPTED_ERROR
+from poqueue.verdict import CANCELLED_ERROR, INTERRUPTED_ERROR
 from workers.history import Attempt, RunHistory
 from workers.measuring import alone_seconds
 from workers.report_files import read_history
@@ -23,7 +23,6 @@ from workers.run_record import REPORT_NAME, read_report, read_run_record
 from workers.sample import MeasuredAttempt
 from workers.worker_files import Usage
 
-CANCELLED_ERROR = "Cancelled"
 BESIDE_S = 0.0005  # what a worker computes between two attempts, at most
 UNTOLD = ("interrupted", "running")  # such an attempt tells nothing of how long one takes
 
@@ -175,7 +174,7 @@ def attempts_of_report(tasks: Iterable[dict[str, Any]]) -> Iterator[MeasuredAtte
         errors = task["error_history"]
         for error in errors:
             kind = str(error.get("error_type", ""))
-            if kind in (INTERRUPTED_ERROR, CANCELLED_ERROR):
+            if kind in (INTERRUPTED_ERROR, CANCELLED_ERROR) or error.get("worker_id") is None:  # no failed attempt
                 continue
             is_last = task["status"] == TaskStatus.FAILED.value and error is errors[-1]
             is_final = is_last and task["retry_count"] < task["max_retries"]

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import active_children, forkserver, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
 
 from workers.own_process import HELD_SIGNALS, OOM_SCORE, rss_bytes
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # else where it is used: it would take a tenth of a program's
 
 RUN_MARK = "POQUEUE_RUN_ID"
 PROCESS_MARK = "POQUEUE_RUN_ID_OF_PROCESS"
-PRELOADED = ["poqueue.server", "workers.worker"]  # what its processes import; neither starts a thread
+PRELOADED = ["workers.worker"]  # what all but one of its processes import; it starts no thread
 _MAX_ROUNDS = 50
 
 
@@ -301,19 +302,21 @@ def end_run(run_id: str, work_dir: Path, since: int, *, keeps_files: bool) -> No
 def kill_all(find: "Callable[[], list[psutil.Process]]", known: list[int]) -> int:
     """Stop what `find` finds until it finds nobody new, then kill all of them."""
     doomed: dict[int, psutil.Process] = {}
-    for pid in known:
-        _signal(pid, signal.SIGSTOP)
-    for _ in range(_MAX_ROUNDS):
-        fresh = [process for process in find() if process.pid not in doomed]
-        if not fresh:
-            break
-        for process in fresh:
-            doomed[process.pid] = process
-            _if_it_lives(process.suspend)
-    for process in doomed.values():
-        _if_it_lives(process.kill)
-    for pid in known:
-        _signal(pid, signal.SIGKILL)
+    try:
+        for pid in known:
+            _signal(pid, signal.SIGSTOP)
+        for _ in range(_MAX_ROUNDS):
+            fresh = [process for process in find() if process.pid not in doomed]
+            if not fresh:
+                break
+            for process in fresh:
+                doomed[process.pid] = process
+                _if_it_lives(process.suspend)
+    finally:  # an interrupt may come: whoever was stopped would stay so
+        for process in doomed.values():
+            _if_it_lives(process.kill)
+        for pid in known:
+            _signal(pid, signal.SIGKILL)
     _reap_adopted(doomed)
     return len(doomed)
 
@@ -340,6 +343,19 @@ def _reap_adopted(doomed: "dict[int, psutil.Process]") -> None:
                 waiting.discard(pid)
         if waiting:
             time.sleep(0.002)
+
+
+_childless: "WeakSet[Any]" = WeakSet()  # processes that have started no other
+
+
+def note_childless(process: Any, is_so: bool = True) -> None:
+    """Of a multiprocessing.Process: whether it surely has started no other one."""
+    (_childless.add if is_so else _childless.discard)(process)
+
+
+def has_parents_of_others() -> bool:
+    """Whether a process of ours lives that may have started others, whose orphans would become ours."""
+    return any(process not in _childless for process in active_children())
 
 
 def orphans() -> "list[psutil.Process]":
@@ -397,7 +413,7 @@ def remove_owned(owned: Iterable[dict[str, Any]], started_at: float) -> None:
             psutil.Error, OSError, ValueError, TypeError, OverflowError
         ):  # one odd entry spoils no other
             if item.get("pid"):
-                _kill_if_younger(int(item["pid"]), started_at - 1.0)
+                _kill_if_its_own(int(item["pid"]), item.get("born"), started_at - 1.0)
             path = item.get("path")
             if path and os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path, ignore_errors=True)
@@ -405,11 +421,13 @@ def remove_owned(owned: Iterable[dict[str, Any]], started_at: float) -> None:
                 os.unlink(path)
 
 
-def _kill_if_younger(pid: int, started_at: float) -> None:
+def _kill_if_its_own(pid: int, since: int | None, started_at: float) -> None:
+    """Who was `born` at another moment has got the pid later; files of older versions tell none."""
     import psutil
 
     process = psutil.Process(pid)
-    if process.create_time() >= started_at and pid != os.getpid():
+    is_same = since is None or since == born(pid)
+    if is_same and process.create_time() >= started_at and pid != os.getpid():
         process.kill()
 
 

@@ -7,6 +7,7 @@ harm the manager.
 """
 
 import importlib
+import math
 import os
 import sys
 import time
@@ -14,13 +15,17 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from poqueue.config import MAX_TIMEOUT_S
 from poqueue.errors import ProcessorError
 from poqueue.payload import FrozenResult, freeze_plain_result, freeze_success, thaw
 from poqueue.plain import NotPlainError, is_flat, plain, plain_details
 from poqueue.task import Fields, Lease, Report, Success, TaskResult, instance
 from workers.signals import Interrupt, Termination
+
+if TYPE_CHECKING:  # else where it is used: to import it takes a tenth of a start
+    import inspect
 
 MAX_RESULT_BYTES = 10_000_000
 MAX_MESSAGE_CHARS = 8_000
@@ -42,8 +47,8 @@ class RetryLater(Exception):
     """
 
     def __init__(self, message: str = "", *, after: float) -> None:
-        super().__init__(message or f"asked to be tried again after {after:g} s")
-        self.after = max(0.0, float(after))
+        super().__init__(message or f"asked to be tried again after {after} s")
+        self.after = max(float(after), 0.0)  # NaN stays NaN, and is no delay
 
 
 class Terminated(BaseException):
@@ -90,9 +95,11 @@ class WorkerContext(Fields):
         self.owner = owner
 
     def own(self, *, pid: int | None = None, path: str | os.PathLike[str] | None = None) -> None:
-        """Name a process or a path (file or folder) that the supervisor must remove if this worker is killed.
+        """Name a process or a path (file or folder) that the supervisor must remove if this worker dies or is killed.
 
-        Children of the worker need no naming: they die with it. A worker that ends by itself cleans up in `teardown`.
+        What is named in `setup` counts until the worker ends by itself, what is named in a PO until that attempt has ended
+        by itself: a file that was finished stays, whatever becomes of the worker. Children of the worker need no naming:
+        they die with it. A worker that ends by itself cleans up in `teardown`.
         """
         if self.owner is not None:
             self.owner(pid, os.fspath(path) if path is not None else None)
@@ -157,6 +164,20 @@ def load_target(spec: ProcessorSpec) -> Any:
     target = _import_target(spec) if isinstance(spec.target, str) else spec.target
     _check_fit(target, spec.name)
     return target
+
+
+def check_constructible(target: Any, name: str) -> None:
+    """A class is constructed as each worker does it; its session is opened only there.
+
+    Raises:
+        ProcessorError: it cannot be.
+    """
+    try:
+        Processor(target)
+    except BaseException as error:  # a class may raise anything
+        raise ProcessorError(
+            f"processor {name!r}: constructing it failed: {_last_line(error)}{_place_of(error)}"
+        ) from error
 
 
 def check_importable(target: Any) -> None:
@@ -290,11 +311,9 @@ def _check_takes(function: Any, least: int, most: int, message: str) -> None:
     found = _positional(function)
     if found is not None and found.required <= most and (found.has_rest or len(found.names) >= least):
         return
-    import inspect
-
     try:
-        signature = inspect.signature(function)
-    except (ValueError, TypeError):
+        signature = _signature(function)
+    except _HIDDEN:
         return  # built-ins may hide theirs; they are given the benefit of the doubt
     for count in range(most, least - 1, -1):
         try:
@@ -314,15 +333,33 @@ def _positional_count(function: Any) -> int:
 
 
 def _positional_by_inspect(function: Any) -> _Positional | None:
-    import inspect
-
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except (ValueError, TypeError):
+        parameters = _signature(function).parameters.values()
+    except _HIDDEN:
         return None
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     has_rest = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     return _Positional(tuple(p.name for p in positional), sum(p.default is p.empty for p in positional), has_rest)
+
+
+_HIDDEN = (ValueError, TypeError, RecursionError)  # the last of who has whatever attribute is asked for
+
+
+def _signature(function: Any) -> "inspect.Signature":
+    """Of what is called; a wrapper that takes any arguments hands them on, and takes what the wrapped one does."""
+    import inspect
+
+    wrapped = getattr(function, "__wrapped__", None)
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)
+    except ValueError:
+        if wrapped is None:
+            raise
+    else:
+        takes_any = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+        if wrapped is None or not takes_any:
+            return signature
+    return _signature(MethodType(wrapped, function.__self__) if type(function) is MethodType else wrapped)
 
 
 def _last_line(error: BaseException) -> str:
@@ -330,6 +367,8 @@ def _last_line(error: BaseException) -> str:
 
 
 def _place_of(error: BaseException) -> str:
+    if isinstance(error, SyntaxError) and error.filename:  # it was raised by the compiler
+        return f" ({error.filename}, line {error.lineno})"
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename != __file__
     ]
@@ -389,8 +428,17 @@ def _report_of(error: BaseException, lease: Lease, seconds: float) -> Report:
     details = describe_exception(error)
     if isinstance(error, NotPlainError):
         details["error_type"] = "ResultNotSerializable"
-    after_s = error.after if isinstance(error, RetryLater) else None
+    after_s = asked_s(error) if isinstance(error, RetryLater) else None
     return Report(lease.task_id, lease.token, seconds, None, details, after_s, isinstance(error, GiveUp))
+
+
+def asked_s(error: RetryLater) -> float | None:
+    """A delay that the queue takes; None, and so its own, for what is none."""
+    try:
+        after_s = float(error.after)
+    except (AttributeError, TypeError, ValueError, OverflowError):  # a subclass may set what it likes, or nothing
+        return None
+    return None if math.isnan(after_s) else min(max(0.0, after_s), MAX_TIMEOUT_S)
 
 
 def _not_opened(error: BaseException) -> BaseException:
@@ -419,7 +467,7 @@ def _seconds_of(result: TaskResult, measured: float) -> float:
 
 def _freeze_result(result: TaskResult, seconds: float) -> FrozenResult:
     """A processor's own result, reduced to plain data."""
-    message = None if result.error_message is None else str(result.error_message)[:MAX_MESSAGE_CHARS]
+    message = None if result.error_message is None else _encodable(str(result.error_message)[:MAX_MESSAGE_CHARS])
     downloads, data = _as_list(plain(result.downloads)), plain(result.data) or {}
     if not isinstance(data, dict):
         raise NotPlainError(f"the result's data is a {type(data).__name__}; a dict is needed")
@@ -428,6 +476,11 @@ def _freeze_result(result: TaskResult, seconds: float) -> FrozenResult:
     )
     _check_size(frozen.payload)
     return frozen
+
+
+def _encodable(message: str) -> str:
+    """A message is for people: it is no reason to lose what it tells of."""
+    return message.encode(errors="backslashreplace").decode()[:MAX_MESSAGE_CHARS]
 
 
 def _freeze_value(value: Any, took_ns: int) -> bytes:

@@ -1,4 +1,7 @@
-"""Importing a processor once, in a short-lived process, before any worker starts: one clear message instead of many."""
+"""Trying a processor once, in a short-lived process, before any worker starts: one clear message instead of many.
+
+It is imported, and a class constructed, as workers do it; no session is opened.
+"""
 
 import os
 import tempfile
@@ -7,12 +10,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from poqueue.errors import ConfigError, ProcessorError
-from poqueue.parent import die_with_parent
 from poqueue.service import NO_GUARD, NO_GUARD_EXIT
-from workers.process_control import quiet_start
-from workers.processing import ProcessorSpec, check_importable, load_target
+from workers import process_control as control
+from workers.own_process import Adoption, become_worker
+from workers.processing import ProcessorSpec, check_constructible, check_importable, load_target
 
-TIME_LIMIT_S = 60.0
+TIME_LIMIT_S = 120.0  # as a worker has for it
 SHIPPED = "workers.processors."
 _OUTPUT_LINES = 10
 
@@ -23,19 +26,26 @@ class ProcessorCheck:
     def __init__(self, spec: ProcessorSpec) -> None:
         self._spec = spec
         self._process: Any = None
+        self._since = 0
+        self._adoption = Adoption()
         if not isinstance(spec.target, str) or spec.target.startswith(SHIPPED):
             load_target(spec)
             if not isinstance(spec.target, str):
                 check_importable(spec.target)
+            self._adoption.hold()
             return
+        self._adoption.hold()
         self._output = tempfile.TemporaryFile(prefix="poqueue-check-")  # noqa: SIM115  (closed by close)
         path = f"/proc/{os.getpid()}/fd/{self._output.fileno()}"  # it has no name of its own, which a kill -9 would leave behind
         context = get_context("spawn")
         self._answers, answer = context.Pipe(duplex=False)
-        self._process = context.Process(target=_check, args=(spec, answer, path))
+        self._id = f"check-{os.getpid()}-{os.urandom(4).hex()}"
+        marks = {control.RUN_MARK: self._id, control.PROCESS_MARK: self._id}
+        self._process = context.Process(target=_check, args=(spec, answer, path, marks))
         try:
-            with quiet_start():
+            with control.quiet_start():
                 self._process.start()
+            self._since = control.born(self._process.pid)
         except BaseException:  # a Ctrl-C too: the process is ours to end
             self.close()
             raise
@@ -53,7 +63,8 @@ class ProcessorCheck:
         try:
             if not self._answers.poll(TIME_LIMIT_S):
                 raise ProcessorError(
-                    f"processor {self._spec.name!r}: importing it took longer than {TIME_LIMIT_S:g} s{self._said()}"
+                    f"processor {self._spec.name!r}: importing or constructing it took longer than {TIME_LIMIT_S:g} s"
+                    f"{self._said()}"
                 )
             try:
                 message = self._answers.recv()
@@ -62,7 +73,7 @@ class ProcessorCheck:
                 if self._process.exitcode == NO_GUARD_EXIT:
                     raise ConfigError(NO_GUARD) from None
                 raise ProcessorError(
-                    f"processor {self._spec.name!r}: importing it ended the process "
+                    f"processor {self._spec.name!r}: importing or constructing it ended the process "
                     f"(exit code {self._process.exitcode}){self._said()}"
                 ) from None
             if message:
@@ -71,15 +82,23 @@ class ProcessorCheck:
             self.close()
 
     def close(self) -> None:
-        """End the process, if it still runs."""
+        """End the process, if it still runs, and all that it has started; harmless when repeated."""
         if self._process is not None:
             if self._process.pid is not None:
-                self._process.kill()
-                self._process.join()
+                self._end(self._process.pid)
             self._process.close()
             self._process = None
             self._answers.close()
             self._output.close()
+        self._adoption.let_go()
+
+    def _end(self, pid: int) -> None:
+        if self._process.is_alive():
+            control.kill_tree(pid, self._id, None, self._since)
+        self._process.join()
+        control.kill_belongings(pid, self._id, None, self._since)
+        if not control.has_parents_of_others():  # of a supervisor in this process, whose orphans these might be
+            control.kill_orphans()
 
     def _said(self) -> str:
         self._output.seek(0)
@@ -87,8 +106,8 @@ class ProcessorCheck:
         return "".join(f"\n  | {line}" for line in lines)
 
 
-def _check(spec: ProcessorSpec, answer: "Connection[str, str]", output_path: str) -> None:
-    die_with_parent()
+def _check(spec: ProcessorSpec, answer: "Connection[str, str]", output_path: str, marks: dict[str, str]) -> None:
+    become_worker(marks, dies_with_starter=True)  # a module may start processes while it is imported
     try:
         output = os.open(output_path, os.O_WRONLY | os.O_APPEND)
     except FileNotFoundError:  # nobody waits for the answer any more
@@ -96,7 +115,7 @@ def _check(spec: ProcessorSpec, answer: "Connection[str, str]", output_path: str
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:
-        load_target(spec)
+        check_constructible(load_target(spec), spec.name)
     except ProcessorError as error:
         answer.send(str(error))
     else:

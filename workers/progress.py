@@ -29,7 +29,7 @@ _MAX_NOTE_LINES = 3
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """What one worker does: state is starting, idle, running, stopping or standby."""
+    """What one worker does: state is starting, idle, running or stopping."""
 
     worker_id: str
     state: str

@@ -10,15 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import connection
 from typing import Any
 
 from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient
-from poqueue.errors import CallTimeoutError, JournalError, ManagerLostError, ServiceError
+from poqueue.errors import CallTimeoutError, JournalError, ManagerLostError, QueueError, ServiceError
 from poqueue.packing import unpack_events
 from poqueue.service import QueueService
 from poqueue.task import Event
+from poqueue.wire import wait_readable
 from workers import process_control as control
 
 logger = logging.getLogger(__name__)
@@ -81,10 +81,13 @@ class QueueKeeper:
         Raises:
             ServiceError: the manager is lost and cannot be replaced.
         """
+        return self._persist(lambda: self.queue.call(name, *args, **kwargs))
+
+    def _persist(self, call: Callable[[], Any]) -> Any:
         timeouts = 0
         while True:
             try:
-                return self.queue.call(name, *args, **kwargs)
+                return call()
             except ServiceError as error:
                 timeouts += isinstance(error, CallTimeoutError)
                 if not isinstance(error, CallTimeoutError) or timeouts >= MAX_TIMEOUTS:
@@ -102,11 +105,14 @@ class QueueKeeper:
         try:
             if self._pending is None:
                 self._pending = self._begin_reading()
-            if not connection.wait([self._pending.fileno()], 0):
+            if not wait_readable([self._pending.fileno()], 0.0):
                 self._check_alive()
                 return []
             pending, self._pending = self._pending, None
             events = self._noted(unpack_events(pending.result()))
+        except QueueError as error:
+            self._listen_again(error)
+            return []
         except ServiceError as error:
             self.replace(error)
             return []
@@ -125,9 +131,25 @@ class QueueKeeper:
         if self._pending is not None:
             self._pending = None  # a call that still waits for news is given up
             self._events_client.close()
-        return self._noted(
-            unpack_events(self.ask("read_events_packed", self._reader, self._last_event, EVENTS_AT_ONCE))
-        )
+        while True:
+            try:
+                return self._noted(unpack_events(self._persist(self._read_now)))
+            except QueueError as error:
+                self._listen_again(error)
+
+    def _read_now(self) -> Any:
+        """Of the manager in use: another one counts its events anew."""
+        return self.queue.call("read_events_packed", self._reader, self._last_event, EVENTS_AT_ONCE)
+
+    def _listen_again(self, error: QueueError) -> None:
+        """The queue has closed this reader, whose connection was away for long: what it missed is told as by another queue."""
+        logger.warning("events were missed (%s)", error)
+        try:
+            self._events_client.close()
+            self._open_events()
+            self._on_replaced()
+        except ServiceError as lost:
+            self.replace(lost)
 
     def _check_alive(self) -> None:
         if not self.service.process.is_alive():

@@ -49,10 +49,13 @@ def next_work_dir(run_dir: Path) -> Path:
 
 
 def remove_scraps(run_dir: Path) -> None:
-    """Files that a dead supervisor was still writing, each under a name of its own before it takes the real one."""
+    """Files that a dead supervisor was still writing, each under a name of its own before it takes the real one, and the
+    way to its queue, which is gone.
+    """
     for name in (*RESULT_FILES, RECORD_NAME, REPORT_NAME, CONTROL_NAME):
         for path in run_dir.glob(f".{name}.*"):
             path.unlink(missing_ok=True)
+    (run_dir / CONTROL_NAME).unlink(missing_ok=True)
 
 
 def end_old_run(run_dir: Path, control_file: ControlFile | None) -> None:
@@ -95,7 +98,7 @@ def _read_worker(folder: Path, found: LeftBehind) -> None:
     token = files.status().token
     if token and token not in found.reports:
         found.begun.add(token)
-    control.remove_owned(files.owned(), (folder / "status").stat().st_ctime)
+    control.remove_owned(files.owned(), (folder / "mark").stat().st_ctime)
     files.let_go()
 
 

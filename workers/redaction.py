@@ -5,7 +5,6 @@ the type, words that are ordinary and stand in no PO's data, and the places in t
 """
 
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePath
@@ -18,19 +17,6 @@ HIDDEN = "…"
 _NAMED_RUN = ("orders_sha256", "processor", "begun_at", "seconds", "reason", "is_live")
 _PATHS = frozenset({"app_dir", "run_dir", "results", "config"})
 _SECRET_SETTINGS = frozenset({"options", "command", "map", "sheet", "report"})
-_PLAIN_FLAGS = frozenset(
-    {
-        "-j",
-        "--jobs",
-        "--timeout",
-        "--retries",
-        "--retry-delay",
-        "--max-retry-delay",
-        "--jitter",
-        "--grace",
-        "--stop-grace",
-    }
-)
 _WORKER_ID = re.compile(r"[a-z-]{0,12}[0-9]{1,6}(?:\.[0-9]{1,9})?")
 
 
@@ -47,8 +33,8 @@ def redacted(history: RunHistory) -> RunHistory:
         orders=tuple(_order(order, numbers, history.po_words) for order in history.orders),
         attempts=tuple(_attempt(one, numbers, names, history.po_words) for one in history.attempts),
         pauses=tuple(replace(pause, reason=_text(pause.reason, "", history.po_words)) for pause in history.pauses),
-        again=_command(history.again),
-        rest=_command(history.rest),
+        again="",  # they name a folder, without which they are of no use
+        rest="",
         po_words=frozenset(),
     )
 
@@ -98,17 +84,3 @@ def _setting(key: str, entry: Any) -> Any:
 
 def _name(path: Any) -> str:
     return PurePath(str(path)).name
-
-
-def _command(command: str) -> str:
-    """The command with its flags and limits, the file or run by its name; other values are hidden."""
-    words = shlex.split(command)
-    return " ".join(_command_word(word, number, words[number - 1]) for number, word in enumerate(words))
-
-
-def _command_word(word: str, number: int, before: str) -> str:
-    if number < 2 or word.startswith("-") or before in _PLAIN_FLAGS:
-        return word.partition("=")[0]
-    if number == 2 or before == "--resume":
-        return shlex.quote(_name(word))
-    return HIDDEN

@@ -199,19 +199,19 @@ def nice_width(span_s: float, most: int = MAX_BUCKETS) -> float:
 
 
 def buckets(history: RunHistory, most: int = MAX_BUCKETS) -> list[Bucket]:
-    """The run in equal stretches."""
+    """The run in equal stretches; what was cancelled before the first attempt began is in the first one."""
     began, until = history.began_at, history.until
     width = nice_width(until - began, most)
+    count = min(max(1, math.ceil((until - began) / width - 1e-9)), most)
     ends = Counter(
-        (min(int((o.completed_at - began) / width), most - 1), o.status)
+        (min(max(0, int((o.completed_at - began) / width)), count - 1), o.status)
         for o in history.orders
         if o.completed_at is not None
     )
-    count = max(1, math.ceil((until - began) / width - 1e-9))
     points = queue_points(history)
     times = [point.at for point in points]
     found = []
-    for number in range(min(count, most)):
+    for number in range(count):
         start, end = began + number * width, began + (number + 1) * width
         last = points[bisect_right(times, min(end, until)) - 1] if points else QueuePoint(start, 0, 0)
         done = ends[number, TaskStatus.COMPLETED.value], ends[number, TaskStatus.FAILED.value]

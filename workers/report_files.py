@@ -4,19 +4,19 @@ import contextlib
 import csv
 import io
 import json
-import os
 import shlex
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from poqueue.errors import JournalError
+from poqueue.errors import ConfigError, JournalError, QueueError, ServiceError
 from poqueue.formula import guard_formula
 from poqueue.journal import JOURNAL_NAME, check_file
 from poqueue.report import as_yaml, iso_time
@@ -36,10 +36,13 @@ from workers.report_figures import (
 from workers.report_table import as_table
 from workers.report_trace import as_trace
 from workers.run_control import is_live, reach
-from workers.run_record import last_begin, read_report, read_run_record
+from workers.run_dir import typed
+from workers.run_record import REPORT_NAME, RunRecord, last_begin, read_report, read_run_record
+from workers.setting_values import FORMATS
 
-FORMATS = ("table", "json", "csv", "yaml", "html", "trace")
 LISTED_SLOWEST = 25
+TELLS_AFTER_S = 1.0
+SETTLES_WITHIN_S = 20.0  # with many POs the results take a while at the end
 _ORDER_COLUMNS = (
     "task_id", "po_number", "supplier", "amount", "currency", "rows", "status", "priority", "attempts", "seconds",
     "created_at", "completed_at", "error_type", "message",
@@ -76,16 +79,39 @@ def render(history: RunHistory, format: str, *, redact: bool = False) -> str:
     raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
 
 
-def read_history(run_dir: Path) -> RunHistory:
+def read_history(run_dir: Path, on_wait: Callable[[str], None] = lambda text: None) -> RunHistory:
     """The history of a run directory, whether the run has ended, crashed or goes on.
 
+    Args:
+        on_wait: told once, if the run has no queue to ask at the moment.
+
     Raises:
-        ConfigError: it is no run directory.
+        ConfigError: it is no run directory, or the run is still starting or ending.
         JournalError, ManagerLostError: its journal cannot be read.
     """
-    live = is_live(run_dir)
-    run, accounts = _told(run_dir, live)
-    shown = shlex.quote(_shown(run_dir))
+    begun = time.monotonic()
+    has_told = False
+    while True:
+        live = is_live(run_dir)
+        try:
+            return _read_history(run_dir, live)
+        except (ConfigError, ServiceError, QueueError):
+            if not live or time.monotonic() - begun > SETTLES_WITHIN_S:
+                raise
+        if not has_told and time.monotonic() - begun > TELLS_AFTER_S:
+            on_wait(f"{run_dir} is starting or ending: waiting for up to {SETTLES_WITHIN_S:g} s")
+            has_told = True
+        time.sleep(0.1)  # it has no manager yet, or no more: soon it goes on, or has ended
+
+
+def _read_history(run_dir: Path, live: bool) -> RunHistory:
+    record = read_run_record(run_dir)
+    if record.settings.get("journal") is False and not (run_dir / JOURNAL_NAME).exists():
+        raise JournalError(
+            f"{run_dir}: the run keeps no journal, which reports are made of; what it wrote at its end is {REPORT_NAME}"
+        )
+    run, accounts = _told(run_dir, record, live)
+    shown = shlex.quote(typed(run_dir))
     rest = "" if live else f"poqueue run --resume {shown}"
     with tempfile.TemporaryDirectory() as folder:  # 0700
         copy = Path(folder) / JOURNAL_NAME
@@ -93,7 +119,12 @@ def read_history(run_dir: Path) -> RunHistory:
         try:
             with contextlib.closing(sqlite3.connect(copy)) as connection:
                 return history_from_journal(
-                    connection, run=run, accounts=accounts, again=f"poqueue retry {shown}", rest=rest
+                    connection,
+                    run=run,
+                    accounts=accounts,
+                    counted=record.counted,
+                    again=f"poqueue retry {shown}",
+                    rest=rest,
                 )
         except (sqlite3.Error, ValueError, TypeError) as error:
             raise JournalError(f"{run_dir / JOURNAL_NAME}: the journal cannot be read: {error}") from None
@@ -186,9 +217,8 @@ def _error_text(error_type: str, message: str) -> str:
 # ── the run directory ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _told(run_dir: Path, live: bool) -> tuple[dict[str, Any], dict[str, int] | None]:
+def _told(run_dir: Path, record: RunRecord, live: bool) -> tuple[dict[str, Any], dict[str, int] | None]:
     """What ran, and the accounts; from the run's report if it has come to that since it was started or resumed last."""
-    record = read_run_record(run_dir)
     report = None if live else read_report(run_dir)
     if report is not None and report["run"].get("began_run") == last_begin(record):
         return report["run"], report["accounts"]
@@ -202,12 +232,6 @@ def _told(run_dir: Path, live: bool) -> tuple[dict[str, Any], dict[str, int] | N
         "is_live": live,
     }
     return run, None
-
-
-def _shown(path: Path) -> str:
-    """A path as short as it can be typed here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 def _copy_journal(run_dir: Path, copy: Path, live: bool) -> None:

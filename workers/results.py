@@ -28,7 +28,8 @@ from poqueue import failpoint
 from poqueue.errors import ConfigError
 from poqueue.formula import guard_formula
 from workers.orders import OrderBook, cells_as_given
-from workers.safe_text import quoted, safe_text
+from workers.safe_text import safe_text
+from workers.whole_file import check_output, temporary_prefix
 
 Status = Literal["succeeded", "failed"]
 
@@ -90,7 +91,7 @@ class ResultsWriter:
         self._status = bytearray(book.last_row + 1)  # by row number: an index into _STATUSES
         self._fields: dict[str, None] = {}
         self._has_more_fields = False
-        columns = ["row", *book.headers, *_OUTCOME_COLUMNS, "result"]
+        columns = _columns(book.headers, [*_OUTCOME_COLUMNS, "result"])
         self._results = _RowFile(run_dir / "results.csv", _guarded(columns), book.last_row)
         self._failed = _RowFile(run_dir / "failed.csv", book.headers, book.last_row)
         self._write_known()
@@ -118,6 +119,7 @@ class ResultsWriter:
         self._note_fields(fields)
         result = json.dumps(fields, ensure_ascii=False, default=str) if fields else ""
         told = [status, str(attempts), f"{seconds:.3f}", guard_formula(worker), guard_formula(error)]
+        self._note(po_data["row_numbers"], status)
         for number, row in zip(po_data["row_numbers"], po_data["rows"], strict=True):
             cells = cells_as_given(self._book.names, row)
             self._write(number, cells, told, result)
@@ -135,14 +137,14 @@ class ResultsWriter:
         Args:
             not_run: the orders (po_data) that did not end; those beyond the book's limit are known already.
         """
-        self._write_not_run(not_run)
+        self._write_not_run(self._note_not_run(not_run))
         failed = _STATUSES.index("failed")
         self._failed.replace(self._failed.path, (n for n in self._numbers() if self._status[n] == failed))
         header, fields_of = self._final_columns()
         targets = [self._results.path] if self._results_path is None else [self._results_path, self._results.path]
         for target in targets:  # the run's own file last: until then it is the source
             self._results.replace(target, self._numbers(), header, fields_of)
-        return self._accounts()
+        return self.accounts()
 
     def close(self) -> None:
         """Close the files; harmless when repeated."""
@@ -159,9 +161,11 @@ class ResultsWriter:
         """Rows whose fate the loader has decided."""
         for invalid in self._book.invalid:
             reason = f"{invalid.column}: {invalid.reason}" if invalid.column else invalid.reason
+            self._note([invalid.row], "invalid")
             self._write(invalid.row, self._fitted(invalid.cells), ["invalid", "0", "", "", guard_formula(reason)])
         for duplicate in self._book.duplicate_rows:
             reason = f"same PO number as row {duplicate.first_row}"
+            self._note([duplicate.row], "duplicate")
             self._write(duplicate.row, self._fitted(duplicate.cells), ["duplicate", "0", "", "", reason])
         self.flush()
 
@@ -173,18 +177,30 @@ class ResultsWriter:
 
     def _write(self, number: int, cells: Sequence[str], told: list[str], result: str = "") -> None:
         self._results.write(number, [str(number), *_guarded(cells), *told], result)
-        self._status[number] = _STATUSES.index(told[0])
 
-    def _write_not_run(self, not_run: Iterable[dict[str, Any]]) -> None:
+    def _note(self, numbers: Iterable[int], status: str) -> None:
+        """Before anything of it is written: the accounts hold though there is no room for the files."""
+        for number in numbers:
+            self._status[number] = _STATUSES.index(status)
+
+    def _note_not_run(self, not_run: Iterable[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+        """The rows of these orders, and of those beyond the limit, of which nothing else is known."""
+        found = [
+            (number, row)
+            for order in (*self._book.left_out, *not_run)
+            for number, row in zip(order["row_numbers"], order["rows"], strict=True)
+            if not self._status[number]
+        ]
+        self._note((number for number, _ in found), "not run")
+        return found
+
+    def _write_not_run(self, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
         file: _RowFile | None = None
-        for order in (*self._book.left_out, *not_run):
-            for number, row in zip(order["row_numbers"], order["rows"], strict=True):
-                if self._status[number]:
-                    continue
-                cells = cells_as_given(self._book.names, row)
-                file = file or _RowFile(self._run_dir / "not_run.csv", self._book.headers, self._book.last_row)
-                file.write(number, cells)
-                self._write(number, cells, ["not run", "0", "", "", ""])
+        for number, row in rows:
+            cells = cells_as_given(self._book.names, row)
+            file = file or _RowFile(self._run_dir / "not_run.csv", self._book.headers, self._book.last_row)
+            file.write(number, cells)
+            self._write(number, cells, ["not run", "0", "", "", ""])
         if file is not None:
             code = _STATUSES.index("not run")
             file.replace(file.path, (number for number in self._numbers() if self._status[number] == code))
@@ -207,7 +223,7 @@ class ResultsWriter:
         """The header of the final results.csv, and what makes its last cells from the last one of a line of the run."""
         names = list(self._fields)
         more = ["result"] if self._has_more_fields else []
-        header = _own_names(["row", *self._book.headers], [*_OUTCOME_COLUMNS, *names, *more])
+        header = _columns(self._book.headers, [*_OUTCOME_COLUMNS, *names, *more])
 
         def fields_of(result: str) -> list[str]:
             fields: dict[str, Any] = json.loads(result) if result else {}
@@ -218,7 +234,9 @@ class ResultsWriter:
 
         return _guarded(header), fields_of
 
-    def _accounts(self) -> Accounts:
+    def accounts(self, not_run: Iterable[dict[str, Any]] = ()) -> Accounts:
+        """The accounts without the files, as far as outcomes were told; `not_run` as in `finish`."""
+        self._note_not_run(not_run)
         counts = {status: self._status.count(code) for code, status in enumerate(_STATUSES)}
         return Accounts(
             rows=self._book.row_count,
@@ -336,25 +354,21 @@ def _field_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _own_names(headers: list[str], names: Iterable[str]) -> list[str]:
-    """The headers and then `names`, prefixed where a column of that name is there already."""
-    columns = list(headers)
-    for name in names:
+def _columns(headers: list[str], names: Iterable[str]) -> list[str]:
+    """The row's number, the headers and then `names`, prefixed where a column of that name is there already."""
+    own: list[str] = []
+    for name in ("row", *names):
         free = name
-        while free in columns:
+        while free in headers or free in own:
             free = _PREFIX + free
-        columns.append(free)
-    return columns
+        own.append(free)
+    return [own[0], *headers, *own[1:]]
 
 
 def _check_results_path(path: Path, book: OrderBook) -> None:
-    shown = safe_text(str(path))
-    if path.is_dir():
-        raise ConfigError(f"results: {shown} is a directory; name a file in it")
-    if not path.parent.is_dir():
-        raise ConfigError(f"results: {quoted(str(path.parent))} is not a directory; make it first")
+    check_output(path)
     if path.exists() and book.path.exists() and path.samefile(book.path):
-        raise ConfigError(f"results: {shown} is the order file itself; name another file")
+        raise ConfigError(f"results: {safe_text(str(path))} is the order file itself; name another file")
 
 
 @contextmanager
@@ -375,7 +389,7 @@ def _named(error: OSError, path: Path) -> OSError:
 @contextmanager
 def _replacement(target: Path) -> Generator[BinaryIO, None, None]:
     """A new file that takes the place of `target` once it is safely written."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)  # 0600
+    descriptor, name = tempfile.mkstemp(prefix=temporary_prefix(target), dir=target.parent)  # 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

@@ -12,18 +12,23 @@ import fcntl
 import json
 import os
 import stat
+import struct
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from poqueue.client import MIN_KEY_BYTES, QueueClient, connect
-from poqueue.errors import ConfigError
+from poqueue.errors import ConfigError, ManagerLostError
 from poqueue.wire import check_address
+from workers.quantities import MAX_JOBS
 from workers.whole_file import write_whole
 
 CONTROL_NAME = "control.json"
 LOCK_NAME = "lock"
-WORDS = ("drain", "stop", "scale", "cancel")
+ENDS_WITHIN_S = 3.0
+WORDS = ("drain", "stop", "scale")
 
+_FLOCK = "hhqqi0q"  # Linux: l_type, l_whence, l_start, l_len, l_pid
 _locked_here: set[Path] = set()  # a process's own locks do not stop it
 
 
@@ -127,29 +132,51 @@ def is_live(run_dir: Path) -> bool:
     if path in _locked_here:
         return True  # and not opened: closing it would let go of the lock
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
+    try:  # not by taking it: whoever wants it meanwhile would be refused
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        return bool(struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK)
     finally:
         os.close(descriptor)
-    return False
 
 
 def reach(run_dir: Path) -> QueueClient:
     """A client of a live run's queue.
 
     Raises:
-        ConfigError: the run is not live.
+        ConfigError: the run is not live, or has no queue yet or any more.
         ManagerLostError: its manager does not answer.
     """
     found = read_control_file(run_dir) if is_live(run_dir) else None
     if found is None:
-        raise ConfigError(f"{run_dir} is not running")
-    return connect(found.address, bytes.fromhex(found.key))
+        raise not_running(run_dir)
+    try:
+        return connect(found.address, bytes.fromhex(found.key))
+    except ManagerLostError:
+        if not ends(run_dir):
+            raise
+        raise not_running(run_dir) from None
+
+
+def not_running(run_dir: Path) -> ConfigError:
+    """What is said of a run that has no queue."""
+    if is_live(run_dir):
+        return ConfigError(
+            f"{run_dir} is starting or ending: it reads its orders, or writes its results; try again in a while"
+        )
+    return ConfigError(f"{run_dir} is not running")
+
+
+def ends(run_dir: Path) -> bool:
+    """Whether a run whose queue has failed somebody is over; its manager ends a moment before it does."""
+    deadline = time.monotonic() + ENDS_WITHIN_S
+    while is_live(run_dir) and (run_dir / CONTROL_NAME).exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def order(word: str, value: Any = None) -> str:
@@ -161,6 +188,8 @@ def read_order(text: str) -> tuple[str, Any]:
     """What a notice asks for; an empty word if it is no order."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         said = json.loads(text)
-        if said["word"] in WORDS:
-            return said["word"], said.get("value")
+        word, value = said["word"], said.get("value")
+        is_count = type(value) is int and 1 <= value <= MAX_JOBS
+        if word in WORDS and (is_count or word != "scale"):
+            return word, value
     return "", None

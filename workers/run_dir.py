@@ -42,6 +42,17 @@ def copy_of_orders(run_dir: Path, orders: Path) -> Path:
     return copy
 
 
+def typed(path: Path) -> str:
+    """A path as short as it can be typed here; never like an option."""
+    try:
+        relative = os.path.relpath(path)
+    except FileNotFoundError:  # there is no "here" any more
+        return str(path)
+    if relative.startswith(".."):
+        return str(path)
+    return f"./{relative}" if relative.startswith("-") else relative
+
+
 def _free_name(orders: Path) -> Path:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", orders.stem)[:MAX_NAME_CHARS].strip("-.") or "orders"
     name = f"{datetime.now():%Y-%m-%d-%H%M%S}-{stem}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class RunRecord:
         orders: absolute path of the order file; a copy stands in the run directory as `orders_copy`.
         settings: by key, as a configuration file would give them.
         is_edited: whether the run went on with an order file that had changed: its tasks are no longer in the file's order.
+        counted: what the order file holds: pos, and rows, of which duplicate and invalid ones; empty if nobody counted.
     """
 
     orders: str
@@ -39,6 +41,7 @@ class RunRecord:
     is_edited: bool = False
     resumed_at: list[str] = field(default_factory=list)
     version: int = VERSION
+    counted: dict[str, int] = field(default_factory=dict)
 
     def write(self, run_dir: Path) -> None:
         """Replace the file whole."""
@@ -79,7 +82,7 @@ def find_run(named: str | None, *, must_be_live: bool = False) -> Path:
             raise ConfigError(f"{what} in {DEFAULT_PARENT}/; name the run directory")
         return found[-1]
     for path in (Path(named), DEFAULT_PARENT / named):
-        if named.strip() and path.is_dir():
+        if named.strip() and os.path.isdir(path):  # no error, however long the name is
             return path.resolve()
     hint = did_you_mean(nearest(Path(named).name, [run.name for run in list_run_dirs(DEFAULT_PARENT)]))
     raise ConfigError(f"there is no run {quoted(named)}{hint}")

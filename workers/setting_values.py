@@ -3,6 +3,9 @@
 Each function takes a value from whatever source and the name of the option, and raises ValueError with what is wrong.
 """
 
+import codecs
+import contextlib
+import io
 import math
 import os
 import re
@@ -14,6 +17,7 @@ from workers.quantities import MAX_DURATION_S, format_duration, parse_duration
 from workers.safe_text import quoted
 
 REPORT_FORMATS = (".json", ".csv", ".yaml")
+FORMATS = ("table", "json", "csv", "yaml", "html", "trace")  # of `poqueue report`
 
 
 def parse_text(value: object, option: str, *, what: str = "text") -> str:
@@ -68,12 +72,21 @@ def parse_delimiter(value: object, option: str) -> str:
 
 
 def parse_encoding(value: object, option: str) -> str:
-    """The name of a text encoding that Python knows."""
-    try:
-        "".encode(parse_text(value, option, what="an encoding"))
-    except LookupError:
-        raise ValueError(f"{option} must be an encoding such as utf-8, cp1252 or utf-16, got {quoted(value)}") from None
-    return str(value)
+    """The name of an encoding that Python knows and that files of text can have."""
+    name = parse_text(value, option, what="an encoding")
+    with contextlib.suppress(LookupError, UnicodeError):
+        if _keeps_lines(name):
+            return name
+    raise ValueError(f"{option} must be an encoding such as utf-8, cp1252 or utf-16, got {quoted(value)}")
+
+
+def _keeps_lines(encoding: str) -> bool:
+    """Whether lines written one by one come back: idna and punycode are for names, and undefined for nothing."""
+    lines = ["po_number,note\n", "," * 100 + "\n"]
+    "".encode(encoding)  # LookupError: it makes bytes of bytes, as base64 does
+    encoder = codecs.getincrementalencoder(encoding)()
+    written = b"".join(encoder.encode(line) for line in lines)
+    return io.TextIOWrapper(io.BytesIO(written), encoding, newline="").read() == "".join(lines)
 
 
 def parse_pairs(value: object, option: str, *, pair: str = "NAME=VALUE") -> dict[str, str]:

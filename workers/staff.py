@@ -9,7 +9,7 @@ from pathlib import Path
 from poqueue.errors import PoqueueError
 from workers.worker import WorkerSettings
 from workers.worker_files import Phase
-from workers.worker_process import WorkerProcess
+from workers.worker_process import WorkerProcess, WorkerStart
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,17 @@ class Staff:
     Args:
         folder: each process gets a folder of its own in it.
         settings: what a worker is started with, but for its folder and marks.
+        early: processes that were started before, by the same context; whoever has started them ends those that stay here.
     """
 
     def __init__(
-        self, jobs: int, context: BaseContext, folder: Path, run_id: str, settings: Callable[..., WorkerSettings]
+        self,
+        jobs: int,
+        context: BaseContext,
+        folder: Path,
+        run_id: str,
+        settings: Callable[..., WorkerSettings],
+        early: list[WorkerStart] | None = None,
     ) -> None:
         self.workers: list[WorkerProcess] = []
         self.standbys: list[WorkerProcess] = []
@@ -41,6 +48,7 @@ class Staff:
         self._folder = folder
         self._run_id = run_id
         self._settings = settings
+        self._early = early if early is not None else []
         self._serial = 0
         self._incarnations: dict[int, int] = {}
         self._has_lost_workers = False
@@ -110,7 +118,8 @@ class Staff:
         self._look_at_boots()
         reason = worker.files.boot_failure()
         self._boot_failures += 1
-        self._boot_reason = (reason.strip() or f"it ended by {worker.how_it_ended()}").splitlines()[-1]
+        told = reason.strip() or worker.overdue or f"it ended by {worker.how_it_ended()}"
+        self._boot_reason = told.splitlines()[-1]
         self._not_before = now + min(MAX_BOOT_DELAY_S, 0.1 * 2.0 ** (self._boot_failures - 1))
         logger.warning("a worker could not start: %s", self._boot_reason, extra={"traceback": reason})
 
@@ -158,10 +167,13 @@ class Staff:
         process_id = f"{self._run_id}.{self._serial}"
         folder = self._folder / f"process-{self._serial}"
         try:
-            worker = WorkerProcess(self._context, folder, process_id, self._run_id, self._settings)
+            early = self._early[-1] if self._early else None
+            worker = WorkerProcess(self._context, folder, process_id, self._run_id, self._settings, early)
         except OSError as error:
             self._note_no_process(error, now)
             return None
+        if early is not None:
+            self._early.remove(early)
         self._no_process_since = None
         return worker
 
@@ -172,7 +184,20 @@ class Staff:
         waited_s = now - self._no_process_since
         self._not_before = now + min(MAX_BOOT_DELAY_S, 0.1 + waited_s)
         logger.warning("no worker process can be started (%s); going on with %d", error, len(self.workers))
+        if not self.workers and (gone := _gone_folder()):
+            raise WorkersCannotStartError(
+                f"no worker process can be started: the current folder is gone: {gone}"
+            ) from error
         if not self.workers and waited_s >= NO_PROCESS_LIMIT_S:
             raise WorkersCannotStartError(
                 f"no worker process could be started for {waited_s:.0f} s: {error}"
             ) from error
+
+
+def _gone_folder() -> str:
+    """The current folder if it was removed: it never comes back, and multiprocessing starts nothing in it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return os.readlink("/proc/self/cwd")
+    return ""

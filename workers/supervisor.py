@@ -25,17 +25,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from multiprocessing import active_children, connection, get_context
+from multiprocessing import get_context, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poqueue import failpoint
 from poqueue.client import REPORT_TIMEOUT_S, QueueClient
+from poqueue.config import check_seconds, check_whole
 from poqueue.error_log import described
 from poqueue.errors import JournalError, ServiceError, TaskNotFoundError, WorkerMismatchError
 from poqueue.packing import FrozenTask, pack_reports
 from poqueue.service import QueueService, fits_address, leave_if_imported_again
 from poqueue.task import Event, ProcessingTask, Report, TaskRecord, TaskStatus
+from poqueue.wire import wait_readable
 from workers import own_process
 from workers import process_control as control
 from workers.feeder import Feeder
@@ -50,6 +52,7 @@ from workers.worker_files import Phase, Status, Usage
 from workers.worker_process import EVIDENCE_S, EVIDENCE_STEP_S, WorkerProcess
 
 if TYPE_CHECKING:  # what only some programs use: the others start the sooner
+    from workers.early_start import EarlyStart
     from workers.guards import MachineGuard
     from workers.progress import Snapshot, WorkerView
     from workers.recovery import LeftBehind
@@ -71,6 +74,8 @@ WATCH_S = 1.0  # how often the machine and the journal are looked at
 GIVE_UP_S = 5.0  # after everything was stopped, a journal that cannot be written is waited for no longer than this
 JOURNAL_GONE_S = 5.0  # a journal that was moved away may come back within this time
 FINISHED_AT_ONCE = 1000
+ONE_RUN = "a Supervisor is for one run, and this one has been used: make another one"
+_WORDS = {Phase.SETTING_UP: "setup", Phase.RECYCLING: "teardown", Phase.ENDING: "teardown"}
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 
 
@@ -97,7 +102,7 @@ class RunEnd(NamedTuple):
 
 
 class Supervisor:
-    """Runs POs on worker processes.
+    """Runs POs on worker processes: one run, after which another one takes another Supervisor.
 
         with Supervisor(process, jobs=4, task_timeout=60) as supervisor:
             supervisor.queue.add_task(ProcessingTask(po_data={"po_number": "4711"}))
@@ -154,14 +159,14 @@ class Supervisor:
         on_show: "Callable[[Snapshot], None] | None" = None,
         signals: SignalInbox | None = None,
         lease_ahead: bool = True,
+        early: "EarlyStart | None" = None,
         **queue_settings: Any,
     ) -> None:
         self._spec = processor if isinstance(processor, ProcessorSpec) else ProcessorSpec(processor)
         if not isinstance(self._spec.target, str):
             check_importable(self._spec.target)
             load_target(self._spec)
-        if type(jobs) is not int or not 1 <= jobs <= 256:
-            raise ValueError(f"jobs must be a whole number from 1 to 256, got {jobs!r}")
+        _check_numbers(jobs, grace, stop_grace, max_tasks_per_worker, max_memory_per_worker)
         self._grace_s, self._stop_grace_s = grace, stop_grace
         self._max_tasks, self._max_memory = max_tasks_per_worker, max_memory_per_worker
         self._on_event, self._on_show = on_event, on_show
@@ -175,6 +180,7 @@ class Supervisor:
         self.run_id = f"{os.getpid()}-{os.urandom(4).hex()}"
         self._work_dir = (work_dir or Path(tempfile.gettempdir(), f"poqueue-run-{self.run_id}")).resolve()
         self._output_dir = output_dir or self._work_dir / "output"
+        _check_files(durability, log_path, self._work_dir)
         self._start_method = start_method
         self._since = control.born(os.getpid())
         self._service = QueueService(
@@ -184,6 +190,7 @@ class Supervisor:
             on_orphan=functools.partial(
                 control.end_run, self.run_id, self._work_dir, self._since, keeps_files=journal is not None
             ),
+            early=early.managers if early is not None else None,
             journal=journal,
             durability=durability,
             **queue_settings,
@@ -195,8 +202,12 @@ class Supervisor:
         self._feeder = Feeder(self._keeper)
         self._ask = self._keeper.ask
         self._adoption = own_process.Adoption()
+        self._at_exit: Any = None  # ends what this program, when it ends, has not closed; no fork of it does
         self._signals = signals if signals is not None else SignalInbox()
-        self._staff = Staff(jobs, get_context(start_method), self._work_dir, self.run_id, self._worker_settings)
+        self._staff = Staff(
+            jobs, get_context(start_method), self._work_dir, self.run_id, self._worker_settings,
+            early.workers if early is not None else None,
+        )  # fmt: skip
         self._oom_kills = 0
         self._dead: list[WorkerProcess] = []  # ended, and not yet settled with the queue
         self.usage = Usage()  # of the workers that have ended by themselves
@@ -207,18 +218,17 @@ class Supervisor:
         self._holds_because = ""
         self._fault = ""
         self._next_watch = 0.0
-        self._is_running = self._is_draining = False
-        self._stop_level = 0
-        self._stop_signal = 0
+        self._is_running = self._is_draining = self._has_run = False
+        self._stop_level = self._stop_signal = 0
         self._stop_due = 0.0
         self._give_up_at = float("inf")
         self._gaps: list[tuple[float, float]] = []
         self._last_loop = 0.0
-        self._next_show = 0.0
-        self._next_memory_check = 0.0
+        self._next_show = self._next_memory_check = 0.0
         self._next_orphan_check = time.monotonic() + ORPHAN_CHECK_S
         self._begun = time.monotonic()
         self._note = ""
+        self._unwanted: dict[int, str] = {}  # token of a lease that is not to run, also if it has not begun yet: why
 
     # ------------------------------------------------------------------ life
 
@@ -235,6 +245,7 @@ class Supervisor:
         Raises:
             ManagerLostError: the manager process died while it started.
             JournalError: the journal cannot be opened.
+            RuntimeError: it was started before.
         """
         self.start_queue(prepares_workers=True)
         self.start_workers()
@@ -259,11 +270,15 @@ class Supervisor:
                 manager does, and know no PO before.
         """
         leave_if_imported_again(self._start_method)
+        if self._at_exit is not None:
+            raise RuntimeError(ONE_RUN)
         self._work_dir.mkdir(mode=0o700)
-        self._output_dir.mkdir(mode=0o700, exist_ok=True)
-        self._adoption.hold()
-        self._oom_kills = control.oom_kills()
+        # before the manager's own, and before multiprocessing waits for the workers
+        self._at_exit = util.Finalize(None, self.close, exitpriority=1)
         try:
+            self._output_dir.mkdir(mode=0o700, exist_ok=True)
+            self._adoption.hold()
+            self._oom_kills = control.oom_kills()
             if self._start_method == "forkserver":
                 control.start_forkserver()
 
@@ -335,7 +350,7 @@ class Supervisor:
         return self._ask(name, *args, **words)
 
     def close(self) -> None:
-        """End every process of the run, whatever state it is in; harmless when repeated."""
+        """End every process of the run, whatever state it is in; harmless when repeated, and done at the program's exit."""
         for worker in self._staff:
             if not worker.is_dead():
                 worker.kill_now(time.monotonic())
@@ -348,7 +363,7 @@ class Supervisor:
         self._staff.workers, self._staff.standbys, self._dead = [], [], []
         self._keeper.close()
         control.kill_run(self.run_id, self._work_dir, control.helper_pids(), self._since)
-        if not active_children():  # of another supervisor in this process, whose orphans these might be
+        if not control.has_parents_of_others():  # of another supervisor in this process, whose orphans these might be
             control.kill_orphans()
         control.reap_orphans()
         self._adoption.let_go()
@@ -358,6 +373,8 @@ class Supervisor:
             from workers.run_control import CONTROL_NAME
 
             (self._control_dir / CONTROL_NAME).unlink(missing_ok=True)
+        if self._at_exit is not None:
+            self._at_exit.cancel()
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """Ask for a stop, as the signal would; each further call is one step harder."""
@@ -366,12 +383,17 @@ class Supervisor:
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> RunEnd:
-        """Work until nothing is left, or until it is interrupted.
+        """Work until nothing is left, or until it is interrupted; once.
 
         Raises:
             WorkersCannotStartError: workers die before they take a PO.
             ServiceError: the manager is lost, and could not be replaced.
+            RuntimeError: it is not started, has run, or is closed.
         """
+        if self._at_exit is None:
+            raise RuntimeError("a Supervisor must be started before it runs: by `with`, or by start()")
+        if self._has_run or not self._at_exit.still_active():
+            raise RuntimeError(ONE_RUN)
         self._keeps_files = self._journal is not None  # until the end is a good one
         self._is_running = True
         freezes = not gc.get_freeze_count()  # else somebody else does, and means his to stay so
@@ -384,6 +406,7 @@ class Supervisor:
             if freezes:
                 gc.unfreeze()
             self._is_running = False
+        self._has_run = True
         self._keeps_files = bool(self._dead)
         if self._stop_level:
             return RunEnd("interrupted", self._stop_signal)
@@ -468,7 +491,9 @@ class Supervisor:
         self._stop_due = float("inf")
         self._give_up_at = min(self._give_up_at, now + self._grace_s + GIVE_UP_S)
         for worker in self._staff:
-            if worker.kill is None:
+            if worker.kill is None and worker.status().phase > Phase.WORKING:
+                self._end_overdue(worker, "stop", now)
+            elif worker.kill is None:
                 worker.begin_kill("stop", 0, now, wants_evidence=False)
 
     def _dump_stacks(self) -> None:
@@ -526,8 +551,8 @@ class Supervisor:
     def _act_on(self, event: Event) -> None:
         if event.kind == "empty":
             self._may_be_done = True
-        elif event.kind in ("dropped", "cancel") and event.task is not None:
-            self._stop_task(event.task.worker_id, event.task.task_id, event.kind)
+        elif event.kind in ("dropped", "cancel"):
+            self._unwanted[int(event.error)] = event.kind
         elif event.kind == "halted":
             self._halt_run(event.error)
         elif event.kind == "notice":
@@ -543,17 +568,11 @@ class Supervisor:
         latest = task.error_history[-1] if task.error_history else {}
         level = logging.ERROR if event.kind == "failed" else logging.WARNING
         word = "failed for good" if event.kind == "failed" else "failed and will be retried"
+        which = f"attempt {task.attempt}" if task.attempt else "before any attempt"
         logger.log(
-            level, "attempt %d %s: %s: %s", task.attempt, word, latest.get("error_type", ""), event.error,
+            level, "%s %s: %s: %s", which, word, latest.get("error_type", ""), event.error,
             extra={**_ids_of(task), "traceback": latest.get("traceback"), "stack": latest.get("stack")},
         )  # fmt: skip
-
-    def _stop_task(self, worker_id: str | None, task_id: str, reason: str) -> None:
-        """Kill the worker that has a task, if it still has it."""
-        for worker in self._staff.workers:
-            status = worker.status()
-            if worker.worker_id == worker_id and worker.kill is None and status.task_id == task_id:
-                worker.begin_kill(reason, status.token, time.monotonic(), wants_evidence=False)
 
     def _halt_run(self, why: str) -> None:
         """The queue starts nothing any more; what runs may end, or is stopped and given back."""
@@ -595,9 +614,27 @@ class Supervisor:
         for worker in self._staff.workers:
             if worker.is_retiring:
                 self.queue.retire_worker(worker.worker_id)
+        self._end_what_was_cleared()
         self.queue.hold_queue(self._holds_because)  # from here on tasks start again
         self._may_be_done = True
         self._tell_finished(self.queue.get_finished)  # should this manager be lost as well, the keeper begins again
+
+    def _end_what_was_cleared(self) -> None:
+        """What still runs though it was cleared the new queue knows nothing of; it would start another task of the same PO.
+
+        What will be cleared it may know of: each worker counts as one of a pool from here on, not from its next call.
+        """
+        leases = self.queue.get_leases()
+        held: dict[str, list[int]] = {}
+        for token, record in leases.items():
+            held.setdefault(record.worker_id or "", []).append(token)
+        for worker in self._staff.workers:
+            token = worker.status().token  # looked at after the leases: one that has ended since was among them
+            if token and token not in leases:
+                worker.kill_now(time.monotonic())
+                worker.join(GIVE_UP_S)
+            if tokens := held.get(worker.worker_id):
+                self.queue.exchange(worker.worker_id, (), 0, 0.0, 1, tokens)
 
     def tell_finished(self) -> None:
         """Hand on every task that has ended so far, as if it ended now; the receiver may know some of them."""
@@ -750,10 +787,9 @@ class Supervisor:
                 continue
             status = worker.status()
             if status.phase is not Phase.WORKING and now - worker.since > self._patience(status.phase, worker.since):
-                logger.warning(
-                    "no end of its %s: killing the worker", status.phase.name.lower(), extra=_ids(worker, status)
-                )
-                worker.begin_kill("phase", 0, now, wants_evidence=False)
+                self._end_overdue(worker, "phase", now)
+            elif status.token in self._unwanted:
+                worker.begin_kill(self._unwanted.pop(status.token), status.token, now, wants_evidence=False)
             elif status.token and now >= self._deadline(status):
                 logger.warning(
                     "no end after %.3g s: killing the worker", now - status.started, extra=_ids(worker, status)
@@ -766,6 +802,12 @@ class Supervisor:
         if self._max_memory is not None and now >= self._next_memory_check:
             self._next_memory_check = now + MEMORY_CHECK_S
             self._retire_large()
+
+    def _end_overdue(self, worker: WorkerProcess, reason: str, now: float) -> None:
+        status = worker.status()
+        worker.overdue = f"no end of its {_WORDS.get(status.phase, 'start')} after {now - worker.since:.3g} s"
+        logger.warning("%s: killing the worker", worker.overdue, extra=_ids(worker, status))
+        worker.begin_kill(reason, 0, now, wants_evidence=False)
 
     def _relieve(self, worker: WorkerProcess, status: Status) -> None:
         """A PO takes its time: what its worker finished before it is told, what it holds behind it goes to others.
@@ -935,8 +977,8 @@ class Supervisor:
         waits_for += [fd for fd in (self._keeper.fileno, self._feeder.fileno) if fd is not None]
         waits_for += [worker.sentinel for worker in self._staff]
         until = min([now + TICK_S, *self._moments()])
-        connection.wait(waits_for, max(0.0, until - now))
-        self._signals.quiet()
+        if self._signals.fileno() in wait_readable(waits_for, max(0.0, until - now)):
+            self._signals.quiet()
 
     def _moments(self) -> Iterable[float]:
         """When something will have to be done."""
@@ -948,6 +990,22 @@ class Supervisor:
                 yield step
             elif worker.kill is None and (status := worker.status()).token:
                 yield self._deadline(status)
+
+
+def _check_numbers(jobs: Any, grace: Any, stop_grace: Any, max_tasks: Any, max_memory: Any) -> None:
+    check_whole(jobs, "jobs", minimum=1, maximum=256)
+    check_seconds(grace, "grace", minimum=0.0)
+    check_seconds(stop_grace, "stop_grace", minimum=0.0)
+    for number, name in ((max_tasks, "max_tasks_per_worker"), (max_memory, "max_memory_per_worker")):
+        if number is not None:
+            check_whole(number, name, minimum=1)
+
+
+def _check_files(durability: Any, log_path: Path | None, work_dir: Path) -> None:
+    if durability not in ("normal", "full"):
+        raise ValueError(f"durability must be normal or full, got {durability!r}")
+    if log_path is not None and log_path.parent.resolve() != work_dir and not log_path.parent.is_dir():
+        raise ValueError(f"log_path must be in a folder that is there, got {str(log_path)!r}")
 
 
 def _ids(worker: WorkerProcess, status: Status) -> dict[str, Any]:

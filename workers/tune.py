@@ -10,6 +10,7 @@ What a sample writes is removed; what its POs have done elsewhere stays done.
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,9 +29,11 @@ from workers.processing import ProcessorSpec
 from workers.progress import Progress, make_progress
 from workers.quantities import parse_duration, parse_jobs, span_text, usable_cores
 from workers.resolved import Resolved, load_settings
+from workers.run_dir import typed
 from workers.safe_text import safe_text
 from workers.sample import SampleInterruptedError, choose, measure_start, run_sample
 from workers.settings import SETTINGS, RunSettings, given_settings
+from workers.whole_file import check_output
 
 DEFAULT_SAMPLE, DEFAULT_SEED = 20, 1
 
@@ -48,7 +51,8 @@ def tune(arguments: argparse.Namespace) -> int:
     if arguments.write is not None:
         check_new_file(arguments.write)
     source = Path(arguments.source)
-    if source.is_dir():
+    is_run = os.path.isdir(source)  # no error, however long the name is
+    if is_run:
         measurement, priorities, resolved = _measure_run(source, arguments)
     else:
         measurement, priorities, resolved = _measure_sample(source, arguments)
@@ -59,16 +63,21 @@ def tune(arguments: argparse.Namespace) -> int:
     else:
         print(as_text(measurement, recommendation, len(priorities)))
     if arguments.write is not None:
-        command = f"poqueue run {source} --config {arguments.write}" if not source.is_dir() else None
+        command = _run_command(source, "--config", typed(arguments.write)) if not is_run else None
         text = as_yaml(measurement, recommendation, resolved, len(priorities), command)
         _write_new(arguments.write, text)
         _say(f"written: {arguments.write}" + (f"; take it with: {command}" if command else ""))
     return 0
 
 
+def _run_command(orders: Path, *more: str) -> str:
+    """As it can be typed."""
+    return shlex.join(["poqueue", "run", typed(orders), *more])
+
+
 def _refuse_what_does_nothing(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
-    is_order_file = arguments.source is not None and not Path(arguments.source).is_dir()
+    is_order_file = arguments.source is not None and not os.path.isdir(arguments.source)
     for key in ("sample", "seed"):
         if given[key] is not None and not is_order_file:
             raise ConfigError(f"--{key} is for a sample of an order file: leave it out, or name the file")
@@ -128,9 +137,9 @@ def _measure_sample(source: Path, arguments: argparse.Namespace) -> _Measured:
     resolved = _resolve(given_settings(arguments), arguments)
     settings = resolved.settings
     progress = make_progress(sys.stderr, enabled=settings.progress, quiet=settings.quiet)
-    book = Batch(source, resolved, progress=progress).check()
+    book = Batch(source, resolved, progress=progress, is_whole_program=True).check()
     if not book.orders:
-        raise OrdersError(f"{source}: holds no PO that can be run; poqueue run {source} --check lists the rows")
+        raise OrdersError(f"{source}: holds no PO that can be run; {_run_command(source, '--check')} lists the rows")
     places = choose(
         book.orders, _sample_size(arguments.sample), Random(DEFAULT_SEED if arguments.seed is None else arguments.seed)
     )
@@ -248,14 +257,13 @@ def check_new_file(path: Path) -> None:
     """Before anything runs: a file that is there is not written over.
 
     Raises:
-        ConfigError: it exists, or its folder does not.
+        ConfigError: it exists, or cannot be made.
     """
     if os.path.lexists(path):
         raise ConfigError(
             f"--write: {path} exists, and may hold settings of yours: name a new file, or remove it first"
         )
-    if not path.parent.is_dir():
-        raise ConfigError(f"--write: there is no directory {str(path.parent)!r}")
+    check_output(path)
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -6,6 +6,43 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from poqueue.errors import ConfigError
+
+_KEPT_CHARS = 40  # of a name, in what its temporary one begins with
+
+
+def check_output(path: Path) -> None:
+    """Before anything runs: a file that the user named, and that cannot be written whole, is told now.
+
+    A link to a file is replaced, and the file that it points to stays what it is.
+
+    Raises:
+        ConfigError: with what is in the way.
+    """
+    _refuse_unreachable(path)
+    if path.is_dir():
+        raise ConfigError(f"{str(path)!r} is a directory; name a file")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{str(path)!r} is not a regular file but a pipe or device; name a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{str(path)!r}: there is no directory {str(path.parent)!r}")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{str(path)!r}: the directory cannot be written to")
+
+
+def _refuse_unreachable(path: Path) -> None:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:  # such as a name that is too long
+        raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+
+
+def temporary_prefix(path: Path) -> str:
+    """How the names begin of what is to take the place of a file; such a name fits where the file's own does."""
+    return f".{path.name[:_KEPT_CHARS]}."
+
 
 def write_whole(text: str | Iterable[str], path: Path) -> None:
     """Write a file for this user alone; it takes the place of another once it is safely written, or leaves no trace.
@@ -13,7 +50,7 @@ def write_whole(text: str | Iterable[str], path: Path) -> None:
     Args:
         text: the whole of it, or pieces.
     """
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
+    descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(path), dir=path.parent)  # 0600
     try:
         # Texts of errors may hold lone surrogates, which have no UTF-8 form.
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:

@@ -27,7 +27,7 @@ from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient, connect
 from poqueue.errors import JournalError, PoqueueError, ServiceError
 from poqueue.packing import unpack_grant
-from poqueue.parent import die_when_closed, is_there
+from poqueue.parent import await_first_word, die_when_closed, is_there
 from poqueue.task import LEASE_AHEAD_S, MAX_LEASES, Grant, Lease, Report, Success
 from poqueue.wire import load_proof
 from workers.own_process import (
@@ -52,6 +52,9 @@ ASK_AGAIN_S = 0.1  # between tries to reach a queue that is away, or that cannot
 CONNECT_WITHIN_S = 60.0
 UNLIMITED_S = 1e9
 _SIG_SETMASK = int(signal.SIG_SETMASK)
+_TENDED = tuple(map(int, (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGALRM, signal.SIGUSR1,
+)))  # fmt: skip
 
 
 class WorkerSettings(NamedTuple):
@@ -71,13 +74,17 @@ class WorkerSettings(NamedTuple):
     dies_with_starter: bool = True
 
 
-def main(settings: WorkerSettings, orders: "Connection[Any, Any]", life: "Connection[Any, Any]") -> None:
+def main(settings: WorkerSettings | None, orders: "Connection[Any, Any]", life: "Connection[Any, Any]") -> None:
     """The body of a worker process.
 
     Args:
+        settings: None if they come first of all orders.
         orders: gives its worker id when it may begin, or ends it.
         life: nothing ever comes; when it is closed the supervisor has ended.
     """
+    if settings is None:
+        settings = await_first_word(orders)
+        assert settings is not None
     become_worker(settings.marks, dies_with_starter=settings.dies_with_starter)
     die_when_closed(life.fileno())
     _mind_forks()
@@ -130,11 +137,12 @@ class Worker:
             self._processor = Processor(load_target(settings.spec))
         self._turn = 0
         self._supervisor_pid = settings.supervisor_pid
-        self._home = os.getcwd()
+        self._home = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))  # good also where it may not be read
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._streams = streams
         self._umask = os.umask(0o077)
         os.umask(self._umask)
+        self._handlers: list[Any] = []  # of the signals in _TENDED, as the session has them
 
     def run(self, worker_id: str) -> None:
         """Work until the queue says stop or it is time to be replaced."""
@@ -144,6 +152,8 @@ class Worker:
         client = _connect_patiently(settings)  # only now: it may have been started before the queue's process
         with _boot_failure_to(files):
             self._processor.setup(context)
+        self._streams.restore()
+        self._handlers = [_on_term, *map(getsignal, _TENDED[1:])]
         files.phase(Phase.WORKING)
         cpu_s, queued_s = cpu_seconds(), queued_seconds()
         try:
@@ -321,19 +331,22 @@ class Worker:
         return memory is not None and self._tasks_done > 0 and rss_bytes() > memory
 
     def _tidy_up(self) -> None:
-        """Undo what a processor may leave behind for the next PO: folder, umask, our signal handler, unwritten text."""
+        """Undo what a PO may leave behind for the next one: folder, umask, signal handlers, unwritten text."""
         self._streams.restore()
-        try:
-            is_away = os.getcwd() != self._home
-        except OSError:  # it removed the folder it stood in
-            is_away = True
-        if is_away:
-            os.chdir(self._home)
+        os.fchdir(self._home)
         os.umask(self._umask)
         signal.alarm(0)  # an alarm of this PO, set by whatever call, must not ring in the next one
         pthread_sigmask(_SIG_SETMASK, self._mask)
-        if getsignal(signal.SIGTERM) is not _on_term:
-            signal.signal(signal.SIGTERM, _on_term)
+        if [*map(getsignal, _TENDED)] != self._handlers:
+            self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in zip(_TENDED, self._handlers, strict=True):
+            if handler is None or getsignal(number) is handler:  # None: a library in C has set it
+                continue
+            signal.signal(number, handler)
+            if handler is _stack_is_asked_for:
+                self._streams.answer_with_stack()
 
     def _teardown(self) -> None:
         try:
@@ -423,6 +436,10 @@ def _on_term(number: int, frame: Any) -> NoReturn:
     raise Terminated
 
 
+def _stack_is_asked_for(number: int, frame: Any) -> None:
+    """Never called: faulthandler stands in its place. That it is set no more tells that a processor has set another."""
+
+
 class _Streams:
     """stdout, stderr and logging go into the worker's files, stdin is empty; and they do so again for each PO."""
 
@@ -434,11 +451,18 @@ class _Streams:
         _flush()
         self._connect_descriptors()
         self._open()
-        stack = open(files.folder / "stack", "w", opener=private)  # noqa: SIM115  (for the life of the process)
-        faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True, chain=False)
-        faulthandler.enable(file=stack)
+        self._stack = open(files.folder / "stack", "w", opener=private)  # noqa: SIM115  (for the life of the process)
+        signal.signal(signal.SIGUSR1, _stack_is_asked_for)
+        self.answer_with_stack()
+        faulthandler.enable(file=self._stack)
         self._handler = _FilesHandler(files)
+        logging.basicConfig(handlers=[self._handler], level=logging.INFO, format="%(message)s", force=True)
         self._hear()
+
+    def answer_with_stack(self) -> None:
+        """Have faulthandler answer SIGUSR1, in the place of the handler that Python knows of."""
+        faulthandler.unregister(signal.SIGUSR1)  # else it takes itself to be there already
+        faulthandler.register(signal.SIGUSR1, file=self._stack, all_threads=True, chain=False)
 
     def restore(self) -> None:
         """What a processor has closed, or replaced in Python, is there again; what it has written is handed to the system."""
@@ -458,9 +482,11 @@ class _Streams:
             self._open()
 
     def _hear(self) -> None:
-        """Log records go into the worker's files."""
+        """Log records from INFO on go into the worker's files, beside where a processor has them go."""
         logging.disable(logging.NOTSET)
-        logging.basicConfig(handlers=[self._handler], level=logging.INFO, format="%(message)s", force=True)
+        logging.root.addHandler(self._handler)
+        if logging.root.level > logging.INFO:
+            logging.root.setLevel(logging.INFO)
         logging.captureWarnings(True)
 
     def _connect_descriptors(self) -> None:

@@ -5,8 +5,9 @@ One private folder a worker process:
     output   stdout, stderr and log records of the processor, with an invisible line at the end of each PO that wrote.
     stack    where the Python code is, written by faulthandler when the supervisor asks (SIGUSR1).
     kept     attempts that are over and not yet told to the queue, with reports and reports2 (kept_reports).
-    owned    processes and paths that are to be removed if the worker is killed, a JSON object a line.
-    mark     mapped by the worker alone, and so by all that it forks.
+    owned    processes (and when each was born) and paths that are to be removed if the worker is killed, a JSON object a line,
+             with the lease token of the attempt that named it, 0 for the session.
+    mark     mapped by the worker alone, and so by all that it forks; never written to, it tells when the worker was started.
     boot     why the worker could not start.
     usage    what it has used, of a worker that ended by itself.
 """
@@ -107,6 +108,10 @@ class Usage(NamedTuple):
         )  # fmt: skip
 
 
+def _read_status(status: mmap.mmap) -> tuple[Any, ...]:
+    return _STATUS.unpack_from(status, (status[_STATUS_BYTES - 1] & 1) * _STATUS.size)
+
+
 class WorkerWriter:
     """The worker's side."""
 
@@ -162,9 +167,15 @@ class WorkerWriter:
         os.write(self.output_fd, f"\n{self._mark}{json.dumps(line)}\n".encode())
 
     def own(self, pid: int | None, path: str | None) -> None:
-        """Name what must be removed if this worker is killed."""
+        """Name what must be removed if this worker is killed: in the PO that is in hand, or else while the session lasts."""
+        from workers.process_control import born  # only here: few processors name anything
+
+        token = _read_status(self._map)[0]  # whoever asks: it may be a fork
+        owned = {
+            "token": token, "pid": pid, "born": born(pid) if pid else None, "path": os.path.abspath(path) if path else None,
+        }  # fmt: skip
         with open(self.folder / "owned", "a", encoding="utf-8", opener=private) as file:
-            file.write(json.dumps({"pid": pid, "path": os.path.abspath(path) if path else None}) + "\n")
+            file.write(json.dumps(owned) + "\n")
 
     def boot_failed(self, reason: str) -> None:
         """Say why the worker could not start."""
@@ -190,16 +201,12 @@ class OutputLine(NamedTuple):
 
 
 class WorkerReader:
-    """The supervisor's side; makes the folder and removes it."""
+    """The supervisor's side; makes the folder and removes it. After an OSError there may be part of it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(mode=0o700)
-        try:
-            self._make_files()
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        self._make_files()
         self.mark = f"\x1e{os.urandom(8).hex()} "  # begins the lines that are ours among a processor's output
         self._begin()
 
@@ -237,9 +244,7 @@ class WorkerReader:
         """What the worker does now. One that died while it wrote has not begun the PO that it was about to name."""
         for _ in range(1000):
             turn = self._map[_STATUS_BYTES - 1]
-            first, phase, attempt, started, limit, output, po_number, task_id, last = _STATUS.unpack_from(
-                self._map, (turn & 1) * _STATUS.size
-            )
+            first, phase, attempt, started, limit, output, po_number, task_id, last = _read_status(self._map)
             if first == last and self._map[_STATUS_BYTES - 1] == turn:
                 break  # else it has written twice meanwhile, so it is alive and the next look is as good
         return Status(
@@ -262,11 +267,19 @@ class WorkerReader:
         except (ValueError, TypeError):  # it did not, or there was no room
             return None
 
-    def owned(self) -> Iterator[dict[str, Any]]:
-        """What the worker named to be removed."""
+    def owned(self) -> list[dict[str, Any]]:
+        """What is to be removed of a worker that was killed: its session's things, and those of the attempt that it was in.
+
+        What an attempt has named is its own once its report is kept. Older files do not say who named it.
+        """
+        named = []
         for line in self._text("owned").splitlines():
             with contextlib.suppress(ValueError):  # it was killed while it wrote
-                yield json.loads(line)
+                named.append(json.loads(line))
+        if not named:
+            return []
+        holds = {0, self.status().token} - {report.token for report in self.untold_reports()}
+        return [one for one in named if one.pop("token", 0) in holds]
 
     def untold_reports(self) -> list[Report]:
         """What the worker has finished and perhaps not told."""

@@ -1,6 +1,7 @@
 """One worker process as the supervisor holds it: started, employed under a worker id, watched, killed, buried."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+from poqueue.parent import end_untold, tell_first
 from workers import process_control as control
 from workers.post_mortem import ended_by, is_whole_stack
 from workers.worker import WorkerSettings, main
@@ -45,44 +47,81 @@ class Kill:
         self.stack_grown = 0.0
 
 
-class WorkerProcess:
-    """A worker process and its files. `process_id` marks everything it starts."""
+class WorkerStart:
+    """A worker's process and the pipes to it; which worker it is may be told later, so that it imports meanwhile.
+
+    Raises:
+        OSError: it cannot be started.
+    """
 
     def __init__(
-        self, context: BaseContext, folder: Path, process_id: str, run_id: str, settings: Callable[..., WorkerSettings]
+        self, context: BaseContext, settings: WorkerSettings | None = None, name: str = "poqueue-worker"
     ) -> None:
-        self.process_id = process_id
-        self.worker_id = ""
-        self.slot = 0
-        self.kill: Kill | None = None
-        self.is_retiring = False
-        self.is_buried = False
-        self.relieved_token = 0
-        self.started = time.monotonic()
-        self.started_at = time.time()
-        self.files = WorkerReader(folder)
-        mark = self.files.mark
-        marks = {control.RUN_MARK: run_id, control.PROCESS_MARK: process_id}
         before = control.open_descriptors()
-        orders, self._orders = context.Pipe(duplex=False)
-        life, self._life = context.Pipe(duplex=False)  # nothing is written to it: it tells the worker of our end
-        _lives.add(self._life)
+        orders, self.orders = context.Pipe(duplex=False)
+        life, self.life = context.Pipe(duplex=False)  # nothing is written to it: it tells the worker of our end
+        _lives.add(self.life)
         try:
-            self._process: Any = context.Process(  # type: ignore[attr-defined]  # every real context has it
-                target=main, args=(settings(folder, marks, mark), orders, life), name=f"poqueue-{process_id}"
-            )
+            self.process: Any = context.Process(target=main, args=(settings, orders, life), name=name)  # type: ignore[attr-defined]  # every real context has it
             with control.quiet_start():
-                self._process.start()
+                self.process.start()
+            control.note_childless(self.process, settings is None)
         except BaseException:
-            self._orders.close()
-            self._life.close()
-            self.files.remove()
+            self.orders.close()
+            self.life.close()
             if context.get_start_method() == "fork":
                 control.close_descriptors(control.open_descriptors() - {*before, orders.fileno(), life.fileno()})
             raise
         finally:
             orders.close()
             life.close()
+
+    def is_told(self, settings: WorkerSettings) -> bool:
+        """Tell it; False if it has ended."""
+        control.note_childless(self.process, False)
+        if tell_first(self.process, self.orders, settings):
+            return True
+        self.end()
+        return False
+
+    def end(self) -> None:
+        """End one that was told nothing; harmless when repeated."""
+        end_untold(self.process, self.orders, self.life)
+
+
+class WorkerProcess:
+    """A worker process and its files. `process_id` marks everything it starts; `early` was started before, by `context`."""
+
+    def __init__(
+        self,
+        context: BaseContext,
+        folder: Path,
+        process_id: str,
+        run_id: str,
+        settings: Callable[..., WorkerSettings],
+        early: WorkerStart | None = None,
+    ) -> None:
+        self.process_id = process_id
+        self.worker_id = ""
+        self.slot = 0
+        self.kill: Kill | None = None
+        self.overdue = ""  # what it was killed for that is no PO's fault, for people
+        self.is_retiring = False
+        self.is_buried = False
+        self.relieved_token = 0
+        self.started = time.monotonic()
+        self.started_at = time.time()
+        marks = {control.RUN_MARK: run_id, control.PROCESS_MARK: process_id}
+        try:
+            self.files = WorkerReader(folder)
+            told = settings(folder, marks, self.files.mark)
+            is_early = early is not None and early.is_told(told)
+            start = early if is_early else WorkerStart(context, told, f"poqueue-{process_id}")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # the pipes are closed by now: this takes descriptors as well
+            raise
+        assert start is not None
+        self._orders, self._life, self._process = start.orders, start.life, start.process
         self.pid = int(self._process.pid)
         self._family = (self.pid, process_id, folder, control.born(self.pid))  # what belongs to it
 
@@ -101,9 +140,9 @@ class WorkerProcess:
         """Whether the process has ended and is reaped."""
         return not self._process.is_alive()
 
-    def join(self) -> None:
+    def join(self, at_most_s: float | None = None) -> None:
         """Wait for its end."""
-        self._process.join()
+        self._process.join(at_most_s)
 
     def status(self) -> Status:
         """What it does now."""

@@ -108,10 +108,10 @@ class PoqueuePool:
             time.sleep(POLL_S)
 
     def _feed(self, orders: Iterable[Po]) -> None:
-        expected = set()
+        add_tasks, expected = self.supervisor.add_tasks, set()
         for po in orders:
+            add_tasks([ProcessingTask(po["po_number"], po)])  # at once, as the others' submit is called
             expected.add(po["po_number"])
-            self._add([po])
         self._outcomes.end()
         while not expected <= self._outcomes.results.keys() | self._outcomes.errors.keys():
             time.sleep(POLL_S)  # until the alarm at the latest: this thread ends with its process

@@ -131,7 +131,7 @@ def _run(case: Case, pool: str, size: int, mark: str, folder: str) -> dict[str, 
 
 def end_marked(mark: str) -> tuple[int, float]:
     """End every process with this mark; how many there were, and the CPU seconds that nobody will count any more."""
-    count, spent = 0, 0.0
+    spent: dict[int, float] = {}  # one that takes its time to die is killed again, and counts once
     sign = f"{MARK}={mark}".encode()
     for _ in range(20):  # one that forks just now is found the next time
         found = [pid for pid in psutil.pids() if _has(pid, sign)]
@@ -141,9 +141,9 @@ def end_marked(mark: str) -> tuple[int, float]:
             with contextlib.suppress(OSError, psutil.Error):
                 times = psutil.Process(pid).cpu_times()
                 os.kill(pid, signal.SIGKILL)
-                count, spent = count + 1, spent + times.user + times.system
+                spent[pid] = times.user + times.system
         time.sleep(0.05)
-    return count, spent
+    return len(spent), sum(spent.values())
 
 
 def _has(pid: int, sign: bytes) -> bool:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.benchmarks import cases, pools, runner, tables
@@ -215,6 +216,17 @@ def test_only_marked_processes_are_ended() -> None:
         for process in (marked, other):
             process.kill()
             process.wait()
+
+
+def test_a_process_that_takes_its_time_to_die_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([True, True, True])
+    monkeypatch.setattr(runner, "_has", lambda pid, sign: pid == os.getpid() and next(looks, False))
+    monkeypatch.setattr(runner.os, "kill", lambda pid, number: None)
+
+    count, spent_s = runner.end_marked("any")
+
+    assert count == 1
+    assert 0.0 < spent_s <= sum(psutil.Process().cpu_times()[:2])
 
 
 def test_workloads_are_picked_by_name_and_by_family() -> None:

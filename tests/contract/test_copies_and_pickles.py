@@ -26,6 +26,7 @@ from tests.contract.scene import (
     one_of_each,
     success,
     task,
+    wait_until,
 )
 from workers.task_queue import QueueFullError, TaskNotFoundError, WorkerMismatchError
 
@@ -164,6 +165,19 @@ def test_tasks_of_every_status_pickle(queue: TaskQueue, protocol: int) -> None:
         again = pickle.loads(pickle.dumps(kept, protocol))
         assert again == kept
         assert again.status is status
+
+
+def test_a_task_comes_back_with_its_group(queue: TaskQueue) -> None:
+    told: list[str] = []
+    queue.set_event_handlers(on_task_complete=lambda done: told.append(done.group))
+    queue.add_task(task("PO-1", "a", group="ACME"))
+    assert [find(queue, "a").group, lease(queue).group] == ["ACME", "ACME"]
+
+    queue.complete_task("a", "w1", success())
+
+    [done] = queue.get_tasks_by_status(TaskStatus.COMPLETED)
+    assert done.group == "ACME"
+    wait_until(lambda: told == ["ACME"], "the handler is told")
 
 
 def test_the_data_of_a_task_are_opened_once_and_are_the_callers_own(queue: TaskQueue) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from poqueue import TaskQueue
+from poqueue import TaskQueue, TaskStatus
+from poqueue.task import Report
 from tests.contract.conftest import MakeQueue
 from tests.contract.scene import NOON_UTC, Clock, fail, find, finish, give_back, lease, nothing_changes, task
 from workers.task_queue import TaskNotFoundError
@@ -62,6 +63,8 @@ def test_a_fresh_queue_has_no_errors(queue: TaskQueue) -> None:
         ({"message": "third\nline"}, "third"),
         ({"error_type": "", "error": "boom"}, "boom"),
         ({"error_type": None, "exception": None, "error": None, "message": "third"}, "third"),
+        ({"error": ValueError("PO 1: bad amount"), "message": "third"}, "ValueError"),
+        ({"message": KeyError("total")}, "KeyError"),
     ],
 )
 def test_the_type_of_an_error_is_the_best_name_it_has(
@@ -70,6 +73,12 @@ def test_the_type_of_an_error_is_the_best_name_it_has(
     give_back_with(queue, details)
 
     assert counted(queue) == {error_type: 1}
+
+
+def test_the_text_of_an_exception_is_the_message_of_the_error(queue: TaskQueue) -> None:
+    give_back_with(queue, {"error": ValueError("bad amount")})
+
+    assert queue.get_error_summary()["most_common_errors"][0]["last_message"] == "bad amount"
 
 
 class TwoPartError(Exception):
@@ -87,6 +96,37 @@ def test_the_name_of_an_exception_counts_even_if_it_cannot_travel(queue: TaskQue
     give_back_with(queue, {"exception": LocalError("no such PO")})
 
     assert counted(queue) == {"TwoPartError": 1, "LocalError": 1}
+
+
+class Unshowable:
+    """It raises where it should say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ({("page", 7): "lost"}, ["page", "7", "lost"]),
+        ({1: "first", "1": "second"}, ["first", "second"]),
+        ({"message": Unshowable()}, ["Unshowable"]),
+        ({"n": 10**5000, "of": 7}, ["int", "7"]),
+        ({"n": [-(10**5000)], "of": 10**300}, ["int", str(10**300)]),
+        ({"n": {10**5000: 1}}, ["dict"]),
+    ],
+)
+def test_details_of_any_kind_are_kept_and_refused_by_nobody(
+    queue: TaskQueue, more: dict[Any, Any], kept: list[str]
+) -> None:
+    queue.add_task(task("PO-1", "a"))
+    lease(queue)
+
+    assert queue.retry_task("a", {**more, "error_type": "OSError"}) is True
+
+    assert counted(queue) == {"OSError": 1}
+    [details] = find(queue, "a").error_history
+    assert all(text in str(details) for text in kept)
 
 
 @pytest.mark.parametrize("details", [{}, {"worker": "w1"}, {"error": ""}])
@@ -115,6 +155,57 @@ def test_each_failed_attempt_is_one_occurrence(make_queue: MakeQueue, clock: Clo
     assert (summary["total_errors"], summary["unique_error_types"]) == (4, 2)
     assert counted(queue) == {"boom": 3, "no such PO": 1}
     assert [each["error_type"] for each in summary["most_common_errors"]] == ["boom", "no such PO"]
+
+
+def failed_attempts(queue: TaskQueue) -> int:
+    """As the report counts them by worker, and so does the summary."""
+    report = queue.export_queue_report()
+    assert isinstance(report, dict)
+    failed: int = sum(worker["failed_attempts"] for worker in report["workers"].values())
+    assert failed == report["errors"]["total_errors"]
+    return failed
+
+
+def test_somebodys_wish_for_a_retry_or_an_end_is_no_failed_attempt(queue: TaskQueue) -> None:
+    queue.add_task(task("PO-1", "a"))
+    fail(queue)
+    assert failed_attempts(queue) == 1
+
+    queue.retry_task("a", {"error": "again, please"})
+    assert failed_attempts(queue) == 1
+    queue.cancel_task("a")
+
+    assert failed_attempts(queue) == 1
+    assert [each["message"] for each in find(queue, "a").error_history] == ["boom", "again, please", "cancelled"]
+
+
+def test_an_attempt_that_was_broken_off_has_not_failed(queue: TaskQueue) -> None:
+    queue.add_task(task("PO-1", "a"))
+    token = queue.exchange("w1").leases[0].token
+
+    queue.interrupt_leases([token], "the run was stopped", is_crash=False)
+
+    assert failed_attempts(queue) == 0
+    assert find(queue, "a").interruptions == 1
+
+
+def test_a_cancelled_task_that_its_worker_never_began_has_no_failed_attempt(queue: TaskQueue) -> None:
+    queue.add_tasks([task(f"PO-{name}", name) for name in "abc"])
+    leases = {lease.task_id: lease for lease in queue.exchange("w1", limit=3, turn=1).leases}
+    for name in leases:
+        assert queue.cancel_task(name) == "stopping"
+
+    queue.exchange("w1", [Report("a", leases["a"].token, 0.0)], limit=0, turn=2, keeps=[leases["c"].token])
+    queue.take_back("w1")
+
+    assert failed_attempts(queue) == 0
+    assert queue.get_performance_metrics()["failure_rate"] == 100.0
+    for name in leases:
+        ended = find(queue, name)
+        assert (ended.status, ended.attempt) == (TaskStatus.FAILED, 0)
+        assert [error["error_type"] for error in ended.error_history] == ["Cancelled"]
+        assert queue.retry_task(name, {"error": "again, please"}) is True
+    assert queue.get_tasks_by_worker("w1") == []
 
 
 def test_what_was_no_attempt_is_no_error(queue: TaskQueue) -> None:

@@ -160,6 +160,31 @@ def test_no_handler_is_called_under_the_lock(make_queue: MakeQueue, event: str) 
 
 
 @pytest.mark.contract("R21")
+@pytest.mark.parametrize("ends_it", ["release_worker", "take_back"])
+def test_no_handler_is_called_under_the_lock_for_a_cancelled_task_that_was_never_begun(
+    make_queue: MakeQueue, ends_it: str
+) -> None:
+    queue = make_queue()
+    answers: list[int] = []
+
+    def ask_from_another_thread(*_: Any) -> None:
+        asking = threading.Thread(target=lambda: answers.append(counts(queue, "failed_tasks")[0]), daemon=True)
+        asking.start()
+        asking.join(2)
+        answers.append(-1)
+
+    queue.set_event_handlers(on_task_failed=ask_from_another_thread)
+    add(queue, "a")
+    lease(queue, "w1")
+    assert queue.cancel_task("a") == "stopping"
+
+    assert getattr(queue, ends_it)("w1") == []
+
+    wait_until(lambda: -1 in answers)
+    assert answers == [1, -1]
+
+
+@pytest.mark.contract("R21")
 @pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
 def test_what_a_handler_raises_is_logged_and_felt_by_nobody(
     queue: TaskQueue, caplog: pytest.LogCaptureFixture, kind: type[BaseException]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
 from poqueue.payload import freeze_plain_result, freeze_success
 from poqueue.task import Lease, Report, Success
 from tests.contract.conftest import MakeQueue
-from tests.contract.scene import COUNTS, Clock, counts, wait_until
+from tests.contract.scene import COUNTS, Clock, counts, nothing_changes, wait_until
 
 TOOK_S = 0.25
 
@@ -80,6 +82,67 @@ def test_successes_and_failures_of_one_report_are_all_counted(queue: TaskQueue) 
     assert counts(queue, "completed_tasks", "retry_tasks", "pending_tasks", "failed_tasks") == (1, 1, 1, 1)
 
 
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "limit of text": ({"limit": "3"}, "limit"),
+    "limit below 0": ({"limit": -1}, "limit"),
+    "limit True": ({"limit": True}, "limit"),
+    "turn of text": ({"turn": "4"}, "turn"),
+    "turn of half": ({"turn": 2.5}, "turn"),
+    "turn below 0": ({"turn": -1}, "turn"),
+    "wait of text": ({"wait_s": "1"}, "wait_s"),
+    "wait without end": ({"wait_s": math.inf}, "wait_s"),
+    "wait of no number": ({"wait_s": math.nan}, "wait_s"),
+    "keeps nothing": ({"keeps": None}, "keeps"),
+    "keeps text": ({"keeps": "12"}, "keeps"),
+    "keeps lists": ({"keeps": [[1]]}, "keeps"),
+}
+
+
+@pytest.mark.contract("R16", "R17")
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_exchange_with_a_wrong_argument_is_refused_and_changes_nothing(queue: TaskQueue, wrong: str) -> None:
+    add(queue, 3)
+    queue.exchange("w1", turn=1)
+    queue.clear_queue(preserve_processing=False)  # w1 may still run one of them
+    add(queue, 3)
+    lease = queue.exchange("w2", turn=1).leases[0]
+    named, match = WRONG[wrong]
+    arguments: dict[str, Any] = {"limit": 2, "turn": 2, **named}
+
+    with nothing_changes(queue):
+        for worker_id in ("w1", "w2"):
+            with pytest.raises(ValueError, match=match):
+                queue.exchange(worker_id, [in_short(lease)], **arguments)
+
+    assert len(queue.exchange("w2", [in_short(lease)], 2, turn=2).leases) == 1, "w1 may still run the other one"
+    assert len(queue.exchange("w1", limit=2, turn=2).leases) == 1
+
+
+NO_REPORTS: dict[str, Callable[[Lease], Any]] = {
+    "a number": lambda lease: 5,
+    "text": lambda lease: "abc",
+    "what is no report": lambda lease: [in_short(lease), None],
+    "a report of three fields": lambda lease: [in_short(lease), tuple(lease)[:3]],
+    "an id that is no text": lambda lease: [in_short(lease), in_short(lease)._replace(task_id=7)],  # type: ignore[arg-type]
+    "a token that cannot be looked up": lambda lease: [in_short(lease), in_short(lease)._replace(token=[1])],  # type: ignore[arg-type]
+    "a token of text": lambda lease: [in_short(lease), in_full(lease)._replace(token="1")],  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.contract("R17")
+@pytest.mark.parametrize("wrong", NO_REPORTS)
+def test_what_is_no_report_is_refused_with_all_that_came_with_it(wrong: str) -> None:
+    queue = TaskQueue()
+    add(queue, 2)
+    lease = queue.exchange("w1", turn=1).leases[0]
+
+    for turn in (0, 2):
+        with nothing_changes(queue), pytest.raises(ValueError, match="invalid report"):
+            queue.exchange("w1", NO_REPORTS[wrong](lease), turn=turn)
+
+    assert len(queue.exchange("w1", [in_short(lease)], turn=2).leases) == 1
+
+
 @pytest.mark.contract("R11")
 def test_a_worker_hears_how_much_is_left_for_each_that_works(queue: TaskQueue) -> None:
     add(queue, 9)
@@ -103,7 +166,7 @@ def test_a_call_that_was_overtaken_takes_no_work_from_the_one_that_did() -> None
     calls = [threading.Thread(target=ask, args=(turn,)) for turn in (1, 2)]
     for count, call in enumerate(calls, 1):
         call.start()
-        wait_until(lambda count=count: queue._waiters == count)  # type: ignore[misc]
+        wait_until(lambda count=count: len(queue._work) == count)  # type: ignore[misc]
     begun = time.monotonic()
     add(queue, 1)
     for call in calls:

@@ -70,6 +70,22 @@ def test_the_report_tells_of_tasks_metrics_errors_and_workers(queue: TaskQueue, 
     assert {"w1", "boom", "error_history", "assigned_at", "completed_at"} <= texts
 
 
+@pytest.mark.parametrize(
+    ("downloads", "told"), [(None, []), ("a.pdf", ["a.pdf"]), ({"path": "a.pdf"}, [{"path": "a.pdf"}]), (7, [7])]
+)
+def test_downloads_that_are_no_list_are_told_as_one(queue: TaskQueue, downloads: Any, told: list[Any]) -> None:
+    """The queue carries a result, and does not look into it."""
+    queue.add_task(task("PO-1", "a"))
+    lease(queue)
+    queue.complete_task("a", "w1", TaskResult(success=False, downloads=downloads))
+
+    [in_dict] = queue.export_queue_report("json")["tasks"]
+    [in_csv] = rows_of(queue.export_queue_report("csv"))
+    [in_yaml] = yaml.safe_load(queue.export_queue_report("yaml"))["tasks"]
+
+    assert in_dict["downloads"] == json.loads(in_csv["downloads"]) == in_yaml["downloads"] == told
+
+
 @pytest.mark.parametrize("payload", [Decimal("1234.50"), datetime(2024, 2, 29, 12, tzinfo=UTC)])
 @pytest.mark.parametrize("more", [date(2024, 2, 29), Path("a/b.pdf"), {1, 2}, (1, 2), b"\xff\x00", math.nan, math.inf])
 def test_data_that_is_not_json_is_written_as_something_that_is(queue: TaskQueue, payload: Any, more: Any) -> None:
@@ -178,6 +194,18 @@ def test_text_that_is_no_unicode_can_be_reported_and_written(queue: TaskQueue, r
 
     text = json.dumps(report, ensure_ascii=False) if isinstance(report, dict) else report
     assert text.encode("utf-8")
+
+
+@pytest.mark.parametrize("report_format", ["json", "csv", "yaml"])
+def test_a_number_that_is_too_long_for_text_spoils_no_report(queue: TaskQueue, report_format: str) -> None:
+    queue.add_task(ProcessingTask(task_id="a", po_data={"po_number": "PO-1", "n": 10**5000, "rows": [-(10**5000)]}))
+    give_back(queue)
+    queue.add_task(task("PO-2", "b"))
+
+    report = queue.export_queue_report(report_format)
+
+    text = json.dumps(report) if isinstance(report, dict) else report
+    assert "PO-1" in text and "PO-2" in text
 
 
 def test_completed_tasks_may_be_left_out(queue: TaskQueue) -> None:

@@ -21,7 +21,7 @@ from tests.contract.scene import (
     success,
     task,
 )
-from workers.task_queue import TaskNotFoundError
+from workers.task_queue import TaskNotFoundError, WorkerMismatchError
 
 FAR = 100_000.0
 
@@ -91,6 +91,8 @@ def test_the_retry_of_a_failed_task_with_retries_left_takes_it_out_of_the_failed
 
     assert counts(queue, "failed_tasks", "retry_tasks", "total_tasks") == (0, 1, 1)
     assert find(queue, "a").status is TaskStatus.RETRY_PENDING
+    assert [error["message"] for error in find(queue, "a").error_history] == ["boom", "again, please"]
+    assert queue.get_error_summary()["total_errors"] == 1, "one attempt has failed"
     clock.advance(FAR)
     assert finish(queue) == "a"
     assert counts(queue, "failed_tasks", "completed_tasks", "retry_tasks", "total_tasks") == (0, 1, 0, 1)
@@ -124,6 +126,59 @@ def test_the_retry_of_a_failed_task_without_retries_left_changes_and_fires_nothi
 
     recorder.until("complete", "b")
     assert recorder.events[:3] == [("failed", "a", "boom"), ("empty",), ("complete", "b")]
+
+
+KILLED = {"error_type": "WorkerDied", "error": "SIGKILL", "worker_id": "w1"}
+
+
+@pytest.mark.contract("R3", "R17", "R27")
+@pytest.mark.parametrize("cancelled", ["while it ran", "while it waited"])
+def test_a_report_that_is_repeated_after_a_cancel_asks_for_no_retry(
+    make_queue: MakeQueue, clock: Clock, cancelled: str
+) -> None:
+    queue = make_queue(max_retries=3)
+    queue.add_task(task("PO-1", "a"))
+    lease(queue, "w1")
+    if cancelled == "while it ran":
+        queue.cancel_task("a")
+        assert queue.retry_task("a", KILLED) is False
+    else:
+        assert queue.retry_task("a", KILLED) is True
+        queue.cancel_task("a")
+
+    with nothing_changes(queue):
+        assert queue.retry_task("a", KILLED) is False
+    clock.advance(FAR)
+    assert queue.get_next_task("w2") is None
+    assert queue.retry_task("a", {"error": "somebody wants it again"}) is True
+
+
+@pytest.mark.contract("R3")
+def test_a_worker_that_has_reported_a_failure_may_ask_for_another_attempt_each_time(
+    make_queue: MakeQueue, clock: Clock
+) -> None:
+    queue = make_queue(max_retries=2)
+    queue.add_task(task("PO-1", "a"))
+
+    for _ in range(2):
+        fail(queue, "w1", "busy")
+        assert queue.retry_task("a", {"error": "busy", "worker_id": "w1"}) is True
+        clock.advance(FAR)
+    assert fail(queue, "w1") == "a"
+    assert queue.retry_task("a", {"error": "busy", "worker_id": "w1"}) is False
+
+
+@pytest.mark.contract("R3", "R17")
+def test_a_failed_task_is_given_back_by_none_but_its_last_worker(make_queue: MakeQueue, clock: Clock) -> None:
+    queue = make_queue(max_retries=3)
+    queue.add_task(task("PO-1", "a"))
+    give_back(queue, "w1")
+    clock.advance(FAR)
+    fail(queue, "w2")
+
+    for worker_id in ("w1", "somebody"):
+        with nothing_changes(queue), pytest.raises(WorkerMismatchError):
+            queue.retry_task("a", {"error": "boom", "worker_id": worker_id})
 
 
 @pytest.mark.contract("R3")

@@ -104,6 +104,29 @@ def test_on_queue_full_fires_once_per_filling(make_queue: MakeQueue) -> None:
     ]
 
 
+@pytest.mark.parametrize("way", ["cancel_task", "drop_tasks", "clear_queue"])
+def test_on_queue_full_fires_again_after_room_was_made(make_queue: MakeQueue, way: str) -> None:
+    queue = make_queue(queue_size_limit=2)
+    recorder = Recorder(queue)
+    queue.add_tasks([task("PO-1", "a"), task("PO-2", "b")])
+    refuse(queue)
+
+    if way == "cancel_task":
+        queue.cancel_task("a")
+    elif way == "drop_tasks":
+        queue.drop_tasks(["a"])
+    else:
+        queue.clear_queue()
+        queue.add_task(task("PO-2", "b2"))
+    queue.add_task(task("PO-3", "c"))
+    refuse(queue)
+    refuse(queue)
+
+    finish(queue)
+    recorder.until("complete", "b2" if way == "clear_queue" else "b")
+    assert recorder.events.count(("full",)) == 2
+
+
 def test_on_queue_full_does_not_fire_below_the_limit(make_queue: MakeQueue) -> None:
     queue = make_queue(queue_size_limit=3)
     recorder = Recorder(queue)

@@ -324,6 +324,51 @@ def test_rates_never_leave_0_to_100(make_queue: MakeQueue, clock: Clock) -> None
 
 
 @pytest.mark.contract("R13")
+def test_a_task_that_has_never_started_is_none_that_was_retried(queue: TaskQueue, clock: Clock) -> None:
+    queue.add_task(task("PO-0", "done"))
+    finish(queue)
+    for name in "abc":
+        queue.add_task(task(f"PO-{name}", name))
+        queue.cancel_task(name)
+        assert queue.retry_task(name, {"error": "again, please"}) is True
+    assert queue.get_performance_metrics()["retry_rate"] == 0.0
+
+    clock.advance(100)
+    queue.retry_task(lease(queue).task_id, {"error": "boom"})
+
+    assert queue.get_performance_metrics()["retry_rate"] == 50.0  # of two that have started
+
+
+@pytest.mark.contract("R13")
+def test_a_task_that_is_asked_for_again_and_again_is_one_that_was_retried(queue: TaskQueue, clock: Clock) -> None:
+    queue.add_task(task("PO-0", max_retries=1))
+    queue.add_task(task("PO-1"))
+    for _ in range(3):
+        give_back(queue)
+        clock.advance(3600)
+        fail(queue)
+        assert queue.requeue_failed() == 1
+    clock.advance(3600)
+    finish(queue)
+    finish(queue)
+
+    assert queue.get_performance_metrics()["retry_rate"] == 50.0
+
+
+@pytest.mark.contract("R13")
+def test_a_task_that_was_broken_off_waits_anew(queue: TaskQueue, clock: Clock) -> None:
+    queue.add_task(task("PO-0"))
+    clock.advance(1.0)
+    queue.exchange("w1")
+    clock.advance(100.0)
+    assert queue.interrupt_leases(list(queue.get_leases()), "stopped", is_crash=False) == 1
+    clock.advance(2.0)
+    queue.exchange("w2")
+
+    assert queue.get_performance_metrics()["queue_wait_time"] == pytest.approx((1.0 + 2.0) / 2)
+
+
+@pytest.mark.contract("R13")
 def test_utilization_is_a_share_per_worker(queue: TaskQueue, clock: Clock) -> None:
     for number in range(3):
         queue.add_task(task(f"PO-{number}"))

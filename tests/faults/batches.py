@@ -78,13 +78,19 @@ class Batch:
     @contextlib.contextmanager
     def resume(self, *more: str, env: Mapping[str, str] | None = None) -> Iterator[Running]:
         """The run going on; anew if it had not come as far as a journal."""
-        if not (self.run_dir / JOURNAL_NAME).exists():
+        if not self._has_journal():
             self._clear_run_dir()
             with self.start(*more, env=env) as run:
                 yield run
             return
         with started("run", "--resume", str(self.run_dir), *more, cwd=self.folder, env=env) as run:
             yield run
+
+    def _has_journal(self) -> bool:
+        """With its tables in it: what a kill has left without them is refused, as one that has lost them would be."""
+        main = self.run_dir / JOURNAL_NAME
+        sizes = [path.stat().st_size if path.exists() else 0 for path in (main, Path(f"{main}-wal"))]
+        return sizes[0] > 0 and (sizes[0] > 4096 or sizes[1] > 0)
 
     def _clear_run_dir(self) -> None:
         if self.keeps_dir:  # it is a mount point

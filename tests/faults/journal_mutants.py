@@ -251,6 +251,18 @@ def _taken_back_late(take_back: Any) -> Any:
     return mutant
 
 
+def _undone_all_the_same(undone: Any) -> Any:
+    return lambda entry: undone(entry)[:1]
+
+
+def _gone_at_once(clear: Any) -> Any:
+    return lambda self, entry, now, **more: clear(self, entry, now)
+
+
+def _never_let_go(let_go: Any) -> Any:
+    return lambda self, worker_id, keeps: 0
+
+
 CAUGHT_BY_HISTORIES: dict[str, Mutant] = {
     "last in, first out": replaced(_Lane, "pop", _last_in_first_out),
     "a retry runs before it is due": replaced(Schedule, "take", _early),
@@ -265,6 +277,11 @@ CAUGHT_BY_HISTORIES: dict[str, Mutant] = {
     "a pause is not written": _unwritten(Kind.PAUSED, Kind.RESUMED),
     "a cancelled task is not written": _unwritten(Kind.CANCELLED),
     "a dropped task is not written": _unwritten(Kind.CLEARED),
+    "that a running task was cancelled is not written": _unwritten(Kind.CANCEL_ASKED),
+    "a replay ignores that a running task was cancelled": _unread(Kind.CANCEL_ASKED),
+    "a task that was cancelled before it began runs": replaced(queue_module, "undone", _undone_all_the_same),
+    "another of a PO that may still run runs beside it": replaced(Moves, "clear", _gone_at_once),
+    "what was cleared blocks its PO for ever": replaced(Moves, "let_go", _never_let_go),
     "failures are miscounted": replaced(Ledger, "move", _miscounted),
     "one attempt too many": replaced(queue_module, "failed_attempt", _one_attempt_more),
     "a lost worker keeps its leases": replaced(TaskQueue, "release_worker", _leak),

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import logging.config
 import os
 import resource
 import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -153,9 +155,41 @@ def take_logging_away(po: dict[str, Any], context: WorkerContext) -> None:
     logging.basicConfig(filename=os.devnull, force=True, level=logging.CRITICAL)
 
 
-def take_sigusr1(po: dict[str, Any], context: WorkerContext) -> None:
+def take_sigusr1_and_hang(po: dict[str, Any], context: WorkerContext) -> NoReturn:
     """The signal by which a worker is asked for its stack."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    villains._long()
+
+
+SIGNALS = (
+    signal.SIGCHLD, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM,
+)  # fmt: skip
+
+
+def take_signals(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """Tells what they did, and has them do something else."""
+    found = {number.name: str(signal.getsignal(number)) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number in (signal.SIGCHLD, signal.SIGUSR1) else signal.SIG_DFL)
+    return found
+
+
+def run_false(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """A program that fails."""
+    return {"code": subprocess.run(["false"], check=False).returncode}
+
+
+class TakesSignals:
+    """A session with a handler of its own."""
+
+    def setup(self, context: WorkerContext) -> None:
+        signal.signal(signal.SIGALRM, self.ring)
+
+    def ring(self, number: int, frame: Any) -> None:
+        """Is never called."""
+
+    def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
+        return process(po, context)
 
 
 def leak(po: dict[str, Any], context: WorkerContext) -> None:
@@ -176,6 +210,20 @@ def log_a_line(po: dict[str, Any], context: WorkerContext) -> None:
     while time.monotonic() < end:
         time.sleep(0.01)
     logging.getLogger("my.site").warning("logged by %s", po["po_number"])
+
+
+class LogsToAFile:
+    """A session that sets up logging in its own way, and removes what was there."""
+
+    def setup(self, context: WorkerContext) -> None:
+        path = Path(context.options["folder"], "own.log")
+        own = {"class": "logging.FileHandler", "filename": str(path)}
+        logging.config.dictConfig(
+            {"version": 1, "handlers": {"own": own}, "root": {"handlers": ["own"], "level": "WARNING"}}
+        )
+
+    def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
+        return process(po, context)
 
 
 # ── others ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -211,6 +259,6 @@ DEEDS: dict[str, Callable[[dict[str, Any], WorkerContext], Any]] = {
     deed.__name__: deed
     for deed in (
         fork_and_die, half_a_report, fill_up, give_result, give_decimal, set_an_alarm, switch_logging_off, take_logging_away,
-        take_sigusr1, leak, count_leaks, log_a_line, end_after, take_the_lock, write_files,
+        take_sigusr1_and_hang, take_signals, run_false, leak, count_leaks, log_a_line, end_after, take_the_lock, write_files,
     )
 }  # fmt: skip

@@ -273,7 +273,7 @@ ROWS: dict[str, Row] = {
         _LIVE + "a_paused_run_that_is_killed_stays_paused_and_says_so",
     ),
     "C46": _row(
-        _WORKERS + "a_session_that_does_not_close_at_all_is_killed",
+        _WORKERS + "a_session_that_does_not_close_at_all_is_killed_and_that_is_told",
         _FAULTS + "a_manager_that_does_not_come_to_an_end_is_killed",
         _SERVICE + "a_service_whose_manager_is_stopped_can_be_ended",
     ),

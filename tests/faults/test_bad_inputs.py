@@ -2,12 +2,14 @@
 
 import contextlib
 import copy
+import itertools
 import json
 import logging
 import math
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -31,16 +33,17 @@ from poqueue import (
 )
 from poqueue.client import QueueClient
 from poqueue.errors import ConfigError, JournalError, PoqueueError, ServiceError
-from poqueue.payload import freeze_result
+from poqueue.payload import FrozenResult, freeze_result
 from poqueue.service import QueueService
 from poqueue.task import Report, Success
+from poqueue.verdict import Verdict
 from tests.faults.batches import Batch
-from tests.integration.console import Ended, poqueue, read_csv, running, tree, write_orders
+from tests.integration.console import ROOT, Ended, poqueue, read_csv, running, tree, write_orders
 from workers.batch import _check_writable
 from workers.cli import main
 from workers.orders import OrderBook, OrderSource, read_orders
 from workers.resolved import load_settings
-from workers.run_control import CONTROL_NAME, RunLock, reach
+from workers.run_control import CONTROL_NAME, LOCK_NAME, RunLock, is_live, reach
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_left"),
@@ -82,8 +85,11 @@ def test_formulas_without_a_value_and_errors_are_empty_cells_and_never_text(tmp_
 
     assert [order["po_number"] for order in book.orders] == ["A", "B1"]
     assert (book.orders[0]["amount"], book.orders[0]["rows"][0]["note"]) == (None, None)
-    assert [row.row for row in book.invalid] == [3, 4]
-    assert all("empty" in row.reason and "formula" in row.reason for row in book.invalid)
+    assert [(row.row, row.reason) for row in book.invalid] == [
+        (3, "po_number is a formula with no stored value (cell A3); enter the number itself"),
+        (4, "po_number is an error, #N/A (cell A4); enter the number itself"),
+    ]
+    assert any("cell B2 is a formula with no stored value; cells without a value: 4" in note for note in book.notes)
 
 
 def test_a_merged_po_number_belongs_to_its_first_row_and_the_others_are_told(tmp_path: Path) -> None:
@@ -106,6 +112,7 @@ def started_as(words: list[str], cwd: Path) -> Ended:
         return run.wait()
 
 
+@pytest.mark.once
 def test_a_module_in_the_current_folder_is_not_imported_unasked(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "poqueue"  # as pip makes it; python -m would put the current folder on the path
@@ -140,6 +147,7 @@ except InputError as error:
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("by", "processor", "said"),
     [
@@ -170,6 +178,10 @@ def test_a_script_that_is_no_file_is_told_so_once(by: str, processor: str, said:
 # ── D32, D34: words and paths ────────────────────────────────────────────────────────────────────────────────────────
 
 
+LONG = "a" * 256  # one character more than a file name may have
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -189,13 +201,25 @@ def test_a_script_that_is_no_file_is_told_so_once(by: str, processor: str, said:
         (["retry", "folder", "--run-dir", "x"], "--run-dir cannot be given here"),
         (["run", "o.csv", "--report", "folder.csv"], "is a directory"),
         (["run", "o.csv", "--results", "folder.csv"], "is a directory"),
+        (["run", "o.csv", "--results", "pipe.csv"], "is not a regular file"),
+        (["run", "o.csv", "--report", "pipe.csv"], "is not a regular file"),
+        (["run", "o.csv", "--results", "to-pipe.csv"], "is not a regular file"),
+        (["report", "no run is looked for", "--output", "pipe.csv"], "is not a regular file"),
+        (["report", "no run is looked for", "--output", "folder"], "is a directory"),
+        (["report", "no run is looked for", "--output", LONG], "File name too long"),
+        (["run", "o.csv", "--report", f"{LONG}.json"], "File name too long"),
+        (["run", "o.csv", "--results", LONG], "File name too long"),
+        (["tune", "o.csv", "--write", LONG], "File name too long"),
+        (["run", "--resume", LONG], "there is no run"),
+        (["report", LONG], "there is no run"),
+        (["status", LONG], "there is no run"),
         (["run", "o.csv", "--results", "o.csv/x.csv"], "there is no directory"),
         (["run", "o.csv", "--report", "link.csv"], "is the order file"),
         (["run", "o.csv", "--run-dir", "o.csv"], "cannot be made"),
         (["run", "o.csv", "--run-dir", "o.csv/r"], "cannot be made"),
         (["run", "o.csv", "--run-dir", "dangling"], "cannot be made"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value).replace(LONG, "LONG") if isinstance(value, list) else "",
 )
 def test_words_and_paths_that_cannot_be_used_run_nothing(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -203,6 +227,8 @@ def test_words_and_paths_that_cannot_be_used_run_nothing(
     write_orders(tmp_path / "o.csv", "A,ok")
     (tmp_path / "link.csv").symlink_to("o.csv")
     (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "to-pipe.csv").symlink_to("pipe.csv")
     for name in ("folder", "folder.csv"):
         (tmp_path / name).mkdir()
     before, orders = tree(tmp_path), (tmp_path / "o.csv").read_bytes()
@@ -213,6 +239,17 @@ def test_words_and_paths_that_cannot_be_used_run_nothing(
     shown = capsys.readouterr()
     assert said in shown.err and "Traceback" not in shown.err and not shown.out
     assert (tree(tmp_path), (tmp_path / "o.csv").read_bytes()) == (before, orders)
+
+
+@pytest.mark.once
+def test_an_order_file_whose_name_is_too_long_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert [exit_code_of([command, LONG]) for command in ("run", "tune")] == [3, 3]
+
+    assert capsys.readouterr().err.count("cannot be read: File name too long") == 2
 
 
 def exit_code_of(words: list[str]) -> int | str | None:
@@ -236,9 +273,26 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_runs(
         _check_writable(tmp_path / "x.csv", orders)
 
 
+@pytest.mark.once
+def test_a_run_whose_directory_cannot_be_written_to_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_orders(tmp_path / "o.csv", "A,ok")
+    monkeypatch.chdir(tmp_path)
+    assert exit_code_of(["run", "o.csv", "--run-dir", "r", "-q"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "r").iterdir()}
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    assert exit_code_of(["run", "--resume", "r"]) == 2
+
+    assert "cannot be written to" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "r").iterdir()} == before
+
+
 OWN_FILES = ["run.json", "control.json", "results.csv"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", OWN_FILES)
 def test_an_output_in_the_place_of_a_file_of_the_run_is_refused(name: str, tmp_path: Path) -> None:
     orders = write_orders(tmp_path / "o.csv", "A,ok")
@@ -271,6 +325,7 @@ def test_a_resumed_run_looks_at_its_outputs_first_as_well(option: str, path: str
     assert ended.code == 2 and path in ended.err
 
 
+@pytest.mark.once
 def test_another_order_file_for_an_old_run_is_refused_until_accepted(ended_run: Path) -> None:
     write_orders(ended_run / "other.csv", "A,ok", "C,ok")
     before = {path: path.read_bytes() for path in (ended_run / "r").rglob("*") if path.is_file()}
@@ -518,6 +573,7 @@ class Ringing:
         signal.setitimer(signal.ITIMER_REAL, 0.0003)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "kind",
     [
@@ -596,12 +652,55 @@ def test_a_change_that_was_broken_off_is_the_last_one(
             assert again.get_queue_status()["completed_tasks"] == 2
 
 
+@pytest.mark.parametrize("kind", ["memory", "journal"])
+@pytest.mark.parametrize("call", ["get_next_task", "exchange"])
+def test_an_interrupt_while_a_task_is_leased_loses_none(kind: str, call: str, tmp_path: Path) -> None:
+    """At whichever line it comes, the task is still served, or the queue says that a change was broken off."""
+    for number in itertools.count(1):
+        queue = TaskQueue(**({"journal": tmp_path / f"journal{number}"} if kind == "journal" else {}))
+        with contextlib.closing(_closing(queue)):
+            queue.add_tasks([task("A"), task("B")])
+
+            is_through = not interrupted_at_line(number, partial(getattr(queue, call), "w"))
+
+            served = {record.task_id for record in queue.get_leases().values()}
+            try:
+                while (found := queue.get_next_task("w2")) is not None:
+                    served.add(found.task_id)
+            except QueueError as error:
+                assert "broken off" in str(error)
+            else:
+                assert served == {"A", "B"}, f"line {number}"
+        if is_through:
+            assert number > 20
+            return
+
+
+def interrupted_at_line(number: int, call: Callable[[], object]) -> bool:
+    """Call, with a Ctrl-C before the line of ours that is run as this one; False if there are not so many."""
+    lines = itertools.count(1)
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if "/poqueue/" in frame.f_code.co_filename and event == "line" and next(lines) == number:
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
 def test_a_change_that_could_not_begin_is_not_the_last_one() -> None:
     queue = TaskQueue()
     queue.add_task(task("A"))
     lease = queue.exchange("w").leases[0]
 
-    for seconds in (math.nan, math.inf, -1.0):
+    for seconds in (math.nan, math.inf, -1.0, 10**400, 1e13):
         with pytest.raises(ValueError, match="seconds must be a finite number"):
             queue.exchange("w", [Success("A", lease.token, seconds, b"[]")])
 
@@ -609,7 +708,7 @@ def test_a_change_that_could_not_begin_is_not_the_last_one() -> None:
     assert queue.get_performance_metrics()["average_task_duration"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("seconds", ["1.2", math.nan, math.inf, -50.0, None])
+@pytest.mark.parametrize("seconds", ["1.2", math.nan, math.inf, -50.0, None, 10**400])
 def test_a_failure_that_took_no_time_that_there_is_is_refused_and_changes_nothing(seconds: Any) -> None:
     queue = TaskQueue()
     queue.add_task(task("A"))
@@ -622,6 +721,21 @@ def test_a_failure_that_took_no_time_that_there_is_is_refused_and_changes_nothin
 
     queue.exchange("w", [Report("A", lease.token, 0.1, error={"error": "x"})], limit=0)
     assert queue.get_queue_status()["retry_tasks"] == 1
+
+
+def test_a_delay_asked_for_that_is_a_date_waits_for_the_longest_delay_and_no_longer() -> None:
+    now = [0.0]
+    queue = TaskQueue(max_retry_delay=60.0, clock=lambda: now[0])
+    queue.add_tasks([task("A"), task("B")])
+    leases = queue.exchange("w", limit=2).leases
+
+    queue.exchange("w", [Report("A", leases[0].token, 0.1, error={"error": "x"}, retry_after_s=1_764_000_000)], limit=0)
+    assert queue.retry_task("B", {"error": "x", "retry_after_s": 1_764_000_000})
+
+    now[0] = 59.0
+    assert not queue.exchange("w", limit=2).leases
+    now[0] = 60.0
+    assert {lease.task_id for lease in queue.exchange("w", limit=2).leases} == {"A", "B"}
 
 
 class _Pausing(logging.Handler):
@@ -701,6 +815,92 @@ def test_a_result_that_is_no_json_does_not_enter_a_journal(tmp_path: Path) -> No
         assert again.get_queue_status()["processing_tasks"] == 1
 
 
+OK_JSON = b"[true, [], 1.0, null, {}]"
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        FrozenResult(True, "x", None, OK_JSON),  # type: ignore[arg-type]
+        FrozenResult(True, math.nan, None, OK_JSON),
+        FrozenResult(True, 10**400, None, OK_JSON),
+        FrozenResult(True, -1.0, None, OK_JSON),
+        FrozenResult(True, 1.0, None, OK_JSON.decode()),  # type: ignore[arg-type]
+    ],
+)
+@pytest.mark.parametrize("kind", ["memory", "journal"])
+def test_a_frozen_result_that_is_none_is_refused_and_nothing_is_written(
+    kind: str, frozen: FrozenResult, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal" if kind == "journal" else None
+    queue = TaskQueue(journal=journal)
+    queue.add_task(task("A"))
+    lease = queue.exchange("w").leases[0]
+
+    with pytest.raises(ValueError, match="invalid result"):
+        queue.complete_task("A", "w", frozen)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="invalid result"):
+        queue.exchange("w", [Report("A", lease.token, 1.0, frozen)], limit=0)
+
+    if journal is not None:
+        queue.close_queue()
+        queue = TaskQueue(journal=journal)
+    queue.complete_task("A", "w", TaskResult(True))
+    assert queue.get_queue_status()["completed_tasks"] == 1
+    queue.close_queue()
+
+
+def test_a_time_that_no_attempt_can_have_taken_is_not_counted() -> None:
+    queue = TaskQueue()
+    queue.add_task(task("A"))
+    queue.get_next_task("w")
+
+    queue.complete_task("A", "w", TaskResult(True, [], 10**400))
+
+    assert queue.get_performance_metrics()["average_task_duration"] < 1e6
+    done = queue.find_task(task_id="A")
+    assert done is not None and done.result is not None and done.result.processing_time == 10**400
+
+
+@pytest.mark.parametrize("give_up", [False, True])
+def test_an_error_with_a_number_that_is_too_long_for_text_is_described(tmp_path: Path, give_up: bool) -> None:
+    queue = TaskQueue(journal=tmp_path / "journal")
+    queue.add_tasks([task("A"), task("B")])
+    lease = queue.exchange("w", turn=1).leases[0]
+    error = {"error_type": "E", "n": 10**5000}
+
+    grant = queue.exchange("w", [Report("A", lease.token, 0.1, None, error, None, give_up)], turn=2)
+
+    assert [lease.task_id for lease in grant.leases] == ["B"]
+    assert queue.retry_task("B", error) is True
+    queue.close_queue()
+    with contextlib.closing(_closing(again := TaskQueue(journal=tmp_path / "journal"))):
+        for name in "AB":
+            told = again.find_task(task_id=name)
+            assert told is not None and told.error_history[0]["n"] == "<int>"
+
+
+def test_what_cannot_be_put_into_words_breaks_nothing_off_and_loses_no_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = TaskQueue(journal=tmp_path / "journal")
+    queue.add_tasks([task("A"), task("B")])
+    lease = queue.exchange("w", turn=1).leases[0]
+    report = Report("A", lease.token, 0.1, None, {"error": "x"}, None, True)
+
+    def refuse(*args: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Verdict, "record", refuse)
+    with pytest.raises(MemoryError):
+        queue.exchange("w", [report], turn=2)
+    monkeypatch.undo()
+
+    assert [lease.task_id for lease in queue.exchange("w", [report], turn=3).leases] == ["B"]
+    assert queue.get_queue_status()["failed_tasks"] == 1
+    queue.close_queue()
+
+
 def test_an_error_that_no_journal_can_hold_is_described(tmp_path: Path) -> None:
     queue = TaskQueue(journal=tmp_path / "journal")
     queue.add_tasks([task("A"), task("B")])
@@ -750,6 +950,7 @@ GOOD_CONTROL = {
 }  # fmt: skip
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "content",
     [
@@ -783,6 +984,7 @@ def test_a_damaged_control_file_is_one_of_our_errors(content: str, tmp_path: Pat
     assert "00" * 32 not in str(refusal.value)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", ["link", pytest.param("folder"), "mode", "none"])
 def test_a_control_file_of_another_kind_is_refused(kind: str, tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
@@ -804,6 +1006,27 @@ def test_a_control_file_of_another_kind_is_refused(kind: str, tmp_path: Path) ->
         lock.release()
 
 
+def test_whoever_asks_whether_a_run_lives_keeps_nobody_from_starting_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / LOCK_NAME).touch()
+    take = (
+        f"from pathlib import Path; from workers.run_control import RunLock; RunLock(Path({str(tmp_path)!r})).acquire()"
+    )
+    close, codes = os.close, []
+
+    def take_before_close(descriptor: int) -> None:
+        monkeypatch.setattr(os, "close", close)
+        codes.append(subprocess.run([sys.executable, "-c", take], cwd=ROOT, check=False).returncode)
+        close(descriptor)
+
+    monkeypatch.setattr(os, "close", take_before_close)  # while the one who asks has the file open
+
+    assert not is_live(tmp_path)
+    assert codes == [0]
+
+
+@pytest.mark.once
 def test_a_long_run_directory_has_its_socket_elsewhere(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 120)
     folder.mkdir()

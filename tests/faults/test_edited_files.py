@@ -27,6 +27,7 @@ def halted(folder: Path, *rows: str, begun: int = 2, words: tuple[str, ...] = ()
 ROWS = ("A,", "B,", "C,wait", "D,wait", "E,", "F,")
 
 
+@pytest.mark.once
 def test_what_was_done_is_skipped_and_what_changed_in_the_file_is_run(tmp_path: Path) -> None:
     batch = halted(tmp_path, *ROWS)
     batch.write("N,", "E,", "B,", "A,0.001", "D,wait")  # A changed, N new, C and F removed, the rest has moved
@@ -67,6 +68,7 @@ def test_lines_that_only_moved_need_no_leave(tmp_path: Path) -> None:
     assert [row["po_number"] for row in batch.results()] == list("FEDCBA")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "point",
     [
@@ -170,6 +172,7 @@ def test_a_run_record_of_another_version_is_refused(tmp_path: Path) -> None:
 # ── retry ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 def test_retry_runs_what_failed_and_nothing_else(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,", "B,fail_once", "C,fail", "D,", words=("--retries", "0"))
     with batch.start() as run:

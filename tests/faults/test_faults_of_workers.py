@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import math
 import os
 import resource
 import socket
@@ -12,7 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import util
+from multiprocessing import get_context, util
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -139,6 +140,7 @@ def test_200_ends_in_the_moment_of_the_time_limit_are_done_or_retried(tmp_path: 
 # ── C14, C16: results that are none ──────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 def test_results_that_cannot_be_told_cost_one_attempt_each_and_nobody_dies_of_them(tmp_path: Path) -> None:
     names = list(mischief.RESULTS)
     bad = [po(f"B{number}", "give_result", tmp_path, result=name) for number, name in enumerate(names)]
@@ -181,10 +183,43 @@ def test_the_next_po_can_work_and_be_heard(do: str, tmp_path: Path, caplog: pyte
     assert any("logged by NEXT" in record.getMessage() for record in caplog.records)
 
 
+def test_what_a_session_logs_in_its_own_way_is_logged_there_and_here(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "workers.output")
+    numbers = ("FIRST", "SECOND", "THIRD")
+
+    play = perform(
+        tmp_path, *(po(number, "log_a_line", tmp_path) for number in numbers), target=mischief.LogsToAFile, jobs=1,
+        task_timeout=20.0,
+    )  # fmt: skip
+
+    check_untouched(play, *numbers)
+    assert (tmp_path / "own.log").read_text().splitlines() == [f"logged by {number}" for number in numbers]
+    assert [record.getMessage() for record in caplog.records if record.name == "workers.output"] == [
+        f"my.site: logged by {number}" for number in numbers
+    ]
+
+
 def test_a_worker_that_cannot_be_asked_for_its_stack_is_killed_in_time_all_the_same(tmp_path: Path) -> None:
-    play = act(tmp_path, po("MESS", "take_sigusr1", tmp_path), po("HANG", "hang", tmp_path), jobs=1, task_timeout=0.5)
+    play = act(tmp_path, po("HANG", "take_sigusr1_and_hang", tmp_path), jobs=1, task_timeout=0.5)
 
     assert play.errors("HANG") == ["TaskTimeout"]
+
+
+def test_the_next_po_finds_the_signals_as_the_session_has_set_them(tmp_path: Path) -> None:
+    tasks = [po(number, "take_signals", tmp_path) for number in ("FIRST", "SECOND")]
+    after = [po("CHILD", "run_false", tmp_path), po("HANG", "hang", tmp_path, task_timeout=0.5)]
+
+    play = perform(tmp_path, *tasks, *after, target=mischief.TakesSignals, jobs=1, task_timeout=20.0)
+
+    check_untouched(play, "FIRST", "SECOND", "CHILD")
+    assert len({line["pid"] for line in play.history()}) == 1
+    first, second, child = (play.tasks[number].result for number in ("FIRST", "SECOND", "CHILD"))
+    assert first is not None and second is not None and child is not None
+    assert first.data == second.data and "ring" in second.data["SIGALRM"]
+    assert child.data == {"code": 1}
+    assert "in hang" in play.tasks["HANG"].error_history[0]["stack"], "it was asked for its stack"
 
 
 def test_what_a_po_leaks_ends_with_its_worker(tmp_path: Path) -> None:
@@ -239,6 +274,27 @@ def test_a_refused_process_is_asked_for_again_and_leaks_nothing(
     assert after_refusal <= fds
 
 
+@pytest.mark.parametrize("pipes", [0, 1])
+def test_a_start_without_descriptors_leaves_neither_folder_nor_pipe(
+    pipes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staff.logger, "disabled", True)  # pytest keeps records, and they the error, and that the pipes
+    make, tries = os.pipe, list[int]()
+
+    def refuse() -> tuple[int, int]:
+        tries.append(1)
+        if len(tries) > pipes:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return make()
+
+    some = staff.Staff(1, get_context("spawn"), tmp_path, "run", lambda *words: None)
+    monkeypatch.setattr(os, "pipe", refuse)
+    some.prepare(0.0)
+
+    assert not some and len(tries) == pipes + 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_process_for_too_long_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staff, "NO_PROCESS_LIMIT_S", 0.3)
     monkeypatch.setattr(staff.logger, "disabled", True)  # pytest keeps records, and they the error, and that the pipes
@@ -251,6 +307,27 @@ def test_no_process_for_too_long_ends_the_run(tmp_path: Path, monkeypatch: pytes
 
         with pytest.raises(WorkersCannotStartError, match="temporarily unavailable"):
             supervisor.run()
+
+
+def test_a_current_folder_that_was_removed_ends_the_run_at_once_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staff.logger, "disabled", True)  # as above
+    monkeypatch.setattr(staff, "NO_PROCESS_LIMIT_S", math.inf)  # for that it does not wait
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    tasks = [po(f"P{number}", "quick", tmp_path) for number in range(3)]
+
+    with on_stage(tmp_path, *tasks, jobs=1, max_tasks_per_worker=1, start_method="spawn") as (supervisor, play):
+        wait_until(
+            lambda: supervisor.queue.get_queue_status()["completed_tasks"] == 1, "the first worker has been there"
+        )
+        here.rmdir()
+        with pytest.raises(WorkersCannotStartError, match=f"folder is gone: {here}"):
+            supervisor.run()
+
+    assert play.status["completed_tasks"] == 1 and play.status["queue_length"] == 2
 
 
 # ── C24: connections that say nothing, and no descriptors for more ───────────────────────────────────────────────────
@@ -405,6 +482,7 @@ def test_a_handler_that_always_raises_is_logged_and_counts_nowhere(
 # ── C38, C39: nobody listens, nothing can be written ─────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("redirected", [">&- 2>&-", ">/dev/full 2>/dev/full", "2>&1 | head -c 1 >/dev/null"])
 def test_a_run_that_nobody_listens_to_ends_by_its_own_code(redirected: str, tmp_path: Path) -> None:
     write_orders(tmp_path / "o.csv", "A,ok", "B,ok")
@@ -416,6 +494,7 @@ def test_a_run_that_nobody_listens_to_ends_by_its_own_code(redirected: str, tmp_
     assert (tmp_path / "r" / "report.json").exists()
 
 
+@pytest.mark.once
 def test_a_log_that_is_removed_meanwhile_ends_no_run(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "B,", "C,", jobs=1)
     with batch.start() as run:
@@ -428,6 +507,7 @@ def test_a_log_that_is_removed_meanwhile_ends_no_run(tmp_path: Path) -> None:
     batch.check()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("what", ["journal.sqlite", "."])
 def test_a_run_whose_journal_is_deleted_says_so_and_ends(what: str, tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "B,", jobs=1)
@@ -437,10 +517,13 @@ def test_a_run_whose_journal_is_deleted_says_so_and_ends(what: str, tmp_path: Pa
         ended = run.wait()
 
     ended.check_quiet()
-    assert ended.code in ((4,) if what != "." else (4, 70))
-    assert "journal.sqlite was deleted or replaced" in ended.err
+    assert ended.code == 4
+    assert "journal.sqlite was deleted or replaced" in ended.err and "2 input rows = 0 succeeded" in ended.err
+    assert ("run the order file anew" if what == "." else "run the rest: poqueue run r/not_run.csv") in ended.err
+    assert "--resume" not in ended.err
 
 
+@pytest.mark.once
 def test_a_report_that_cannot_be_written_at_the_end_is_told_and_the_runs_own_is_there(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     batch = Batch(tmp_path, "A,wait", jobs=1, words=("--report", "elsewhere/x.json"))
@@ -457,6 +540,7 @@ def test_a_report_that_cannot_be_written_at_the_end_is_told_and_the_runs_own_is_
     assert '"A"' in poqueue("report", "r", "--format", "json", cwd=tmp_path).check(0).out
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", ["a file", "a link"])
 def test_an_old_report_is_replaced_whole(kind: str, tmp_path: Path) -> None:
     write_orders(tmp_path / "o.csv", "A,ok")

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -31,6 +32,7 @@ from poqueue.payload import freeze_po, freeze_result
 from poqueue.records import Kind, Record
 from poqueue.server import METHODS
 from poqueue.service import QueueService
+from poqueue.task import Success
 from poqueue.task_queue import FAULT_RETRY_S
 from poqueue.verdict import MAX_CRASHES
 from tests.contract.scene import Clock, Recorder, success
@@ -132,6 +134,7 @@ def test_what_was_told_is_in_the_file(name: str, path: Path, clock: Clock, tmp_p
             assert_legal(again)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_copy_made_while_it_is_open_holds_the_same(name: str, path: Path, clock: Clock, tmp_path: Path) -> None:
     with closing(prepared(name, path, clock)) as queue:
@@ -154,6 +157,7 @@ def test_replaying_twice_is_replaying_once(queue: TaskQueue, clock: Clock, tmp_p
     queue.close_queue()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_replay_up_to_any_commit_is_a_legal_state_and_the_last_one_that_was(
     name: str, path: Path, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -291,6 +295,7 @@ def test_a_worker_that_failed_a_task_is_still_known_after_a_later_lease_was_undo
 # ── what cannot be written does not happen ───────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("place", ["journal.write", "journal.before_commit"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_what_cannot_be_written_has_not_happened(
@@ -428,13 +433,6 @@ def test_a_closed_queue_refuses_changes_as_a_journal_error(queue: TaskQueue, clo
 # ── waiting for work ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def waits(queue: TaskQueue, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the queue means to wait, each time that it does."""
-    asked: list[float] = []
-    monkeypatch.setattr(queue._work, "wait", asked.append)
-    return asked
-
-
 def a_due_retry(queue: TaskQueue, clock: Clock) -> None:
     queue.add_task(task("A"))
     lease(queue)
@@ -442,51 +440,43 @@ def a_due_retry(queue: TaskQueue, clock: Clock) -> None:
     clock.advance(RETRY_DELAY_S)
 
 
-def test_a_worker_waits_until_the_next_retry_is_due(
-    queue: TaskQueue, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_waits_until_the_next_retry_is_due(queue: TaskQueue, clock: Clock) -> None:
     a_due_retry(queue, clock)
-    asked = waits(queue, monkeypatch)
     clock.advance(-3.0)
 
-    with queue._lock:
-        queue._wait_for_work(5.0)
-        queue._wait_for_work(1.0)
-        queue.pause_queue()
-        queue._wait_for_work(5.0)
-
-    assert asked == [3.0, 1.0, 5.0]
+    assert queue._waiting_time_s(5.0) == 3.0
+    assert queue._waiting_time_s(1.0) == 1.0
+    queue.pause_queue()
+    assert queue._waiting_time_s(5.0) == 5.0
 
 
-def test_a_due_retry_makes_no_waiting_worker_spin_while_nothing_can_be_written(
-    queue: TaskQueue, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_due_retry_makes_no_waiting_worker_spin_while_nothing_can_be_written(queue: TaskQueue, clock: Clock) -> None:
     a_due_retry(queue, clock)
     with faults_at("journal.write"), pytest.raises(JournalError):
         queue.add_task(task("B"))
-    asked = waits(queue, monkeypatch)
 
-    with queue._lock:
-        queue._wait_for_work(5.0)
-
-    assert asked == [FAULT_RETRY_S]
+    assert queue._waiting_time_s(5.0) == FAULT_RETRY_S
 
 
-def test_a_due_retry_makes_no_waiting_worker_spin_until_the_next_start(
-    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_due_retry_makes_no_waiting_worker_spin_until_the_next_start(path: Path, clock: Clock) -> None:
     with closing(open_queue(path, clock, start_delay=3.0)) as queue:
         a_due_retry(queue, clock)
         queue.add_task(task("B"), 1)
         assert lease(queue) == "B"
         queue._schedule.delay(queue._ledger.get("A"), clock())  # type: ignore[arg-type]  # due, and not looked at yet
-        asked = waits(queue, monkeypatch)
 
-        with queue._lock:
-            queue._wait_for_work(5.0)
-            queue._wait_for_work(1.0)
+        assert queue._waiting_time_s(5.0) == 3.0
+        assert queue._waiting_time_s(1.0) == 1.0
 
-        assert asked == [3.0, 1.0]
+
+def test_a_success_whose_result_nobody_could_read_later_is_refused_and_changes_nothing(queue: TaskQueue) -> None:
+    queue.add_task(task("A"))
+    (held,) = queue.exchange("w1", turn=1).leases
+
+    with pytest.raises(ValueError, match="takes its result as JSON"):
+        queue.exchange("w1", [Success("A", held.token, 1.0, pickle.dumps((True, [], 1.0, None, {})))], turn=2)
+
+    assert queue.get_queue_status()["processing_tasks"] == 1
 
 
 def test_starts_keep_their_distance(path: Path, clock: Clock) -> None:
@@ -1146,6 +1136,84 @@ def test_a_task_cancelled_while_it_waits_is_over(queue: TaskQueue, clock: Clock,
             assert [lease(each, f"w{number}") for number in (10, 11)] == ["Second", None]
             with pytest.raises(WorkerMismatchError):
                 each.complete_task("First", "w0", success())
+
+
+WHAT_COMES_THEN: dict[str, Callable[[TaskQueue, int], object]] = {
+    "it fails": lambda q, token: q.exchange("w1", [told("A", token, error={"error": "x"})], limit=0),
+    "its worker is killed": lambda q, token: q.retry_task("A", {"error": "x", "worker_id": "w1"}),
+    "its worker had not begun it": lambda q, token: q.exchange("w1", [told("A", token)], limit=0),
+    "its worker never heard of it": lambda q, token: q.exchange("w1", [], limit=0, turn=1),
+    "its worker is dead": lambda q, token: q.release_worker("w1"),
+    "others are to have it": lambda q, token: q.take_back("w1"),
+    "its run is stopped": lambda q, token: q.interrupt_leases([token], "stopped", is_crash=False),
+    "its run has crashed": lambda q, token: q.interrupt_leases([], "killed", is_crash=True, all_others=True),
+}
+
+
+@pytest.mark.parametrize("what", WHAT_COMES_THEN)
+@pytest.mark.parametrize("has_crashed", [False, True])
+def test_a_task_cancelled_while_it_runs_ends_whatever_comes_then(
+    queue: TaskQueue, clock: Clock, tmp_path: Path, what: str, has_crashed: bool
+) -> None:
+    queue.add_task(task("A", max_retries=3))
+    lease(queue, "w1")
+    token = token_of(queue, "A")
+    assert queue.cancel_task("A") == queue.cancel_task("A") == "stopping"
+    if has_crashed:
+        queue = after_a_crash(queue, tmp_path / "crash", clock)
+
+    WHAT_COMES_THEN[what](queue, token)
+
+    assert status_of(queue, "A") is S.FAILED and queue.get_leases() == {}
+    with closing(after_a_crash(queue, tmp_path / "later", clock)) as again:
+        assert snapshot(again) == snapshot(queue)
+        assert again.requeue_failed() == 1 and lease(again, "w2") == "A"
+        again.retry_task("A", {"error": "x"})
+        assert status_of(again, "A") is S.RETRY_PENDING, "asked for again, it has its retries"
+    queue.close_queue()
+
+
+def test_a_task_cancelled_while_it_runs_is_done_if_it_succeeds_before_it_is_stopped(queue: TaskQueue) -> None:
+    queue.add_task(task("A"))
+    lease(queue, "w1")
+    queue.cancel_task("A")
+
+    queue.complete_task("A", "w1", success())
+
+    assert status_of(queue, "A") is S.COMPLETED
+
+
+def test_who_comes_new_is_told_what_is_to_be_stopped(queue: TaskQueue, clock: Clock, tmp_path: Path) -> None:
+    queue.add_tasks([task("A"), task("B")])
+    lease(queue, "w1"), lease(queue, "w2")
+    queue.cancel_task("A")
+
+    with closing(after_a_crash(queue, tmp_path / "crash", clock)) as again:
+        events = again.read_events(*again.open_events())
+
+        assert [(e.kind, e.task and e.task.task_id, e.error) for e in events] == [
+            ("cancel", "A", str(token_of(again, "A")))
+        ]
+
+
+@pytest.mark.parametrize(("later_s", "uptime_s"), [(-3600.0, 1000.0), (86_400.0, 20.0), (86_400.0, 90_000.0)])
+def test_the_rate_after_a_replay_is_none_that_there_never_was(
+    later_s: float, uptime_s: float, queue: TaskQueue, clock: Clock, tmp_path: Path
+) -> None:
+    """A clock that was set back, and a machine that was started again since, or much earlier."""
+    for number in range(100):
+        queue.add_task(task(f"T{number}"))
+        lease(queue)
+        clock.advance(1.0)
+        queue.complete_task(f"T{number}", "w1", success(1.0))
+    queue.add_tasks([task(f"X{number}") for number in range(100)])
+    clock._write(uptime_s, clock.wall() + later_s)
+
+    with closing(after_a_crash(queue, tmp_path / "crash", clock)) as again:
+        status = again.get_queue_status()
+
+        assert status["throughput"] <= 1.1
+        assert status["estimated_completion"] >= 90.0
 
 
 # ── what JSON cannot hold ────────────────────────────────────────────────────────────────────────────────────────────

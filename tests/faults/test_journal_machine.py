@@ -76,6 +76,7 @@ class Known:
     worker_id: str = ""
     token: int = 0
     errors: int = 0
+    is_unwanted: bool = False
     earlier_tokens: list[int] = field(default_factory=list)
 
     @property
@@ -112,6 +113,9 @@ class JournalMachine(RuleBasedStateMachine):
         self.known: dict[str, Known] = {}
         self.workers = [Worker(slot) for slot in range(3)]
         self.added = self.cleared = self.last_token = 0
+        self.cleared_leases: dict[
+            int, tuple[str, str]
+        ] = {}  # token: worker and PO of what may run though it was cleared
         self.is_paused = False
         self.max_retries = MAX_RETRIES
         self.boot = "boot 0"
@@ -220,7 +224,8 @@ class JournalMachine(RuleBasedStateMachine):
         with pytest.raises(WorkerMismatchError):
             self.queue.retry_task(known.task_id, {**ERROR, "worker_id": "somebody-else"})
         granted = self.queue.retry_task(known.task_id, {**ERROR, "worker_id": known.worker_id})
-        assert granted is (known.retries < known.max_retries)
+        assert granted is (known.retries < known.max_retries and not known.is_unwanted)
+        assert self.queue.retry_task(known.task_id, {**ERROR, "worker_id": known.worker_id}) is granted  # sent twice
         self.end(known, "retryable")
         return lease
 
@@ -236,10 +241,12 @@ class JournalMachine(RuleBasedStateMachine):
             self.queue.exchange(worker.worker_id, [self.report(held[0], "retryable")], limit=0)
             self.end(held.pop(0), "retryable")
 
-        assert self.queue.release_worker(worker.worker_id) == [known.task_id for known in held]
+        waits_again = [known.task_id for known in held if not known.is_unwanted]
+        assert self.queue.release_worker(worker.worker_id) == waits_again
 
         for known in held:
             self.undo(known)
+        self.let_go(worker)
         assert self.queue.get_next_task(worker.worker_id) is None
         assert self.queue.exchange(worker.worker_id, limit=3).stop
         self.workers[worker.slot] = Worker(worker.slot, worker.incarnation + 1)
@@ -255,9 +262,10 @@ class JournalMachine(RuleBasedStateMachine):
 
         given = self.queue.take_back(self.workers[slot].worker_id, but=keeps.token if keeps else 0)
 
-        assert given == [known.task_id for known in others]
+        assert given == [known.task_id for known in others if not known.is_unwanted]
         for known in others:
             self.undo(known)
+        self.let_go(self.workers[slot], keeps=[keeps.token] if keeps else [])
 
     @rule(slot=st.integers(0, 2))
     def give_back_too_late(self, slot: int) -> None:
@@ -308,6 +316,27 @@ class JournalMachine(RuleBasedStateMachine):
         if known.is_waiting:
             known.status = S.FAILED
             known.errors += 1
+        elif known.is_running:
+            known.is_unwanted = True
+
+    @precondition(lambda self: self.running())
+    @rule(pick=picks, then=st.sampled_from(["retryable", "undone", "interrupted", "ok", "crash"]))
+    def cancel_one_that_runs(self, pick: int, then: str) -> None:
+        """Whatever comes then but a success is its end."""
+        known = self.pick(self.running(), pick)
+        assert self.queue.cancel_task(known.task_id) == "stopping"
+        known.is_unwanted = True
+        if then == "crash":
+            self.crash_and_replay(0.5, is_new_boot=False)
+        elif then == "undone":
+            self.queue.exchange(known.worker_id, [told(known.task_id, known.token)], limit=0)
+            self.undo(known)
+        elif then == "interrupted":
+            assert self.queue.interrupt_leases([known.token], "x", is_crash=False) == 1
+            self.break_off(known, is_crash=False)
+        else:
+            self.queue.exchange(known.worker_id, [self.report(known, then)], limit=0)
+            self.end(known, then)
 
     @precondition(lambda self: len(self.known) > 2)
     @rule(wanted=st.lists(picks, min_size=1, max_size=3))
@@ -374,7 +403,23 @@ class JournalMachine(RuleBasedStateMachine):
     def clear(self, preserve_processing: bool) -> None:
         gone = {k.task_id for k in self.known.values() if k.is_waiting or (k.is_running and not preserve_processing)}
         assert self.queue.clear_queue(preserve_processing) == len(gone)
+        self.cleared_leases |= {
+            known.token: (known.worker_id, known.po_number)
+            for known in self.running()
+            if known.task_id in gone and known.worker_id in self.queue._turns
+        }
         self.forget(gone)
+
+    @precondition(lambda self: any(known.worker_id in self.queue._turns for known in self.running()))
+    @rule(pick=picks)
+    def clear_what_runs_and_add_it_again(self, pick: int) -> None:
+        """It waits until the worker of a pool, which cannot know yet, has nothing of it any more."""
+        known = self.pick([known for known in self.running() if known.worker_id in self.queue._turns], pick)
+        worker = next(each for each in self.workers if each.worker_id == known.worker_id)
+        self.clear(preserve_processing=False)
+        self.add(int(known.po_number.removeprefix("PO-")), 5)
+        self.lease_as_the_model(Worker(worker.slot + 3))
+        self.exchange(worker, [], 1, is_lost=False)
 
     @rule(max_retries=st.integers(0, 3), is_for_all=st.booleans())
     def configure(self, max_retries: int, is_for_all: bool) -> None:
@@ -393,6 +438,7 @@ class JournalMachine(RuleBasedStateMachine):
     def crash_and_replay(self, down_s: float, is_new_boot: bool) -> None:
         """The owner is killed; what stands in its files is all that is left."""
         assert self.queue._journal is not None
+        self.let_all_go()  # what is no task any more is in no journal
         was = snapshot(self.queue)
         left = left_by_a_crash(self.queue._journal.path, Path(self.folder.name) / str(next(self.lives)))
 
@@ -421,6 +467,7 @@ class JournalMachine(RuleBasedStateMachine):
     def commit_fails_once(self, place: str, call: int, pick: int) -> None:
         """Nothing has happened; and after a while the queue tries again by itself."""
         calls = self.calls_that_write(pick)
+        self.let_all_go()  # what a worker has not, it has not, whatever else fails
         before = whole_state(self.queue)
         with faults_at(place) as reached:
             try:
@@ -512,6 +559,7 @@ class JournalMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         self.queue.resume_queue()
         self.is_paused = False
+        self.let_all_go()
         for known in self.running():
             self.queue.retry_task(known.task_id, ERROR)
             self.end(known, "retryable")
@@ -559,9 +607,21 @@ class JournalMachine(RuleBasedStateMachine):
             del self.known[name]
         self.cleared += len(names)
 
+    def let_go(self, worker: Worker, keeps: Sequence[int] = ()) -> None:
+        """Of what was cleared it has no more than these."""
+        gone = [t for t, (holder, _) in self.cleared_leases.items() if holder == worker.worker_id and t not in keeps]
+        for token in gone:
+            del self.cleared_leases[token]
+
+    def let_all_go(self) -> None:
+        for worker_id, _ in self.cleared_leases.values():
+            self.queue._moves.let_go(worker_id, ())
+        self.cleared_leases.clear()
+
     def best(self, beside: list[Known]) -> Known | None:
         """The task that has to be leased now."""
         busy = {known.po_number for known in [*self.running(), *beside]}
+        busy |= {po_number for _, po_number in self.cleared_leases.values()}
         may_run = [
             k for k in self.known.values()
             if (k.status is S.PENDING or (k.status is S.RETRY_PENDING and k.due <= self.clock())) and k.po_number not in busy
@@ -602,6 +662,7 @@ class JournalMachine(RuleBasedStateMachine):
                 self.end(known, outcome)
         for known in untold:
             self.undo(known)
+        self.let_go(worker, keeps=[known.token for known in keeps])
         self.take_grant(worker, grant.leases, limit)
         worker.unanswered = reports if is_lost else []
 
@@ -639,18 +700,24 @@ class JournalMachine(RuleBasedStateMachine):
             known.status = S.COMPLETED
             return
         known.errors += 1
-        if outcome == "retryable" and known.retries < known.max_retries:
+        if outcome == "retryable" and known.retries < known.max_retries and not known.is_unwanted:
             known.retries += 1
             known.status = S.RETRY_PENDING
             known.due = self.clock() + min(CAP_S, RETRY_DELAY_S * 2 ** (known.retries - 1))
         else:
-            known.status = S.FAILED
+            known.status, known.is_unwanted = S.FAILED, False
 
     def undo(self, known: Known) -> None:
-        known.status = S.PENDING
         known.attempt -= 1
+        if known.is_unwanted:
+            self.end(known, "cancelled")
+            return
+        known.status = S.PENDING
 
     def break_off(self, known: Known, is_crash: bool) -> None:
+        if known.is_unwanted:
+            self.end(known, "cancelled")
+            return
         known.errors += 1
         if is_crash and known.crashes >= MAX_CRASHES:
             known.status = S.FAILED

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from poqueue import ProcessingTask, TaskQueue
 from tests.faults.batches import NEW_ORLEANS, NEW_ORLEANS_WORDS, Batch
+from tests.faults.test_failpoints import Fault
 from tests.integration.console import BEHAVE, Running, outcomes, poqueue, state, wait_until, write_orders
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -63,6 +65,7 @@ def wait_for_end(run: Running, within_s: float) -> None:
         return
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("start_method", ["spawn", "fork"])
 def test_a_batch_that_is_killed_again_and_again_ends_as_if_it_had_not_been(start_method: str, tmp_path: Path) -> None:
     seed = random.randrange(10**6)
@@ -82,6 +85,7 @@ def test_a_batch_that_is_killed_again_and_again_ends_as_if_it_had_not_been(start
         assert batch.results() == undisturbed(tmp_path / "calm", batch, 1)
 
 
+@pytest.mark.once
 def test_a_run_that_is_through_starts_no_worker_when_it_is_resumed(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,", "B,")
     with batch.start() as run:
@@ -135,6 +139,30 @@ def test_a_supervisor_killed_alone_takes_everything_along_and_the_run_goes_on(tm
     assert facts.interrupted <= batch.jobs
 
 
+@pytest.mark.once
+def test_a_resume_that_is_interrupted_does_not_say_that_pos_ran_again(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait")
+    with batch.start() as run:
+        batch.wait_begun(1)
+        batch.kill_group(run)
+
+    with batch.resume() as run:
+        batch.wait_begun(2)
+        run.send(signal.SIGINT)
+        wait_until(lambda: run.said("no new PO starts"), "the first is taken")
+        run.send(signal.SIGINT)
+        stopped = run.wait().check(130)
+    with batch.resume() as run:
+        batch.wait_begun(3)
+        batch.kill_group(run)
+    (tmp_path / "go").touch()
+    ended = batch.finish()
+
+    assert "resumed: 1 POs were running when the run was killed\n" in stopped.err
+    assert "resumed: 1 POs were running when the run was killed and ran again\n" in ended.err
+    batch.check()
+
+
 @pytest.mark.slow
 def test_supervisor_and_manager_killed_together(tmp_path: Path) -> None:
     batch = Batch(tmp_path, *numbered(120), seconds=0.005)
@@ -172,6 +200,7 @@ def browsers(batch: Batch) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
+@pytest.mark.once
 def test_a_live_run_cannot_be_resumed_nor_started_again_in_its_directory(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "B,")
     with batch.start() as run:
@@ -186,6 +215,23 @@ def test_a_live_run_cannot_be_resumed_nor_started_again_in_its_directory(tmp_pat
     assert "is not empty" in second.err
     batch.check()
     assert sorted(batch.begun()) == ["A", "B"]
+
+
+@pytest.mark.once
+def test_a_task_that_somebody_added_takes_no_pos_place_in_a_run_that_goes_on(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, *numbered(60))
+    with batch.start(env=Fault(tmp_path, "supervisor.after_add", 1).env) as run:
+        run.process.wait()
+        wait_until(lambda: not run.left(), "nothing is left", 5.0)
+    queue = TaskQueue(journal=batch.run_dir / "journal.sqlite", journal_must_exist=True)
+    assert queue.get_queue_status()["total_tasks"] < 60
+    queue.add_task(ProcessingTask("mine", {"po_number": "X", "do": ""}))
+    queue.close_queue()
+
+    batch.finish()
+
+    assert outcomes(batch.run_dir) == {f"P{number}": "succeeded" for number in range(60)}
+    assert set(batch.begun()) == {*outcomes(batch.run_dir), "X"}
 
 
 @pytest.mark.slow
@@ -223,6 +269,7 @@ def test_a_supervisor_that_is_stopped_longer_than_the_time_limit_times_nothing_o
     assert "killing" not in ended.err and len(batch.begun()) == 12
 
 
+@pytest.mark.once
 def test_a_damaged_payload_of_a_po_that_is_done_keeps_nobody_from_going_on(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", *(f"P{number},ok" for number in range(20)))
     words = ["run", "orders.csv", *BEHAVE, "-j", "1", "--run-dir", "r"]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from poqueue import ProcessingTask
 from poqueue.errors import PoqueueError
 from tests.faults.batches import Batch
-from tests.integration.console import MARK, ROOT, pids_with, started, state, wait_until
+from tests.integration.console import MARK, ROOT, outcomes, pids_with, started, state, wait_until
 from workers.run_control import reach
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -64,6 +65,28 @@ def test_status_says_what_each_worker_does(tmp_path: Path) -> None:
     assert batch.poqueue("status", "r").check(2).err.endswith("is not running\n")
 
 
+@pytest.mark.once
+def test_a_killed_run_that_is_being_resumed_is_said_to_be_starting_while_it_has_no_queue_yet(tmp_path: Path) -> None:
+    (tmp_path / "slow_import.py").write_text("import pathlib, time\npathlib.Path('here').touch()\ntime.sleep(60)\n")
+    other = ("-p", "slow_import:process", "--app-dir", str(tmp_path), "--accept-changes")
+    batch = Batch(tmp_path, "A,wait")
+    with batch.start() as run:
+        batch.wait_begun(1)
+        batch.kill_group(run)
+
+    with batch.resume(*other) as run:
+        wait_until((tmp_path / "here").exists, "its processor is being imported")
+        told = batch.poqueue("status", "r").check(2)
+        run.send_group(signal.SIGINT)
+        run.wait().check(130)
+    (tmp_path / "go").touch()
+    batch.finish()
+
+    assert "is starting or ending: it reads its orders" in told.err
+    batch.check()
+
+
+@pytest.mark.once
 def test_nothing_starts_from_the_moment_that_pause_returns(tmp_path: Path) -> None:
     batch = Batch(tmp_path, *numbered(300), seconds=0.03)
     with batch.start() as run:
@@ -82,6 +105,7 @@ def test_nothing_starts_from_the_moment_that_pause_returns(tmp_path: Path) -> No
     batch.check()
 
 
+@pytest.mark.once
 def test_a_paused_run_that_is_killed_stays_paused_and_says_so(tmp_path: Path) -> None:
     batch = Batch(tmp_path, *numbered(100), seconds=0.1)
     with batch.start() as run:
@@ -150,6 +174,7 @@ def test_scale_up_and_down(tmp_path: Path) -> None:
     assert batch.poqueue("scale", "0", "r").code == 2
 
 
+@pytest.mark.once
 def test_workers_that_are_one_too_many_end_though_the_manager_is_replaced(tmp_path: Path) -> None:
     """The new manager's journal does not know who was told to end."""
     batch = Batch(tmp_path, "A,wait", "B,wait", *numbered(20), seconds=0.05)
@@ -166,6 +191,7 @@ def test_workers_that_are_one_too_many_end_though_the_manager_is_replaced(tmp_pa
     assert len({line.pid for line in batch.lines() if line.po.startswith("P")}) == 1
 
 
+@pytest.mark.once
 def test_cancelling_a_po_that_waits_and_one_that_runs(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "B,wait", "C,", "D,", words=("--retries", "3"))
     with batch.start() as run:
@@ -192,6 +218,7 @@ def reach_status(batch: Batch) -> dict[str, Any]:
         queue.close()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("task_id", ["", "t3", "t-1", "x1"])
 def test_a_task_that_a_holder_of_the_key_adds_is_in_the_report_and_disturbs_no_accounts(
     task_id: str, tmp_path: Path
@@ -210,9 +237,28 @@ def test_a_task_that_a_holder_of_the_key_adds_is_in_the_report_and_disturbs_no_a
     assert "C" not in {line.split(",")[1] for line in (batch.run_dir / "results.csv").read_text().splitlines()}
 
 
+@pytest.mark.once
+def test_a_po_that_a_holder_of_the_key_clears_is_not_run_and_no_success(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,", jobs=1)
+    with batch.start() as run:
+        batch.wait_begun(1)
+        with contextlib.closing(reach(batch.run_dir)) as queue:
+            wait_until(lambda: queue.get_queue_status()["total_tasks"] == 2, "both are added")
+            queue.clear_queue()
+        (tmp_path / "go").touch()
+        ended = run.wait().check(70)
+
+    assert outcomes(batch.run_dir) == {"A": "succeeded", "B": "not run"}
+    assert "go on with the rest: poqueue run --resume r" in ended.err
+    batch.finish()
+    assert outcomes(batch.run_dir) == {"A": "succeeded", "B": "succeeded"}
+    assert batch.begun().count("A") == 1
+
+
 # ── the key ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 def test_the_key_stands_in_the_control_file_and_nowhere_else(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "B,wait")
     with batch.start("-vv") as run:
@@ -268,6 +314,7 @@ else:
 """
 
 
+@pytest.mark.once
 def test_another_user_is_refused_even_with_the_key(tmp_path: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can become another user")

@@ -44,6 +44,7 @@ def leased_after(batch: Batch, kinds: tuple[Kind, ...], nth: int) -> int:
     return log[places[nth - 1] :].count(Kind.LEASED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "nth", "kinds"),
     [
@@ -116,6 +117,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("option", "what"),
     [("--memfree", "memory available"), pytest.param("--diskfree", "disk free", marks=pytest.mark.slow)],
@@ -190,6 +192,7 @@ def fill(folder: Path) -> Path:
     return ballast
 
 
+@pytest.mark.once
 def test_a_run_stands_still_while_its_disk_is_full_and_goes_on_afterwards(small_disk: Path) -> None:
     batch = Batch(
         small_disk.parent, *numbered(300), "F,fail_once", seconds=0.01, words=(*UNGUARDED, "--retry-delay", "0.1")
@@ -209,6 +212,7 @@ def test_a_run_stands_still_while_its_disk_is_full_and_goes_on_afterwards(small_
     batch.check()
 
 
+@pytest.mark.once
 def test_workers_that_die_while_the_disk_is_full_are_replaced_when_there_is_room(small_disk: Path) -> None:
     """There is room for the first of a worker's files, and for no other: that is no fault of the worker's."""
     batch = Batch(small_disk.parent, *numbered(300), seconds=0.01, words=UNGUARDED)
@@ -281,6 +285,27 @@ def test_the_report_is_whole_or_not_there(small_disk: Path) -> None:
     assert json.loads((batch.run_dir / "report.json").read_text())["accounts"]["succeeded"] == 40
 
 
+@pytest.mark.once
+def test_an_interrupted_run_that_cannot_write_its_results_tells_its_accounts_and_how_to_go_on(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,", "C,", jobs=1)
+    fault = Fault(tmp_path, "results.before_replace", 1, "raise=28")
+    with batch.start(env=fault.env) as run:
+        batch.wait_begun(1)
+        run.send(signal.SIGINT)
+        wait_until(lambda: run.said("a second one stops them"), "the first Ctrl-C was heard")
+        run.send(signal.SIGINT)
+        ended = run.wait().check(130)
+
+    assert fault.has_struck
+    assert "cannot be written: No space left on device" in ended.err
+    assert "3 input rows = 0 succeeded + 0 failed + 0 duplicate + 0 invalid + 3 not run" in ended.err
+    assert "go on with the rest: poqueue run --resume r" in ended.err
+    (tmp_path / "go").touch()
+    batch.finish()
+    batch.check()
+
+
+@pytest.mark.once
 def test_orders_that_could_not_be_added_are_listed_and_a_resume_runs_them(tmp_path: Path) -> None:
     """The disk is full from the second lot on, and somebody gives up."""
     orders = write_orders(tmp_path / "orders.csv", *numbered(300))

@@ -10,6 +10,7 @@ from tests.integration.console import APP_DIR, outcomes, poqueue, read_csv
 ROWS = [f"P{number:02},ACME,1" for number in range(40)]
 
 
+@pytest.mark.once
 def test_a_hang_is_cut_off_by_the_median_and_then_gets_the_most(tmp_path: Path) -> None:
     rows = [*ROWS, "SLOW,ACME,1", "HUNG,ACME,1"]
     (tmp_path / "orders.csv").write_text("po_number,supplier,amount\n" + "\n".join(rows) + "\n")

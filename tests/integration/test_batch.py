@@ -88,6 +88,18 @@ def test_retry_later_uses_up_retries_as_well(tmp_path: Path) -> None:
     assert "RetryLater: the server asked for a pause" in result(tmp_path, "L")["error"]
 
 
+def test_a_po_that_removes_the_current_folder_with_the_order_file_in_it_spoils_no_report(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "orders.csv").write_text(f"po_number,folder\nA,{here}\n")
+
+    words = ("run", "orders.csv", "-j", "1", "--command", "rm -r {folder}", "--run-dir", str(tmp_path / "r"))
+    ended = poqueue(*words, cwd=here)
+
+    assert ended.code == 0, ended.err
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["run"]["orders"] == str(here / "orders.csv")
+
+
 def test_a_hung_po_is_killed_and_retried_on_another_worker(tmp_path: Path) -> None:
     run_orders(
         tmp_path, "H,hang-once", *(f"O{number},ok" for number in range(4)),
@@ -248,6 +260,7 @@ def test_a_script_may_define_a_class(tmp_path: Path) -> None:
     assert (tmp_path / "torn-down").exists()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("run_dir", ["r", None])
 @pytest.mark.parametrize("processor", ["process", '"my_batch:process"', "None"])
 def test_a_script_without_a_guard_is_told_so_once(processor: str, run_dir: str | None, tmp_path: Path) -> None:
@@ -270,6 +283,7 @@ def test_a_script_without_a_guard_is_told_so_once(processor: str, run_dir: str |
     assert len(list(tmp_path.glob("runs/*"))) <= 1
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -306,6 +320,7 @@ def test_a_mistake_in_a_call_is_one_of_our_errors_and_runs_nothing(call: str, sa
     assert {"runs", "r"} & tree(tmp_path) == set()
 
 
+@pytest.mark.once
 def test_two_batches_in_one_process_and_one_in_a_thread(tmp_path: Path) -> None:
     ended = run_script(
         tmp_path,

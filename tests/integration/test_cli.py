@@ -4,9 +4,11 @@ import csv
 import hashlib
 import io
 import json
+import shlex
 import shutil
 import stat
 import tempfile
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +23,12 @@ from tests.integration.console import (
     SAMPLE,
     Ended,
     advised,
+    command_line,
+    outcomes,
     poqueue,
     read_cells,
     read_csv,
+    running,
     tree,
     write_orders,
 )
@@ -51,7 +56,7 @@ class Job(NamedTuple):
 def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     """The sample orders, a third of which fail, with every output that there is."""
     home = tmp_path_factory.mktemp("home")
-    reports = [word for suffix in ("json", "csv", "yaml") for word in ("--report", f"x.{suffix}")]
+    reports = [word for suffix in ("json", "csv", "yaml", "CSV") for word in ("--report", f"x.{suffix}")]
     with tempfile.TemporaryDirectory(prefix="pq-") as temporary:
         ended = poqueue(
             "run", str(SAMPLE), "-j", "2", "-p", "sample_processors:some_fail", "--app-dir", str(APP_DIR),
@@ -105,6 +110,14 @@ def test_the_accounts_balance_and_agree_everywhere(job: Job, sample_rows: dict[i
     parts = f"{accounts['succeeded']} succeeded + {accounts['failed']} failed + {accounts['duplicate']} duplicate"
     line = f"{accounts['rows']} input rows = {parts} + {accounts['invalid']} invalid + {accounts['not_run']} not run"
     assert line in job.ended.err
+
+
+def test_how_many_there_are_stands_in_the_record_from_the_start(job: Job) -> None:
+    record = json.loads((job.run_dir / "run.json").read_text())
+
+    pos = sum(job.outcome["pos"].values())
+    rows = {name: job.outcome["accounts"][name] for name in ("rows", "duplicate", "invalid")}
+    assert record["counted"] == {"pos": pos, **rows}
 
 
 def test_a_table_shows_the_outcomes(job: Job) -> None:
@@ -180,6 +193,7 @@ def test_every_report_parses_and_tells_the_same(job: Job) -> None:
     assert report["accounts"] == job.outcome["accounts"]
     assert json.loads((job.home / "x.json").read_text()) == report
     assert yaml.safe_load((job.home / "x.yaml").read_text())["accounts"] == report["accounts"]
+    assert (job.home / "x.CSV").read_bytes() == (job.home / "x.csv").read_bytes()
     statuses = Counter(task["status"] for task in report["tasks"])
     assert statuses == {"completed": job.outcome["pos"]["succeeded"], "failed": job.outcome["pos"]["failed"]}
     assert Counter(row["status"] for row in rows) == statuses
@@ -197,6 +211,18 @@ def test_stdout_is_for_data(job: Job) -> None:
     assert all((job.home / path).is_file() for path in job.outcome["files"].values())
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("words", [["--json"], [], ["--jobs", "many"], ["--unknown"]])
+def test_what_is_for_people_is_not_among_the_data_though_there_is_no_stderr(words: list[str], tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok", ",ok")
+    line = shlex.join(command_line("run", "orders.csv", *BEHAVE, *words))
+
+    with running(["bash", "-c", f"{line} 2>&-"], cwd=tmp_path) as run:
+        ended = run.wait()
+
+    assert [json.loads(text)["accounts"]["succeeded"] for text in ended.out.splitlines()] == [1] * ("--json" in words)
+
+
 def test_only_the_owner_may_read_what_a_run_writes(job: Job) -> None:
     paths = [
         job.run_dir,
@@ -212,7 +238,7 @@ def test_only_the_owner_may_read_what_a_run_writes(job: Job) -> None:
 def test_nothing_is_written_elsewhere(job: Job) -> None:
     at_home = {path.name for path in job.home.iterdir()}
 
-    assert at_home == {"the run", "all.csv", "x.json", "x.csv", "x.yaml"}
+    assert at_home == {"the run", "all.csv", "x.json", "x.csv", "x.CSV", "x.yaml"}
     assert {path.name for path in job.run_dir.iterdir()} == RUN_FILES
     assert tree(job.temporary) == set()
 
@@ -230,6 +256,56 @@ def test_the_limit_leaves_the_rest_to_a_file_that_runs_it(tmp_path: Path) -> Non
     assert json.loads(rest.out)["accounts"]["succeeded"] == 2
 
 
+@pytest.mark.once
+def test_after_a_retry_the_rest_is_run_by_the_processor_of_the_run(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,give-up", "B,give-up")
+    poqueue("run", "orders.csv", *BEHAVE, "--limit", "1", "--retries", "0", "--run-dir", "r", cwd=tmp_path).check(1)
+
+    ended = poqueue("retry", "r", "-q", cwd=tmp_path).check(1)
+    rest = poqueue(*advised(ended, "run the rest"), "--run-dir", "rest", cwd=tmp_path).check(1)
+
+    assert outcomes(tmp_path / "rest") == {"B": "failed"}, rest.err
+    settings = json.loads((tmp_path / "rest" / "run.json").read_text())["settings"]
+    assert settings["max_retries"] == 0 and settings["limit"] is None
+
+
+@pytest.mark.once
+def test_the_printed_commands_can_be_typed_though_the_run_directory_looks_like_an_option(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,give-up", "B,ok")
+    ended = poqueue("run", "orders.csv", *BEHAVE, "--limit", "1", "--run-dir=-d", cwd=tmp_path).check(1)
+
+    poqueue(*advised(ended, "run the failures again"), cwd=tmp_path).check(1)
+    poqueue(*advised(ended, "run the rest"), "--run-dir", "rest", cwd=tmp_path).check(0)
+    report = poqueue("report", "./-d", cwd=tmp_path).check(0)
+
+    assert "run the failures again: poqueue retry ./-d\n" in report.out
+    assert outcomes(tmp_path / "rest") == {"B": "succeeded"}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("source", ["config", "environment"])
+@pytest.mark.parametrize("words", [["run the rest", "--journal"], ["run the failures again", "--no-journal"]])
+def test_rows_that_are_left_run_as_printed_however_the_first_file_was_read(
+    words: list[str], source: str, tmp_path: Path
+) -> None:
+    (tmp_path / "orders.csv").write_bytes("Bestellnr;do;name\nA;give-up;Ä\nB;give-up;Müller\n".encode("cp1252"))
+    told = {"encoding": "cp1252", "delimiter": ";", "limit": "1", "run_dir": "r", "results": "all.csv"}
+    told |= {"map": "po_number=Bestellnr", "jobs": "1", "max_retries": "0"}
+    (tmp_path / "c.yaml").write_text("".join(f'{key}: "{value}"\n' for key, value in told.items()))
+    given = ["--config", "c.yaml"] if source == "config" else []
+    env = {} if source == "config" else {f"POQUEUE_{key.upper()}": value for key, value in told.items()}
+
+    ended = poqueue("run", "orders.csv", *BEHAVE, *given, words[1], cwd=tmp_path, env=env).check(1)
+    all_rows = (tmp_path / "all.csv").read_bytes()
+    again = poqueue(*advised(ended, words[0]), "--json", cwd=tmp_path, env=env).check(1)
+
+    run_dir = Path(json.loads(again.out)["run_dir"])
+    [row] = read_csv(run_dir / "results.csv")
+    left = {"run the rest": ("B", "Müller"), "run the failures again": ("A", "Ä")}[words[0]]
+    assert (row["Bestellnr"], row["name"]) == left and row["status"] == "failed"
+    assert run_dir.parent.name == "runs" and (tmp_path / "all.csv").read_bytes() == all_rows
+
+
 def test_check_reads_and_runs_nothing(tmp_path: Path) -> None:
     write_orders(tmp_path / "good.csv", "A,ok", "A,ok")
     write_orders(tmp_path / "bad.csv", "A,ok", ",ok")
@@ -240,6 +316,38 @@ def test_check_reads_and_runs_nothing(tmp_path: Path) -> None:
     assert "2 rows: 1 POs to run" in good.err
     assert json.loads(bad.out)["invalid"][0]["row"] == 3
     assert tree(tmp_path) == {"good.csv", "bad.csv"}
+
+
+@pytest.mark.once
+def test_what_a_module_starts_while_it_is_imported_ends_with_the_command(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok")
+    (tmp_path / "starter.py").write_text(
+        textwrap.dedent("""
+            import os, signal, subprocess
+            subprocess.Popen(["sleep", "300"], start_new_session=True)
+            if (child := os.fork()) == 0:  # a daemon by the textbook
+                os.setsid()
+                if os.fork() == 0:
+                    os.execvp("sleep", ["sleep", "300"])
+                os._exit(0)
+            os.waitpid(child, 0)
+            print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+            if os.path.exists("fail"):
+                raise RuntimeError("after all that")
+
+            def process(po):
+                return {}
+        """)
+    )
+    words = ("run", "orders.csv", "-p", "starter:process", "--app-dir", ".")
+
+    poqueue(*words, "--check", cwd=tmp_path).check(0)
+    poqueue(*words, "--run-dir", "r", cwd=tmp_path).check(0)
+    (tmp_path / "fail").touch()
+    failed = poqueue(*words, "--check", cwd=tmp_path).check(2)
+
+    assert "after all that" in failed.err
+    assert "| []" in failed.err, "no signal is blocked for what it starts"
 
 
 # ── exit codes ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -254,6 +362,7 @@ def test_zero_when_every_po_succeeds(tmp_path: Path) -> None:
     assert "again" not in ended.err
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -287,6 +396,7 @@ def test_two_for_a_mistake_on_the_command_line(words: list[str], said: str, tmp_
     assert tree(tmp_path) == before
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -391,6 +501,7 @@ def test_config_show_is_a_table_for_people(tmp_path: Path) -> None:
     assert tree(tmp_path) == set()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -424,6 +535,9 @@ def test_an_unknown_variable_is_refused(tmp_path: Path) -> None:
 # ── processors ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 BAD_MODULES = {
+    "constructed.py": "class Site:\n    def __init__(self):\n        print('looking')\n        raise OSError('no display')\n\n"
+    "    def process(self, po): ...\n\n\n"
+    "class Leaves(Site):\n    def __init__(self):\n        raise SystemExit(3)\n",
     "prints.py": "print('hello from the module')\nraise KeyError('no such site')\n",
     "leaves.py": "import sys\nprint('last words')\nsys.exit('please log in')\n",
     "dies.py": "import os\nos.write(2, b'a crash')\nos._exit(7)\n",
@@ -437,6 +551,7 @@ BAD_MODULES = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("target", "said"),
     [
@@ -460,6 +575,8 @@ BAD_MODULES = {
         ("lazy:process", "generator"),
         ("frame:Site", "process must take (self, po)"),
         ("setup:Site", "setup must take (self, context)"),
+        ("constructed:Site", "constructing it failed: OSError: no display ("),
+        ("constructed:Leaves", "constructing it failed: SystemExit: 3 ("),
     ],
 )
 def test_a_bad_processor_is_one_message_and_no_run(target: str, said: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.console import Ended, outcomes, pids_with, poqueue, read_csv, state, tree, write_orders
+from workers.processors.command import check_command
 
 ARGV = "import json,os,sys; print(json.dumps(sys.argv[1:])); open(sys.argv[1], 'a').write(json.dumps(sys.argv[2:]) + '\\n')"
 NASTY = [
@@ -22,6 +23,8 @@ NASTY = [
     "{po_number}",
     "a  b\tc",
     "$HOME",
+    "x\ntouch pwned",
+    "",
 ]
 
 
@@ -59,11 +62,72 @@ def test_every_value_arrives_as_one_argument(orders: Path, show_arguments: Path)
     assert tree(orders.parent) & {"pwned", "r/pwned"} == set()
 
 
+@pytest.mark.once
 def test_a_shell_gets_every_value_quoted(orders: Path, show_arguments: Path) -> None:
     run_command(f"echo ok && '{show_arguments}' seen {{po_number}} {{Unit Price}} | cat", orders, "--shell").check(0)
 
     assert said_by(orders.parent / "seen") == [[f"P{number}", value] for number, value in enumerate(NASTY)]
     assert not (orders.parent / "pwned").exists()
+
+
+@pytest.mark.once
+def test_no_value_is_read_by_the_shell_wherever_its_field_stands(orders: Path, show_arguments: Path) -> None:
+    substituted = f"$('{show_arguments}' seen {{po_number}} {{Unit Price}})"
+    template = f'f() {{{{ echo "{substituted}" `echo {{Unit Price}}`; }}}}; f # {{Unit Price}}'
+
+    run_command(template, orders, "--shell").check(0)
+
+    assert said_by(orders.parent / "seen") == [[f"P{number}", value] for number, value in enumerate(NASTY)]
+    assert tree(orders.parent) & {"pwned", "r/pwned"} == set()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "template",
+    [
+        'echo "{Unit Price}"',
+        "echo {po_number} 'of {Unit Price}'",
+        "echo $'{Unit Price}'",
+        r"echo \{Unit Price}",
+        'echo "$(echo "{Unit Price}")"',
+        'echo "`echo ok` {Unit Price}"',
+        'echo "${{x:-{Unit Price}}}"',
+        "echo $(( {Unit Price} + 1 ))",
+    ],
+)
+def test_a_field_within_quotes_of_a_shell_runs_nothing(template: str, orders: Path) -> None:
+    before = tree(orders.parent)
+
+    ended = run_command(template, orders, "--shell").check(2)
+
+    assert "{Unit Price} stands within quotes" in ended.err and "take the quotes away" in ended.err
+    assert tree(orders.parent) == before
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "template",
+    [
+        """echo "x"{Unit Price}"x" 'x'{Unit Price}""",
+        'echo "$(echo "$(echo {Unit Price})" "x")" {Unit Price}',
+        r"echo \" {Unit Price} \"",
+        'echo x#"x" {Unit Price} # "{Unit Price}"',
+        "case {Unit Price} in x) echo;; esac; echo $((1 + 1)) {Unit Price}",
+    ],
+)
+def test_a_field_outside_of_the_quotes_is_taken(template: str) -> None:
+    check_command(template, ["Unit Price"], is_shell=True)
+
+
+@pytest.mark.once
+def test_a_column_of_the_orders_does_not_take_the_place_of_a_field_of_the_run(
+    tmp_path: Path, show_arguments: Path
+) -> None:
+    orders = write_orders(tmp_path / "orders.csv", "P1,x,y,z", header="po_number,output_dir,task_id,attempt")
+
+    run_command(f"'{show_arguments}' seen {{po_number}} {{output_dir}} {{task_id}} {{attempt}}", orders).check(0)
+
+    assert said_by(tmp_path / "seen") == [["P1", str(tmp_path / "r" / "output"), "t1", "1"]]
 
 
 @pytest.mark.once
@@ -89,9 +153,10 @@ def test_a_template_that_cannot_be_filled_in_runs_nothing(template: str, said: s
     assert tree(orders.parent) == before
 
 
+@pytest.mark.once
 def test_an_exit_code_fails_the_attempt_and_is_retried(tmp_path: Path) -> None:
     orders = write_orders(tmp_path / "orders.csv", "A", "B", header="po_number")
-    template = 'echo "try $PO_ATTEMPT of {po_number}"; [ {po_number} = A ] || exit 3'
+    template = 'echo "try $PO_ATTEMPT of "{po_number}; [ {po_number} = A ] || exit 3'
 
     ended = run_command(template, orders, "--shell", "--retries", "2", "--retry-delay", "0s").check(1)
 
@@ -102,6 +167,7 @@ def test_an_exit_code_fails_the_attempt_and_is_retried(tmp_path: Path) -> None:
     assert [log.count(f"try {attempt} of B") for attempt in (1, 2, 3)] == [1, 1, 1]
 
 
+@pytest.mark.once
 def test_a_signal_is_named(tmp_path: Path) -> None:
     orders = write_orders(tmp_path / "orders.csv", "A", header="po_number")
 
@@ -144,6 +210,7 @@ def test_what_a_command_started_dies_with_it_at_the_time_limit(tmp_path: Path) -
     assert pids_with("PO_NUMBER", "A") == []
 
 
+@pytest.mark.once
 def test_a_command_reads_nothing_and_knows_its_po(tmp_path: Path) -> None:
     orders = write_orders(tmp_path / "orders.csv", "A", header="po_number")
 
@@ -152,6 +219,17 @@ def test_a_command_reads_nothing_and_knows_its_po(tmp_path: Path) -> None:
 
     assert (tmp_path / "seen").read_text() == f"A/1/{tmp_path / 'r' / 'output'}"
     assert os.path.isdir(tmp_path / "r" / "output")
+
+
+@pytest.mark.once
+def test_what_failed_in_a_shell_is_run_again_by_a_processor(tmp_path: Path) -> None:
+    orders = write_orders(tmp_path / "orders.csv", "A", header="po_number")
+    run_command("exit 1 # {po_number}", orders, "--shell").check(1)
+
+    words = ["-p", "workers.processors.dossier:process", "--accept-changes"]
+    poqueue("retry", "r", *words, cwd=tmp_path).check(0)
+
+    assert outcomes(tmp_path / "r") == {"A": "succeeded"}
 
 
 def test_command_and_processor_exclude_each_other(tmp_path: Path) -> None:

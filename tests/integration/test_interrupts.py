@@ -197,6 +197,21 @@ def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     assert set(outcomes(tmp_path / "r").values()) == {"succeeded"}
 
 
+def test_a_run_whose_starter_ignores_the_ends_of_children_ends(tmp_path: Path) -> None:
+    book = xlsxwriter.Workbook(tmp_path / "orders.xlsx")
+    book.add_worksheet().write_column(0, 0, ["po_number", "P1", "P2"])
+    book.close()
+    words = command_line("run", "orders.xlsx", *BEHAVE, "--run-dir", "r")
+    ignore = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+
+    with running([sys.executable, "-c", ignore, *words], cwd=tmp_path) as run:
+        run.wait(30.0).check(0)
+
+    assert outcomes(tmp_path / "r") == {"P1": "succeeded", "P2": "succeeded"}
+
+
 def test_quit_writes_down_every_stack_and_goes_on(tmp_path: Path) -> None:
     log = tmp_path / "r" / "run.log"
     with two_at_work(tmp_path) as run:
@@ -242,6 +257,9 @@ def test_a_po_that_waits_for_its_retry_is_not_run_after_ctrl_c(tmp_path: Path) -
 # ── bad moments ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 # A frame of a traceback that is not of the interpreter's own start: of our modules, or of a child process.
+LOST_AT_START = (
+    "Exception ignored in: <function _get_module_lock"  # Python's own imports, before the first line of ours
+)
 OURS = re.compile(r'/(?:workers|poqueue)/(?!__init__)\w+\.py"|multiprocessing/')
 MOMENTS_MS = (10, 20, 50, 100, 150, 200, 300, 400)
 
@@ -273,6 +291,10 @@ def interrupt_at(moment_ms: int, number: int, orders: Path, tmp_path: Path) -> E
         with contextlib.suppress(subprocess.TimeoutExpired):
             run.process.wait(moment_ms / 1000)
         run.send_group(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.process.wait(10.0)
+        if run.process.poll() is None and run.said(LOST_AT_START):
+            run.send_group(number)
         return run.wait(20.0)
 
 
@@ -281,7 +303,8 @@ def interrupt_at(moment_ms: int, number: int, orders: Path, tmp_path: Path) -> E
 def test_ctrl_c_ends_a_run_cleanly_at_any_moment(kind: str, moment_ms: int, workbook: Path, tmp_path: Path) -> None:
     ended = interrupt_at(moment_ms, signal.SIGINT, workbook if kind == "xlsx" else Path("slow.csv"), tmp_path)
 
-    if ended.code in (1, -signal.SIGINT) and "KeyboardInterrupt" in ended.err and not OURS.search(ended.err):
+    was_starting = LOST_AT_START in ended.err or ended.code in (1, -signal.SIGINT)
+    if was_starting and "KeyboardInterrupt" in ended.err and not OURS.search(ended.err):
         return  # Python itself was still starting, which takes long on a busy machine, and nothing of ours can help that
     assert ended.code in (INTERRUPTED, -signal.SIGINT), ended.err  # a shell shows 130 for either
     ended.check_quiet()
@@ -319,6 +342,31 @@ def test_an_interrupt_while_a_processor_is_imported_leaves_nothing(tmp_path: Pat
 
     assert "interrupted before anything ran" in ended.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_a_resume_still_reads_and_imports_ends_it_at_once(number: int, tmp_path: Path) -> None:
+    (tmp_path / "slow_import.py").write_text(
+        "import pathlib, time\n"
+        "if pathlib.Path('is slow').exists():\n    pathlib.Path('importing').touch()\n    time.sleep(60)\n"
+        "def process(po):\n    return {}\n"
+    )
+    write_orders(tmp_path / "orders.csv", "A,ok")
+    words = ("-p", "slow_import:process", "--app-dir", ".", "--run-dir", "r", "-q")
+    poqueue("run", "orders.csv", *words, cwd=tmp_path).check(0)
+    (tmp_path / "is slow").touch()
+    results = (tmp_path / "r" / "results.csv").read_bytes()
+
+    with started("run", "--resume", "r", cwd=tmp_path) as run:
+        wait_until((tmp_path / "importing").exists, "the import is under way")
+        run.send_group(number)
+        ended = run.wait(20.0).check(128 + number)
+    (tmp_path / "is slow").unlink()
+    again = poqueue("run", "--resume", "r", cwd=tmp_path).check(5)
+
+    assert number == signal.SIGTERM or "interrupted before anything ran" in ended.err
+    assert (tmp_path / "r" / "results.csv").read_bytes() == results
+    assert "nothing to do" in again.err
 
 
 RINGS = """

@@ -31,6 +31,7 @@ def run_file(path: Path, cwd: Path, *options: str, processor: str = "count_rows"
     return ended, outcome
 
 
+@pytest.mark.once
 @needs_new_orleans
 def test_every_invoice_of_new_orleans_is_accounted_for(tmp_path: Path) -> None:
     before = hashlib.sha256(NEW_ORLEANS.read_bytes()).hexdigest()
@@ -52,7 +53,7 @@ def test_every_invoice_of_new_orleans_is_accounted_for(tmp_path: Path) -> None:
     assert hashlib.sha256(NEW_ORLEANS.read_bytes()).hexdigest() == before
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @needs_new_orleans
 def test_all_invoices_of_one_po_are_one_task(tmp_path: Path) -> None:
     run_file(NEW_ORLEANS, tmp_path, "--map", "po_number=PO,supplier=Vendor,amount=Amount")
@@ -116,7 +117,7 @@ def test_oxford_as_published(oxford_outcomes: dict[int, tuple[str, str, str]]) -
     assert sorted(repeated.values())[-3:] == [1, 2, 2]
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @needs_oxford
 @pytest.mark.parametrize(
     "form",

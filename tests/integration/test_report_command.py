@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def test_a_file_that_cannot_be_written_is_told(home: Path) -> None:
     ended = poqueue("report", "r", "--output", "missing/x", cwd=home).check(2)
 
     assert "missing/x" in ended.err and "Traceback" not in ended.err
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("words", [["report"], ["tune"]])
+def test_what_is_no_journal_is_a_mistake_of_whoever_names_it(words: list[str], home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "r", tmp_path / "r")
+    (tmp_path / "r" / "journal.sqlite").write_text("something else")
+
+    ended = poqueue(*words, "r", cwd=tmp_path).check(2)
+
+    assert "is not a journal" in ended.err
 
 
 def test_a_live_run_and_one_that_was_killed_have_reports_too(tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def test_everything_essential_is_there_without_scripts(small: Path) -> None:
         assert text in markup
 
 
+@pytest.mark.once
 def test_time_limits_that_follow_the_median_are_shown(small: Path) -> None:
     text = small.read_text(encoding="utf-8")
 

@@ -147,6 +147,7 @@ def test_the_bar_and_the_workers_stand_below_the_log(columns: int, tmp_path: Pat
     assert "exit code 1" in final
 
 
+@pytest.mark.once
 @needs_tmux
 def test_many_log_lines_pass_above_the_bar_and_none_is_torn(tmp_path: Path) -> None:
     count = 120
@@ -165,6 +166,7 @@ def test_many_log_lines_pass_above_the_bar_and_none_is_torn(tmp_path: Path) -> N
     assert len([line for line in final if BAR.search(line)]) == 1
 
 
+@pytest.mark.once
 @needs_tmux
 def test_the_display_follows_the_size_of_the_terminal(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "W1,wait", "W2,wait", "O,ok")
@@ -257,9 +259,28 @@ def test_what_a_po_contains_cannot_steer_the_terminal(tmp_path: Path) -> None:
     assert "\x1b]0" not in said and "\x1b[2J" not in said and "\x07" not in said
 
 
+@pytest.mark.once
+def test_what_a_run_says_at_its_end_cannot_steer_the_terminal_either(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text(
+        "class Evil:\n"
+        "    def setup(self, context):\n        raise ValueError('no login: \\x1b]0;owned\\x07\\x1b[2J')\n\n"
+        "    def process(self, po):\n        return {}\n"
+    )
+    write_orders(tmp_path / "orders.csv", "A,ok")
+    empty = write_orders(tmp_path / "empty \x1b[2J.csv")
+
+    ended = poqueue("run", "orders.csv", "-p", "evil:Evil", "--app-dir", ".", "-j", "1", cwd=tmp_path).check(4)
+    nothing = poqueue("run", empty.name, cwd=tmp_path).check(5)
+
+    assert r"no login: \x1b]0;owned\x07\x1b[2J" in ended.err and r"empty \x1b[2J.csv" in nothing.err
+    assert ESCAPE not in ended.err + nothing.err
+    assert re.search(r"^not run +1 +1\n", ended.err, re.MULTILINE)
+
+
 # ── no terminal ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 def test_elsewhere_there_are_plain_lines_without_escape_codes(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "A,ok", "B,give-up")
 
@@ -270,6 +291,7 @@ def test_elsewhere_there_are_plain_lines_without_escape_codes(tmp_path: Path) ->
     assert re.search(r"^done 2/2 \(100%\), 1 ok, 1 failed", ended.err, re.MULTILINE)
 
 
+@pytest.mark.once
 def test_progress_can_be_left_out(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "A,ok", "B,give-up")
 

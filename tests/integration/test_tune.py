@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -126,7 +127,7 @@ def test_the_cores_are_at_full_speed_before_the_first_po_is_measured(tmp_path: P
     assert costs["boot_s"] + costs["setup_s"] < min(computed)
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_computing_in_a_child_counts_as_computing(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, *["x"] * 6)
     burn = "import time\nwhile time.process_time() < 0.2: pass"
@@ -141,24 +142,26 @@ def test_computing_in_a_child_counts_as_computing(tmp_path: Path, temporary: Pat
 
 @pytest.mark.once
 def test_what_is_written_is_what_the_run_takes(tmp_path: Path, temporary: Path) -> None:
-    path = orders(tmp_path, *["ok"] * 20)
+    path = orders(tmp_path, *["ok"] * 20).rename(tmp_path / f"{'o' * 100} orders.csv")
 
     written = tune(
-        tmp_path, temporary, str(path), *BEHAVE, "--map", "supplier=supplier", "--write", "advice.yaml"
+        tmp_path, temporary, str(path), *BEHAVE, "--map", "supplier=supplier", "--write", "my advice.yaml"
     ).check(0)  # fmt: skip
-    again = tune(tmp_path, temporary, str(path), *BEHAVE, "--write", "advice.yaml").check(2)
-    ran = poqueue("run", str(path), "--config", "advice.yaml", "--run-dir", "out", "-q", cwd=tmp_path).check(0)
+    again = tune(tmp_path, temporary, str(path), *BEHAVE, "--write", "my advice.yaml").check(2)
+    command = written.err.splitlines()[-1].partition("take it with: poqueue ")[2]
+    ran = poqueue(*shlex.split(command), "--run-dir", "out", "-q", cwd=tmp_path).check(0)
 
-    assert "--config advice.yaml" in written.err
-    assert "advice.yaml exists" in again.err and again.out == ""
+    assert f"# Take it with: poqueue {command}\n" in (tmp_path / "my advice.yaml").read_text()
+    assert "my advice.yaml exists" in again.err and again.out == ""
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     settings = report["run"]["settings"]
     assert settings["processor"]["value"] == "sample_processors:behave"
-    assert settings["jobs"]["from"].startswith("advice.yaml")
+    assert settings["jobs"]["from"].startswith("my advice.yaml")
     assert settings["map"]["value"] == {"supplier": "supplier"}
     assert ran.out == ""
 
 
+@pytest.mark.once
 def test_a_finished_run_is_learned_from_without_running_anything(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, "fail-until 2", *["ok"] * 10)
     poqueue(
@@ -185,7 +188,7 @@ COMPUTES = (
 WAITS = "import time\n\ndef process(po):\n    time.sleep(0.05)\n"
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_a_run_tells_whether_its_work_waits_or_computes_and_so_how_many_workers_pay(tmp_path: Path) -> None:
     path = orders(tmp_path, *["x"] * 100)
     found = {}
@@ -290,6 +293,15 @@ def test_mistakes_are_told_and_nothing_is_advised(tmp_path: Path, words: tuple[s
 
     assert says in ended.err
     assert ended.out == ""
+
+
+@pytest.mark.once
+def test_the_command_that_lists_the_rows_can_be_typed(tmp_path: Path) -> None:
+    orders(tmp_path).rename(tmp_path / "no orders.csv")
+
+    ended = poqueue("tune", "no orders.csv", cwd=tmp_path).check(3)
+
+    assert "; poqueue run 'no orders.csv' --check lists the rows" in ended.err
 
 
 @pytest.mark.once

@@ -55,6 +55,7 @@ def test_a_po_that_ends_its_worker_with_exit_code_0(tmp_path: Path) -> None:
     assert all(error["exit_code"] == 0 for error in play.tasks["BAD"].error_history)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("do", ["ignore_term", "swallow_everything"])
 def test_a_po_that_does_not_hear_term_is_killed_after_the_grace(do: str, tmp_path: Path) -> None:
     play = beside_six_good_ones(tmp_path, do, max_retries=1)
@@ -65,6 +66,7 @@ def test_a_po_that_does_not_hear_term_is_killed_after_the_grace(do: str, tmp_pat
         assert do in error["stack"]
 
 
+@pytest.mark.once
 def test_a_child_of_a_hung_po_dies_with_it(tmp_path: Path) -> None:
     play = beside_six_good_ones(tmp_path, "child_sleeps", max_retries=1)
 
@@ -92,6 +94,7 @@ def test_finally_runs_when_a_hung_po_is_ended(tmp_path: Path) -> None:
     assert (tmp_path / "finally").read_text() == "BAD\n"
 
 
+@pytest.mark.once
 def test_a_fork_bomb_is_defused(tmp_path: Path) -> None:
     play = beside_six_good_ones(tmp_path, "fork_bomb")
 
@@ -102,6 +105,7 @@ def test_a_fork_bomb_is_defused(tmp_path: Path) -> None:
 # ── daemons ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("how", ["daemon", "shell_daemon"])
 def test_a_daemon_of_a_hung_po_dies_with_it(how: str, tmp_path: Path) -> None:
     play = beside_six_good_ones(tmp_path, f"{how}_and_hang")
@@ -110,6 +114,7 @@ def test_a_daemon_of_a_hung_po_dies_with_it(how: str, tmp_path: Path) -> None:
     assert len(started_pids(tmp_path)) == 1
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("how", ["daemon", "shell_daemon"])
 def test_a_daemon_of_a_dead_worker_is_found(how: str, tmp_path: Path) -> None:
     play = beside_six_good_ones(tmp_path, f"{how}_and_die")
@@ -165,6 +170,7 @@ def test_huge_output_harms_nobody(tmp_path: Path) -> None:
     assert play.is_completed("BAD")
 
 
+@pytest.mark.slow
 def test_endless_output_does_not_put_off_the_end(tmp_path: Path) -> None:
     play = beside_six_good_ones(tmp_path, "chatter_for_ever")
 
@@ -203,6 +209,7 @@ def test_a_kill_by_the_kernel_for_want_of_memory_is_told_as_such(
 # ── a PO whose end comes in the time of grace ────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("do", ["return_on_term", "raise_on_term", "end_in_grace"])
 def test_a_po_that_ends_in_the_time_of_grace_costs_the_next_ones_nothing(do: str, tmp_path: Path) -> None:
     seconds = {"seconds": 0.9}

@@ -41,6 +41,15 @@ def test_workers_that_die_while_they_start_stop_the_run(tmp_path: Path) -> None:
     check_brake(tmp_path, "SIGKILL", target=villains.SetupDies)
 
 
+@pytest.mark.once
+def test_workers_whose_session_is_not_opened_in_time_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.supervisor.BOOT_TIMEOUT_S", 2.0)
+
+    check_brake(tmp_path, r"no end of its setup after 2(\.\d+)? s", target=villains.SetupHangs, jobs=1, grace=0.2)
+
+
 def test_a_module_that_only_workers_cannot_import_stops_the_run(tmp_path: Path) -> None:
     (tmp_path / "only_here.py").write_text(
         textwrap.dedent(f"""
@@ -251,7 +260,9 @@ def test_a_session_that_does_not_close_well_changes_no_result(tmp_path: Path) ->
     check_nobody_was_charged(play)
 
 
-def test_a_session_that_does_not_close_at_all_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_does_not_close_at_all_is_killed_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("workers.supervisor.TEARDOWN_S", 0.3)
 
     play = perform(
@@ -259,6 +270,8 @@ def test_a_session_that_does_not_close_at_all_is_killed(tmp_path: Path, monkeypa
     )
 
     check_nobody_was_charged(play)
+    told = [record for record in caplog.records if "no end of its teardown after 0." in record.getMessage()]
+    assert told and all(record.levelname == "WARNING" for record in told)
 
 
 def test_what_a_killed_worker_owned_is_removed(tmp_path: Path) -> None:
@@ -267,6 +280,29 @@ def test_what_a_killed_worker_owned_is_removed(tmp_path: Path) -> None:
     assert play.errors("BAD") == ["WorkerKilled"]
     assert not (tmp_path / "profile").exists()
     assert not (tmp_path / "lock").exists()
+
+
+def test_what_an_attempt_owned_stays_once_it_has_ended_by_itself(tmp_path: Path) -> None:
+    play = perform(
+        tmp_path, po("GOOD", "own_and_end", tmp_path), po("FAILED", "own_and_fail", tmp_path),
+        po("HANG", "own_and_hang", tmp_path), jobs=1, grace=0.2,
+    )  # fmt: skip
+
+    assert play.is_completed("GOOD") and play.errors("HANG") == ["TaskTimeout"]
+    assert {path.name for path in tmp_path.glob("file-*")} == {"file-GOOD", "file-FAILED"}
+
+
+@pytest.mark.parametrize("target", [villains.TeardownHangs, villains.TeardownDies])
+def test_a_worker_that_does_not_end_well_loses_what_its_session_owned_and_nothing_of_its_pos(
+    target: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.supervisor.TEARDOWN_S", 0.3)
+
+    play = perform(tmp_path, po("GOOD", "own_and_end", tmp_path), target=target, jobs=1, grace=0.2)
+
+    assert play.is_completed("GOOD")
+    assert (tmp_path / "file-GOOD").exists()
+    assert len(sessions(tmp_path)[0]) == 1 and not list(tmp_path.glob("profile-*"))
 
 
 # ── what they say ────────────────────────────────────────────────────────────────────────────────────────────────────

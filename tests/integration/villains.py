@@ -76,6 +76,17 @@ def quick(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     return {"pid": os.getpid()}
 
 
+def look_for_another(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """Which processes live that have begun a PO of this number before."""
+    lines = [json.loads(line) for line in Path(po["folder"], "history").read_text().splitlines()]
+    others = {line["pid"] for line in lines if line["po"] == po["po_number"]} - {os.getpid()}
+    return {"others": [pid for pid in others if os.path.exists(f"/proc/{pid}")]}
+
+
+def pause(po: dict[str, Any], context: WorkerContext) -> None:
+    time.sleep(po["seconds"])
+
+
 def close_pipes(po: dict[str, Any], context: WorkerContext) -> None:
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -205,6 +216,24 @@ def own_and_die(po: dict[str, Any], context: WorkerContext) -> NoReturn:
     kill_itself(po, context)
 
 
+def own_and_end(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    """Owns a file while it is half written."""
+    path = Path(po["folder"], f"file-{po['po_number']}")
+    context.own(path=path)
+    path.write_text("half")
+    return {}
+
+
+def own_and_fail(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    own_and_end(po, context)
+    fail(po, context)
+
+
+def own_and_hang(po: dict[str, Any], context: WorkerContext) -> NoReturn:
+    own_and_end(po, context)
+    _long()
+
+
 # ── those who hang ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -301,10 +330,12 @@ def daemon_and_end(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]
 
 
 def _daemon_by_shell(po: dict[str, Any], *prefix: str) -> None:
-    pids = f"{po['folder']}/pids"
-    daemon = f"echo $$ >> '{pids}'; exec sleep {int(LONG_S)}"
+    """Returns when the daemon has written its pid; a file of its own tells so, since others write theirs as well."""
+    pids, has_written = f"{po['folder']}/pids", f"{po['folder']}/pid-of-{po['po_number']}"
+    daemon = f"echo $$ >> '{pids}'; : > '{has_written}'; exec sleep {int(LONG_S)}"
     script = (
-        f"setsid sh -c \"{daemon.replace('$', chr(92) + '$')}\" >/dev/null 2>&1 & while [ ! -s '{pids}' ]; do :; done"
+        f'setsid sh -c "{daemon.replace("$", chr(92) + "$")}" >/dev/null 2>&1 & '
+        f"while [ ! -e '{has_written}' ]; do :; done"
     )
     subprocess.run([*prefix, "sh", "-c", script], check=True, stdin=subprocess.DEVNULL)
 
@@ -545,6 +576,14 @@ class SetupRaisesAtTimes(SetupRaises):
         """Quick."""
 
 
+class SetupHangs(SetupRaises):
+    """A login that never comes back."""
+
+    def setup(self, context: WorkerContext) -> None:
+        append(Path(context.options["folder"], "boots"), str(os.getpid()))
+        _long()
+
+
 class SetupDies(SetupRaises):
     """The session's setup takes the process along."""
 
@@ -561,7 +600,20 @@ class TeardownRaises(Session):
 
 
 class TeardownHangs(Session):
-    """Does not close at all."""
+    """Does not close at all, and owns a profile."""
+
+    def setup(self, context: WorkerContext) -> None:
+        super().setup(context)
+        profile = Path(context.options["folder"], f"profile-{context.worker_id}")
+        context.own(path=profile)
+        profile.mkdir()
 
     def teardown(self) -> None:
         _long()
+
+
+class TeardownDies(TeardownHangs):
+    """Ends its worker while it closes."""
+
+    def teardown(self) -> None:
+        os._exit(3)

@@ -5,7 +5,9 @@ import statistics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poqueue.adaptive import MIN_SAMPLES, WINDOW, AdaptiveTimeout, RunningMedian
+from poqueue import ProcessingTask, TaskQueue, TaskResult
+from poqueue.adaptive import MIN_SAMPLES, TIMEOUT_ERROR, WINDOW, AdaptiveTimeout, RunningMedian
+from poqueue.task import Report
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=WINDOW * 2))
@@ -37,6 +39,21 @@ def test_the_limit_stays_between_the_floor_and_the_tasks_own() -> None:
 
 def test_an_attempt_after_one_that_was_cut_off_has_the_tasks_own_limit() -> None:
     assert learned(50).limit_s("", 300.0, was_cut_off=True) == 300.0
+
+
+def test_a_wish_for_a_retry_does_not_hide_that_the_attempt_was_cut_off() -> None:
+    queue = TaskQueue(max_retries=2, retry_delay=0.0, task_timeout=300.0, timeout_share=2.0, timeout_floor=1.0)
+    queue.add_tasks([ProcessingTask(f"t{n}", {"po_number": f"P{n}"}) for n in range(MIN_SAMPLES + 1)])
+    for lease in queue.exchange("w", limit=MIN_SAMPLES).leases:
+        queue.complete_task(lease.task_id, "w", TaskResult(True, [], 5.0))
+    [lease] = queue.exchange("w").leases
+    assert lease.task_timeout == 10.0
+    cut_off = {"error_type": TIMEOUT_ERROR, "error": "too slow"}
+    queue.exchange("w", [Report(lease.task_id, lease.token, 10.0, None, cut_off, None, True)], limit=0)
+
+    assert queue.retry_task(lease.task_id, {"error": "again, please"}) is True
+
+    assert [lease.task_timeout for lease in queue.exchange("w").leases] == [300.0]
 
 
 def test_a_group_goes_by_itself_once_it_has_completed_enough() -> None:

@@ -3,9 +3,12 @@
 import threading
 import time
 
-from poqueue import ProcessingTask, TaskQueue, TaskResult
+import pytest
+
+from poqueue import ProcessingTask, QueueError, TaskQueue, TaskResult
 from poqueue.payload import thaw_task
 from poqueue.task import Event
+from tests.contract.scene import wait_until
 
 LONG_S = 4.0
 OK = TaskResult(True)
@@ -76,6 +79,42 @@ def test_a_reader_that_does_not_gather_hears_at_once_beside_one_that_does() -> N
     queue.post_notice("hurry")
     gathers.join()
     assert [event.kind for event in all_calls[0]] == ["completed", "completed", "notice"]
+
+
+def test_a_reader_that_is_closed_is_told_so_instead_of_missing_events() -> None:
+    queue, reader, after = filled(2)
+    queue.complete_task("t0", "w", OK)
+    queue.close_events(reader)
+    queue.complete_task("t1", "w", OK)
+
+    for _ in range(2):
+        with pytest.raises(QueueError, match=f"reader {reader} is closed"):
+            queue.read_events(reader, after)
+    assert not queue._feed.is_read, "nothing is kept for it"
+    again, after = queue.open_events()
+    queue.post_notice("on")
+    assert [event.sequence for event in queue.read_events(again, after)] == [after + 1]
+
+
+def test_a_reader_that_is_closed_while_it_waits_is_told_so() -> None:
+    queue, reader, after = filled(1)
+    faults: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            queue.read_events(reader, after, wait_s=LONG_S)
+        except QueueError as error:
+            faults.append(error)
+
+    queue.open_events()  # somebody else reads as well
+    thread = threading.Thread(target=read)
+    thread.start()
+    wait_until(lambda: queue._waiting_readers == 1)
+    queue.close_events(reader)
+    queue.post_notice("wakes it")
+    thread.join()
+
+    assert [str(error) for error in faults] == [f"reader {reader} is closed"]
 
 
 def test_events_come_without_the_data_for_a_reader_that_needs_none() -> None:

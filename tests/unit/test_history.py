@@ -179,7 +179,7 @@ def test_an_empty_journal_is_an_empty_history(path: Path) -> None:
         pass
 
     history = read(path)
-    assert (history.orders, history.attempts, history.counts["total"], history.until) == ((), (), 0, 0.0)
+    assert (history.orders, history.attempts, history.counts["total"], history.until) == ((), (), 0, BEGUN_AT)
 
 
 @pytest.mark.parametrize("is_live", [False, True])

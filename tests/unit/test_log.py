@@ -35,6 +35,12 @@ def test_a_record_about_many_pos_is_a_line_for_each(as_json: bool, tmp_path: Pat
     assert ("[w1.1]" in shown[0], "w2.1" in shown[1]) == (not as_json, True)
 
 
+def test_a_po_that_no_worker_has_had_is_shown_without_one(tmp_path: Path) -> None:
+    _, [shown] = lines_of(tmp_path, worker_id=None, po_number="A", attempt=0)
+
+    assert shown.endswith(" debug   [A] completed")
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_such_a_line_says_what_a_record_about_this_po_alone_says(number: int, tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir()

@@ -22,6 +22,7 @@ from poqueue.payload import freeze_plain, freeze_po
 from workers import orders as orders_module
 from workers.amounts import parse_amount, plain_text
 from workers.orders import OrderBook, OrderSource, cells_as_given, read_orders
+from workers.workbook_faults import _Finder, find_faults
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -315,6 +316,21 @@ def test_a_given_encoding_is_used_and_a_wrong_one_refused(read, refusal):
     assert "name its --encoding" in refusal(b"po_number\n\x81\xff\n")
 
 
+def test_an_encoding_that_the_file_cannot_have_is_to_be_left_out_and_one_that_lacks_its_mark_named_with_its_order(
+    refusal,
+):
+    text = "po_number,supplier\nA,Café\n"
+
+    for encoding in ("utf-16", "utf-32"):
+        for content in (text.encode(), text.encode("cp1252"), "\ufeffpo_number\nA\n".encode()):
+            assert f"is not {encoding}; leave --encoding out" in refusal(content, encoding=encoding)
+        for order in ("le", "be"):
+            message = refusal(text.encode(f"{encoding}-{order}"), encoding=encoding)
+            assert message.endswith(f"if the file is that, use --encoding {encoding}-{order}")
+    assert "is not utf-32; leave --encoding out" in refusal(text.encode("utf-16"), encoding="utf-32")
+    assert refusal("採購單,供應商\n".encode("utf-32-le"), encoding="utf-32").endswith("--encoding utf-32-le")
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_the_delimiter_is_found_out(read, delimiter):
     text = 'po_number;supplier;amount\nA;"x, y";1,50\nB;z|z;2,50\n'
@@ -368,7 +384,9 @@ def test_text_after_a_closing_quote_is_refused(refusal):
 
 def test_a_nul_byte_is_refused_with_its_line(refusal):
     assert "NUL byte at line 3" in refusal("po_number\nA\nB\0\n")
-    assert "--encoding utf-16-le" in refusal("po_number\nA\n".encode("utf-16-le"))
+    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        assert f"--encoding {encoding}" in refusal("po_number\nA\n".encode(encoding))
+        assert f"--encoding {encoding}" in refusal("po_number\nA\n".encode(encoding), encoding=encoding[:6])
 
 
 def test_files_that_are_no_table_are_told_apart(tmp_path, refusal):
@@ -607,9 +625,146 @@ def test_cells_that_lost_their_po_number_are_invalid_with_their_address(tmp_path
         "po_number holds 1000000000000000, of which Excel keeps only 15 digits (cell B3); format the column as text",
         "po_number holds the truth value TRUE (cell B4); format the column as text",
         "po_number holds the date or time 2020-01-13 (cell B5); format the column as text",
-        "po_number is empty (cell B6); errors and formulas without a stored value read as empty",
+        "po_number is empty (cell B6)",
     ]
     assert po_numbers(book) == ["123456789012345"]
+
+
+def test_errors_and_formulas_without_a_stored_value_are_named_and_no_row_of_them_is_blank(tmp_path, read):
+    with xlsxwriter.Workbook(tmp_path / "w.xlsx") as book:
+        sheet = book.add_worksheet("Some & more")
+        sheet.write_row(1, 1, ["po_number", "amount", "note"])
+        sheet.write_row(2, 1, ["A", 1])
+        sheet.write_formula(3, 1, "=NA()", None, "#N/A")
+        sheet.write_formula(4, 1, '="X"', None, "")
+        sheet.write_row(5, 1, ["B"])
+        sheet.write_formula(5, 2, "=1/0", None, "#DIV/0!")
+        sheet.write_formula(6, 1, "=1+1", None, 2)
+    with_nothing_shown = b'<c r="B5"><f>"X"</f><v></v></c>', b'<c r="B5" t="str"><f>"X"</f><v></v></c>'
+    as_a_program_writes_it_that_calculates_nothing = b"<f>1+1</f><v>2</v>", b"<f>1+1</f><v></v>"
+    content = rewritten(tmp_path / "w.xlsx", with_nothing_shown, as_a_program_writes_it_that_calculates_nothing)
+
+    book = read(content, "orders.xlsx")
+
+    assert [(row.row, row.value, row.reason) for row in book.invalid] == [
+        (4, "", "po_number is an error, #N/A (cell B4); enter the number itself"),
+        (7, "", "po_number is a formula with no stored value (cell B7); enter the number itself"),
+    ]
+    assert [(order["po_number"], order["amount"]) for order in book.orders] == [("A", "1"), ("B", None)]
+    assert (book.row_count, book.blank_rows, book.last_row) == (4, 1, 7)
+    assert book.notes[-1].endswith("cell B4 is an error, #N/A; cells without a value: 3")
+
+
+def test_headers_without_a_stored_value_are_named_also_where_they_are_missed(tmp_path, read, refusal):
+    with xlsxwriter.Workbook(tmp_path / "w.xlsx") as book:
+        sheet = book.add_worksheet()
+        sheet.write_row(0, 0, ["po_number", "note", "more"])
+        sheet.write_row(1, 0, ["A", "x", "y"])
+        sheet.write_formula(0, 3, "=NA()", None, "#N/A")
+    no_note = b'<c r="B1" t="s"><v>1</v></c>', b'<c r="B1"><f>"note"</f></c>'
+    no_po_number = b'<c r="A1" t="s"><v>0</v></c>', b'<c r="A1"><f>"po_number"</f></c>'
+
+    book = read(rewritten(tmp_path / "w.xlsx", no_note), "orders.xlsx")
+    refused = refusal(rewritten(tmp_path / "w.xlsx", no_po_number), "orders.xlsx")
+
+    assert book.names == ["po_number", "column_2", "more", "column_4"]
+    said = "header cell {} is a formula with no stored value; headers without a value: 2"
+    assert book.notes[0].endswith(f"orders.xlsx: {said.format('B1')}")
+    assert "no column for po_number; columns found: '', 'note'" in refused
+    assert refused.endswith(f"orders.xlsx: {said.format('A1')}")
+
+
+SOUND_CELLS = (
+    '<c r="{0}"/>',
+    '<c r="{0}" s="3" />',
+    '<c r="{0}" s="1" t="s"><v>7</v></c>',
+    '<c r="{0}"><v>1.5</v></c>\n',
+    '<c r="{0}" t="b"><f/><v>1</v></c>',
+    '<c r="{0}"><f t="shared" si="0"/><v>5</v></c>',
+    '<c r="{0}" t="str"><f>A1&amp;"/"</f><v>e</v></c>',
+    '<c r="{0}" t="str"><f>A1</f><v></v></c>',
+    '<c r="{0}" t="inlineStr"><is><t xml:space="preserve"> e </t></is></c>',
+    '<x:c r="{0}" t="n"><x:f>1+1</x:f><x:v>2</x:v></x:c>',
+    "<c t='n'><v>1</v></c>",
+)
+FAULTY_CELLS = (
+    '<c r="{0}" t="e"><v>#N/A</v></c>',
+    '<c r="{0}" s="1" t="e"><f>1/0</f><v>#DIV/0!</v></c>',
+    "<c t = 'e' r='{0}'><v>#REF!</v></c>",
+    '<c r="{0}"><f>1+1</f></c>',
+    '<c r="{0}"><f>1+1</f><v/></c>',
+    '<c r="{0}"><f t="shared" si="0"/><v></v></c>',
+    '<x:c r="{0}" s="2"><x:f>1+1</x:f></x:c>',
+)
+FAULTS_TOLD = ("#N/A", "#DIV/0!", "#REF!", None, None, None, None)
+
+
+@pytest.mark.parametrize("sound", SOUND_CELLS)
+@pytest.mark.parametrize(("faulty", "told"), list(zip(FAULTY_CELLS, FAULTS_TOLD, strict=True)))
+def test_a_faulty_cell_is_found_beside_sound_ones_however_they_are_written(sound, faulty, told):
+    cells = [sound.format("A1"), faulty.format("B1"), sound.format("C1"), sound.format("D1"), faulty.format("E1")]
+
+    found = find_faults(sheet_of(f'<row r="1">{"".join(cells)}</row><row r="2">{faulty.format("C2")}</row>'), "S")
+
+    fault = {"fault": f"is an error, {told}" if told else "is a formula with no stored value"}
+    assert found == {1: {1: fault, 4: fault}, 2: {2: fault}}
+
+
+def test_an_error_that_no_spreadsheet_knows_is_shown_on_one_line_and_not_at_length():
+    cell = f'<c r="A1" t="e"><v>#\x9b31m\npoqueue: all is well {"!" * 10_000}</v></c>'
+
+    found = find_faults(sheet_of(f'<row r="1">{cell}</row>'), "S")
+
+    assert found[1][0] == {"fault": r"is an error, #\x9b31m\npoqueue: all is well !!!!!!!!…"}
+
+
+def test_a_few_faulty_cells_in_a_large_sheet_are_the_only_ones_that_are_looked_at_one_by_one(monkeypatch):
+    looked_at = []
+    end = _Finder._end
+    monkeypatch.setattr(_Finder, "_end", lambda self, name: looked_at.append(name) or end(self, name))
+    rows = [f'<row r="{n}">{"".join(cell.format(f"A{n}") for cell in SOUND_CELLS[2:7])}</row>' for n in range(2, 1000)]
+
+    found = find_faults(sheet_of("".join([*rows, f'<row r="1000">{FAULTY_CELLS[0].format("A1000")}</row>'])), "S")
+
+    assert list(found) == [1000] and looked_at.count("c") == 1
+
+
+def sheet_of(rows: str) -> bytes:
+    """A workbook of one sheet, S, in as much as the search for faults looks at it."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("xl/workbook.xml", '<workbook><sheets><sheet name="S" r:id="rId1"/></sheets></workbook>')
+        link = '<Relationship Id="rId1" Target="worksheets/sheet1.xml"/>'
+        archive.writestr("xl/_rels/workbook.xml.rels", f"<Relationships>{link}</Relationships>")
+        archive.writestr("xl/worksheets/sheet1.xml", f"<worksheet><sheetData>{rows}</sheetData></worksheet>")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("address", ["B9999999999", "XFE4", "ZZZZZZZZZ4"])
+def test_a_formula_at_a_place_that_no_sheet_has_is_nothing(address, tmp_path, read):
+    with xlsxwriter.Workbook(tmp_path / "w.xlsx") as book:
+        sheet = book.add_worksheet()
+        sheet.write_column(0, 0, ["po_number", "A"])
+    row = address.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    far = f'<row r="{row}"><c r="{address}"><f>1+1</f></c></row></sheetData>'.encode()
+
+    book = read(rewritten(tmp_path / "w.xlsx", (b"</sheetData>", far)), "orders.xlsx")
+
+    assert [order["po_number"] for order in book.orders] == ["A"] and not book.invalid
+    assert (book.row_count, book.last_row, book.notes) == (1, 2, [])
+
+
+def rewritten(path: Path, *changes: tuple[bytes, bytes]) -> bytes:
+    """The workbook with these pieces of its sheet replaced."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(path) as before, zipfile.ZipFile(out, "w") as after:
+        for name in before.namelist():
+            part = before.read(name)
+            for old, new in changes:
+                assert name != "xl/worksheets/sheet1.xml" or old in part
+                part = part.replace(old, new)
+            after.writestr(name, part)
+    return out.getvalue()
 
 
 def test_rows_above_and_columns_left_of_the_table_do_not_shift_the_numbers(tmp_path, read):

@@ -220,6 +220,23 @@ def test_those_who_keep_forking_are_all_caught(start: Callable[..., "subprocess.
     assert control.belongings(leader.pid, "w-3") == []
 
 
+def test_whoever_was_stopped_to_be_killed_is_killed_though_an_interrupt_comes(
+    start: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    victim = start("sleep", LONG)
+    found = iter([[psutil.Process(victim.pid)]])
+
+    def find() -> list[psutil.Process]:
+        for processes in found:
+            return processes
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        control.kill_all(find, [])
+
+    assert victim.wait(10.0) == -signal.SIGKILL
+
+
 def test_a_check_while_stopped_decides_whether_it_goes_on(start: Callable[..., "subprocess.Popen[str]"]) -> None:
     process = start("sleep", LONG)
     seen = []
@@ -322,6 +339,19 @@ def test_an_owned_process_is_killed_but_not_an_older_one_with_its_pid(
 
     assert owned.wait() == -signal.SIGKILL
     assert innocent.poll() is None
+
+
+def test_an_owned_process_is_killed_but_not_a_younger_one_that_has_got_its_pid(
+    start: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    owned, innocent = start("sleep", LONG), start("sleep", LONG)
+
+    control.remove_owned([{"pid": owned.pid, "born": control.born(owned.pid)}], time.time() - 5)
+    control.remove_owned([{"pid": innocent.pid, "born": control.born(innocent.pid) - 1}], time.time() - 5)
+
+    assert owned.wait() == -signal.SIGKILL
+    with pytest.raises(subprocess.TimeoutExpired):
+        innocent.wait(0.3)
 
 
 @pytest.mark.parametrize(

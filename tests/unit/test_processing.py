@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from poqueue import ProcessingTask, TaskQueue
 from poqueue.errors import ProcessorError
 from poqueue.payload import refreeze, thaw_result
 from poqueue.task import Lease, Report, Success, TaskResult
@@ -98,6 +99,18 @@ def test_a_module_may_raise_anything_while_it_is_imported(text: str, told: str, 
 
     with pytest.raises(ProcessorError, match=told):
         load("my_site:process", folder)
+
+
+@pytest.mark.parametrize(("text", "line"), [("x = 1\ndef f(:\n", 2), ("if 1:\nx = 1\n", 2), ("x = (\n", 1)])
+def test_a_module_that_is_no_python_is_told_with_its_place(
+    text: str, line: int, tmp_path: Path, module: Callable[[str], str]
+) -> None:
+    folder = module(text)
+
+    with pytest.raises(ProcessorError) as told:
+        load("my_site:process", folder)
+
+    assert str(told.value).endswith(f" ({tmp_path / 'my_site.py'}, line {line})")
 
 
 def test_an_unknown_attribute_is_answered_with_the_nearest(module: Callable[[str], str]) -> None:
@@ -215,6 +228,69 @@ def test_classes_and_callables_that_fit(text: str, module: Callable[[str], str])
     folder = module(text)
 
     assert data_of(attempt(load("my_site:process", folder))) == {"ran": True}
+
+
+DECORATORS = """
+import functools
+
+def any_arguments(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+    return wrapper
+
+def without_context(function):
+    @functools.wraps(function)
+    def wrapper(po):
+        return function(po, None)
+    return wrapper
+
+def method_without_context(function):
+    @functools.wraps(function)
+    def wrapper(self, po):
+        return function(self, po, None)
+    return wrapper
+
+def with_context(function):
+    @functools.wraps(function)
+    def wrapper(po, context):
+        return function(po)
+    return wrapper
+
+def with_nothing(function):
+    @functools.wraps(function)
+    def wrapper():
+        return function({})
+    return wrapper
+
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "@any_arguments\ndef process(po): return {'ran': True}",
+        "@any_arguments\ndef process(po, context): return {'ran': context.attempt == 1}",
+        "@without_context\ndef process(po, context): return {'ran': context is None}",
+        "@with_context\ndef process(po): return {'ran': True}",
+        "@any_arguments\n@without_context\ndef process(po, context): return {'ran': context is None}",
+        "@any_arguments\n@any_arguments\ndef process(po): return {'ran': True}",
+        "class process:\n    @any_arguments\n    def process(self, po): return {'ran': True}",
+        "class process:\n    @method_without_context\n    def process(self, po, context): return {'ran': context is None}",
+        "class P:\n    @any_arguments\n    def process(self, po): return {'ran': True}\nprocess = P().process",
+    ],
+)
+def test_what_is_decorated_is_called_as_its_decorator_takes_it(text: str, module: Callable[[str], str]) -> None:
+    folder = module(DECORATORS + text)
+
+    assert data_of(attempt(load("my_site:process", folder))) == {"ran": True}
+
+
+def test_a_decorator_that_does_not_fit_is_told(module: Callable[[str], str]) -> None:
+    folder = module(DECORATORS + "@with_nothing\ndef process(po): ...")
+
+    with pytest.raises(ProcessorError, match="must take"):
+        load("my_site:process", folder)
 
 
 # ── results ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -341,6 +417,7 @@ NOT_PLAIN: dict[str, Callable[[], Any]] = {
     "decimal nan": lambda: decimal.Decimal("NaN"), "decimal snan": lambda: decimal.Decimal("sNaN"), "surrogate": lambda: "\ud800",
     "cycle": _cycle, "deep": _deep, "same keys": lambda: {1: 0, "1": 0}, "odd key": lambda: {(1, 2): 0},
     "surrogate key": lambda: {"\ud800": 0}, "nan key": lambda: {float("nan"): 0} and {object(): 0},
+    "long number": lambda: 10**5000, "long number in a dict": lambda: {"n": -(10**5000)}, "long key": lambda: {10**5000: 0},
 }  # fmt: skip
 
 
@@ -433,6 +510,15 @@ def test_task_results_with_wrong_fields_end_whole_or_as_a_failed_attempt(result:
         opened = thaw_result(report.result.payload)
         assert isinstance(opened.downloads, list) and isinstance(opened.data, dict) and opened.success is True
         assert 0 <= opened.processing_time < 60 and len(opened.error_message or "") <= MAX_MESSAGE_CHARS
+
+
+def test_a_final_failure_is_one_whatever_its_message_is_made_of() -> None:
+    """The name of a file may hold what is no Unicode."""
+    report = returning(TaskResult(False, error_message="no file caf\udce9.pdf"))
+
+    assert report.error is None
+    assert (report.result.success, report.result.error_message) == (False, "no file caf\\udce9.pdf")
+    assert thaw_result(report.result.payload).error_message == "no file caf\\udce9.pdf"
 
 
 @pytest.mark.parametrize(
@@ -571,7 +657,7 @@ def test_retry_later_names_the_delay(after: Any, kept: float) -> None:
     assert report.retry_after_s == kept and not report.give_up
 
 
-@pytest.mark.parametrize("after", [math.nan, math.inf, None, "soon"])
+@pytest.mark.parametrize("after", [math.nan, math.inf, 1_764_000_000, None, "soon"])
 def test_a_delay_that_is_none_is_a_failed_attempt_all_the_same(after: Any) -> None:
     def process(po: Any) -> NoReturn:
         raise RetryLater("busy", after=after)
@@ -579,7 +665,32 @@ def test_a_delay_that_is_none_is_a_failed_attempt_all_the_same(after: Any) -> No
     report = attempt(process)
 
     assert report.error is not None
-    assert report.retry_after_s is None or not math.isnan(report.retry_after_s)
+    assert report.retry_after_s != 0.0, "not at once"
+    failed_attempt_is_taken(report)
+
+
+def test_a_delay_that_a_processor_sets_to_anything_is_a_failed_attempt_all_the_same() -> None:
+    for after in (None, "soon", [], math.nan, -math.inf, 10**400):
+
+        def process(po: Any, after: Any = after) -> NoReturn:
+            error = RetryLater("busy", after=1)
+            error.after = after
+            if after is None:
+                del error.after
+            raise error
+
+        report = attempt(process)
+
+        assert report.error is not None and report.error["error_type"] == "RetryLater"
+        failed_attempt_is_taken(report)
+
+
+def failed_attempt_is_taken(report: Report) -> None:
+    queue = TaskQueue(max_retry_delay=60.0)
+    queue.add_task(ProcessingTask(report.task_id, {"po_number": "A"}))
+    lease = queue.exchange("w").leases[0]
+    queue.exchange("w", [report._replace(token=lease.token)], limit=0)
+    assert queue.get_queue_status()["retry_tasks"] == 1
 
 
 def test_data_that_cannot_be_opened_are_a_failed_attempt_that_says_so() -> None:

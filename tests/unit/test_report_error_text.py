@@ -38,10 +38,10 @@ def test_what_differs_from_po_to_po_becomes_a_placeholder(message: str, text: st
 
 @pytest.mark.parametrize("text", ["'" * 60_000, "/a" * 30_000, "a." * 30_000 + "@", "f" * 60_000, "1," * 30_000])
 def test_no_message_takes_long(text: str) -> None:
-    begun = time.monotonic()
+    begun = time.thread_time()
     normalised(text)
     without_data(text, "", frozenset())
-    assert time.monotonic() - begun < 1.0
+    assert time.thread_time() - begun < 0.1  # a few ms; a pattern that looks at each end for each begin takes hundreds
 
 
 def test_without_data_only_ordinary_words_are_left() -> None:

@@ -1,5 +1,6 @@
 """What a history amounts to."""
 
+import json
 from decimal import Decimal
 from pathlib import Path
 
@@ -66,6 +67,19 @@ def test_buckets_hold_every_end_and_the_queue_comes_out_as_it_stands(path: Path,
     assert sum(part.failed for part in parts) == history.counts["failed"]
     assert len(parts) <= 120 and parts[-1].waiting == history.counts["pending"] + history.counts["retry_pending"]
     assert all(point.waiting >= 0 and 0 <= point.running <= 3 for point in queue_points(history))
+
+
+def test_a_po_that_was_cancelled_before_the_first_attempt_is_in_the_first_bucket(path: Path) -> None:
+    with JournalMaker(path) as journal:
+        journal.note(
+            Kind.CANCELLED, 1.0, journal.add("A"), json.dumps({"error_type": "Cancelled", "message": "by hand"})
+        )
+        journal.end(Kind.COMPLETED, journal.lease(journal.add("B"), "w1.1", at=100.0), at=110.0, seconds=10.0)
+
+    parts = buckets(read(path))
+
+    assert (parts[0].failed, sum(part.failed for part in parts)) == (1, 1)
+    assert sum(part.completed for part in parts) == 1
 
 
 def test_thinned_points_keep_the_ends_and_the_peak() -> None:

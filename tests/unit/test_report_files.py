@@ -5,19 +5,24 @@ import io
 import json
 import os
 import re
+import shutil
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
 
-from poqueue.errors import ConfigError, JournalError
+from poqueue.errors import ConfigError, JournalError, ManagerLostError
 from poqueue.records import Kind
 from tests.unit.sample_journal import JournalMaker, read
+from workers import report_files
 from workers.history import RunHistory
-from workers.report_files import FORMATS, as_document, read_history, render
-from workers.run_record import RunRecord
+from workers.report_files import as_document, read_history, render
+from workers.report_words import balance_sentence, outcome_sentence
+from workers.run_control import RunLock
+from workers.run_record import RunRecord, read_run_record
+from workers.setting_values import FORMATS
 from workers.whole_file import write_whole
 
 SECRETS = (
@@ -71,12 +76,32 @@ def history(tmp_path: Path) -> RunHistory:
     return read(tmp_path / "journal.sqlite", run=run, again=again)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_redacted_report_holds_no_planted_secret(history: RunHistory, format: str) -> None:
     plain, redacted = render(history, format), render(history, format, redact=True)
 
     assert sum(secret in plain for secret in SECRETS) > 2, "the secrets are in the history"
     assert [secret for secret in SECRETS if secret.casefold() in redacted.casefold()] == []
+
+
+@pytest.mark.parametrize("told", ["message", "reason", "run"])
+def test_no_word_of_another_po_is_in_a_redacted_report(tmp_path: Path, told: str) -> None:
+    text, run = "conflicts with umbrella about a merger", {}
+    with JournalMaker(tmp_path / "journal.sqlite") as journal:
+        rank = journal.add("A1", supplier="Acme")
+        journal.add("B2", supplier="Umbrella", note="Merger")
+        if told == "message":
+            journal.end(Kind.FAILED, journal.lease(rank, "w1.1", at=0.0), at=1.0, error_type="ValueError", message=text)
+        elif told == "reason":
+            journal.note(Kind.PAUSED, 1.0, error=json.dumps({"reason": text}))
+        else:
+            run = {"message": text}
+
+    redacted = render(read(tmp_path / "journal.sqlite", run=run), "json", redact=True)
+
+    assert "conflicts with … about a …" in redacted
+    assert "umbrella" not in redacted.casefold() and "merger" not in redacted.casefold()
 
 
 def test_a_redacted_report_still_says_what_went_wrong_and_where(history: RunHistory) -> None:
@@ -86,7 +111,7 @@ def test_a_redacted_report_still_says_what_went_wrong_and_where(history: RunHist
     assert document["attempts"][0]["message"].startswith("cannot find")
     assert document["hangs"][0]["place"] == "fetch (site.py:9)"
     assert [order["po_number"] for order in document["orders"]] == ["PO 1", "PO 2"]
-    assert document["again"] == "poqueue run failed.csv -p … --option … --sheet … --timeout 60s"
+    assert document["again"] == document["rest"] == "", "a command is of no use without its folder"
     assert document["run"]["run_dir"] == "r1" and document["run"]["settings"]["jobs"]["value"] == 2
 
 
@@ -124,6 +149,7 @@ def test_no_cell_of_the_csv_is_run_by_a_spreadsheet(tmp_path: Path) -> None:
     assert rows[1]["errors"].startswith("attempt 1: <script>alert(1)</script>: ")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_takes_hostile_text_and_can_be_written(tmp_path: Path, format: str) -> None:
     text = render(hostile_history(tmp_path / "j"), format)
@@ -177,6 +203,13 @@ def test_a_file_is_replaced_whole_for_this_user_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["report.html"]
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127])
+def test_a_file_may_have_the_longest_name_that_there_is(tmp_path: Path, name: str) -> None:
+    write_whole("new", tmp_path / name)
+
+    assert (tmp_path / name).read_text() == "new" and os.listdir(tmp_path) == [name]
+
+
 def test_what_cannot_be_written_leaves_the_old_file_and_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +258,85 @@ def test_a_crashed_runs_journal_is_read_with_what_its_log_alone_holds_and_is_lef
     writer.close()
 
 
+def test_pos_that_the_queue_was_never_given_are_left_over_like_others(run_dir: Path) -> None:
+    record = read_run_record(run_dir)
+    record.counted = {"pos": 600, "rows": 700, "duplicate": 30, "invalid": 10}
+    record.write(run_dir)
+
+    history = read_history(run_dir)
+
+    assert (history.counts["total"], history.counts["failed"], history.counts["pending"]) == (600, 1, 599)
+    assert history.accounts == {
+        "rows": 700, "succeeded": 0, "failed": 1, "duplicate": 30, "invalid": 10, "not_run": 659,
+    }  # fmt: skip
+    assert "0 of 600 POs succeeded, 1 failed, 599 did not end" in outcome_sentence(history)
+    assert "do not balance" not in balance_sentence(history)
+
+
+def test_a_run_that_was_killed_before_its_first_po_was_last_seen_when_it_began(run_dir: Path) -> None:
+    (run_dir / "journal.sqlite").unlink()
+    with JournalMaker(run_dir / "journal.sqlite"):
+        pass
+
+    told = outcome_sentence(read_history(run_dir))
+
+    assert "last seen 2026-05-28 20:26:40 UTC" in told
+
+
+def test_a_run_that_ends_while_it_is_asked_is_read_as_it_ended(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = RunLock(run_dir)
+    lock.acquire()
+
+    def ends_now(run_dir: Path) -> NoReturn:
+        told = {"run": {"reason": "done", "began_run": "2026-05-28T20:26:40+00:00"}, "accounts": {"rows": 4}}
+        (run_dir / "report.json").write_text(json.dumps(told))
+        lock.release()
+        raise ManagerLostError("connect: the manager process is gone")
+
+    monkeypatch.setattr(report_files, "reach", ends_now)
+
+    assert read_history(run_dir).has_ended
+
+
+def test_a_run_that_has_just_begun_is_read_once_its_queue_is_there(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Queue:
+        def copy_journal(self, path: str) -> None:
+            shutil.copyfile(run_dir / "journal.sqlite", path)
+
+        def close(self) -> None: ...
+
+    def begins(run_dir: Path) -> Any:
+        monkeypatch.setattr(report_files, "reach", lambda run_dir: Queue())
+        raise ConfigError("is not running")
+
+    monkeypatch.setattr(report_files, "reach", begins)
+    lock = RunLock(run_dir)
+    lock.acquire()
+
+    history = read_history(run_dir)
+
+    lock.release()
+    assert history.counts["total"] == 2 and history.run["is_live"]
+
+
+def test_a_run_that_has_no_queue_for_long_is_waited_for_not_without_a_word_and_is_not_said_to_be_over(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_files, "TELLS_AFTER_S", 0.0)
+    monkeypatch.setattr(report_files, "SETTLES_WITHIN_S", 0.5)
+    told: list[str] = []
+    lock = RunLock(run_dir)
+    lock.acquire()
+
+    with pytest.raises(ConfigError, match=r"starting or ending.*try again"):
+        read_history(run_dir, told.append)
+
+    lock.release()
+    assert told == [f"{run_dir} is starting or ending: waiting for up to 0.5 s"]
+
+
 @pytest.mark.parametrize(("began", "reason"), [("2026-05-28T20:26:40+00:00", "interrupted"), ("earlier", None)])
 def test_the_runs_own_report_counts_unless_the_run_was_resumed_after_it(
     run_dir: Path, began: str, reason: str | None
@@ -245,6 +357,16 @@ def test_what_is_no_journal_is_refused_with_its_name(run_dir: Path, content: byt
     if content is not None:
         (run_dir / "journal.sqlite").write_bytes(content)
     with pytest.raises(JournalError, match=str(run_dir)):
+        read_history(run_dir)
+
+
+def test_a_run_that_keeps_no_journal_is_told_from_one_that_has_lost_it(run_dir: Path) -> None:
+    (run_dir / "journal.sqlite").unlink()
+    record = read_run_record(run_dir)
+    record.settings["journal"] = False
+    record.write(run_dir)
+
+    with pytest.raises(JournalError, match="keeps no journal"):
         read_history(run_dir)
 
 

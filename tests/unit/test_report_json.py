@@ -31,6 +31,7 @@ def end(queue: TaskQueue, task_id: str, how: str, data: dict[str, Any]) -> None:
         queue.retry_task(task_id, {"message": "boom"})
 
 
+@pytest.mark.once
 @given(tasks=st.lists(st.tuples(DATA, ENDS, DATA), max_size=6), has_journal=st.booleans())
 @settings(max_examples=60)
 def test_the_text_says_what_the_dict_says(

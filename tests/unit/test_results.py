@@ -171,6 +171,21 @@ def test_names_that_the_order_file_has_already_are_prefixed(open_run, run_dir):
     assert line == ["2", "A", "open", "http://x", "none", "succeeded", "1", "0.250", "w1.1", "", "y", "z", "1", "2"]
 
 
+def test_no_two_columns_have_one_name_though_the_order_file_numbers_its_rows_itself(open_run, run_dir):
+    book, writer = open_run("row,po_number,status\n99,A,open\n")
+    writer.outcome(book.orders[0], **{**OK, "data": {"row": 1}})
+    writer.flush()
+    during = table(run_dir / "results.csv")[0]
+
+    writer.finish()
+
+    header, line = table(run_dir / "results.csv")
+    outcome = ["result_status", "attempts", "seconds", "worker", "error"]
+    assert header == ["result_row", "row", "po_number", "status", *outcome, "result_result_row"]
+    assert during == [*header[:-1], "result"]
+    assert line[:4] == ["2", "99", "A", "open"]
+
+
 def test_fields_beyond_a_number_of_columns_stay_together(open_run, run_dir, monkeypatch):
     monkeypatch.setattr(results, "MAX_FIELD_COLUMNS", 2)
     book, writer = open_run("po_number\nA\nB\n")
@@ -229,11 +244,23 @@ def test_the_results_can_be_written_to_a_second_place_as_well(open_run, run_dir,
     assert table(second)[1][-1] == "1"
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127])
+def test_a_second_place_may_have_the_longest_name_that_there_is(open_run, run_dir, tmp_path, name):
+    book, writer = open_run("po_number\nA\n", tmp_path / name)
+    writer.outcome(book.orders[0], **OK)
+
+    writer.finish()
+
+    assert (tmp_path / name).read_bytes() == (run_dir / "results.csv").read_bytes()
+
+
 def test_a_second_place_that_cannot_be_one_is_refused_before_anything_is_written(open_run, run_dir, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
     for path, text in [
         (tmp_path, "is a directory"),
-        (tmp_path / "nowhere" / "out.csv", "is not a directory"),
+        (tmp_path / "nowhere" / "out.csv", "there is no directory"),
         (tmp_path / "orders.csv", "is the order file itself"),
+        (tmp_path / "pipe", "is not a regular file"),
     ]:
         with pytest.raises(ConfigError, match=text):
             open_run("po_number\nA\n", path)
@@ -309,6 +336,20 @@ def test_a_full_disk_is_an_error_with_the_path_of_the_file(open_run):
     assert caught.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match=r"results\.csv"):
         writer.close()
+
+
+def test_the_accounts_are_known_though_nothing_can_be_written(open_run, monkeypatch):
+    book, writer = open_run("po_number\nA\nB\nA\nC\n")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer._results, "write", refuse)
+    for order in book.orders[:2]:
+        with pytest.raises(OSError, match="No space left"):
+            writer.outcome(order, **OK)
+
+    assert writer.accounts(book.orders[2:]) == Accounts(4, 3, 0, 0, 0, 1)
 
 
 def test_if_the_final_file_cannot_be_written_the_lines_of_the_run_remain(open_run, run_dir, monkeypatch):

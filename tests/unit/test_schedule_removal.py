@@ -1,11 +1,13 @@
 """Taking a waiting task out of the schedule: wherever it stands, and whether or not it comes back."""
 
+import gc
 import random
 
 import pytest
 
+from poqueue import schedule as schedule_module
 from poqueue.ledger import Entry
-from poqueue.schedule import Schedule
+from poqueue.schedule import FORGET_AT, Schedule
 
 NOW = 100.0
 
@@ -49,6 +51,18 @@ def _set_aside(schedule: Schedule, one: Entry) -> None:
 
 
 PLACES = ["fresh", "returned", "delayed", "aside"]
+
+
+def test_many_removed_tasks_are_not_held_until_their_turn(schedule: Schedule) -> None:
+    for rank in range(1, 4 * FORGET_AT):
+        one = entry(rank)
+        put(schedule, one, PLACES[rank % len(PLACES)])
+        schedule.remove(one)
+    del one
+    gc.collect()
+
+    assert sum(isinstance(each, Entry) and each.rank > 0 for each in gc.get_objects()) <= FORGET_AT
+    assert ranks(schedule) == []
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -131,7 +145,11 @@ def test_rebuilding_forgets_what_was_there(schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_any_mixture_of_steps_serves_what_a_sorted_list_would(seed: int) -> None:
+@pytest.mark.parametrize("forget_at", [1, FORGET_AT])
+def test_any_mixture_of_steps_serves_what_a_sorted_list_would(
+    seed: int, forget_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule_module, "FORGET_AT", forget_at)
     chance = random.Random(seed)
     schedule = Schedule(by_priority=True)
     waiting: dict[int, tuple[Entry, float]] = {}

@@ -21,6 +21,7 @@ import pytest
 
 from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
 from poqueue import client as client_module
+from poqueue import server as server_module
 from poqueue.client import QueueClient
 from poqueue.errors import CallTimeoutError, ManagerLostError, PoqueueError, QueueError, ServiceError, TaskNotFoundError
 from poqueue.server import METHODS, QueueServer
@@ -149,7 +150,7 @@ def test_a_closed_client_says_so_and_wakes_a_waiting_thread(queue: QueueClient) 
 
     def wait() -> None:
         try:
-            queue.read_events(1, 0, wait_s=5.0)
+            queue.read_events(*queue.open_events(), wait_s=5.0)
         except BaseException as error:
             faults.append(error)
 
@@ -232,6 +233,26 @@ def test_a_thread_that_ends_leaves_no_connection(service: QueueService, queue: Q
     assert len(queue._connections) == 1
     assert psutil.Process().num_fds() == before
     wait_until(lambda: psutil.Process(service.pid).num_threads() < 10, "the threads of the manager have ended")
+
+
+def test_a_client_that_finds_no_thread_is_turned_away_and_others_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may give no thread more for a while."""
+    start, refused = threading.Thread.start, list[int]()
+
+    def refuse_three(thread: Any) -> None:
+        if getattr(thread._target, "__name__", "") == "_serve_connection" and len(refused) < 3:
+            refused.append(1)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_three)
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 2)
+    with QueueService(start_method="fork") as service:
+        for _ in range(3):
+            with pytest.raises(ManagerLostError):
+                connect(service.address, service.key)
+
+        assert is_well(service.client())
 
 
 class _Unopenable:
@@ -669,14 +690,16 @@ def test_the_private_names_of_multiprocessing_that_we_use_are_there(tmp_path: Pa
 # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def owner_script(folder: Path, start_method: str, then: str) -> Path:
+def owner_script(folder: Path, start_method: str, then: str, first: str = "pass") -> Path:
     """A program that starts a service, tells the manager's pid and address, and then does something else."""
     script = folder / "owner.py"
     script.write_text(
         textwrap.dedent(f"""
+            import os
             import time
             from poqueue.service import QueueService
             if __name__ == "__main__":
+                {first}
                 service = QueueService(start_method={start_method!r})
                 service.start()
                 print(service.pid, service.address, flush=True)
@@ -686,9 +709,14 @@ def owner_script(folder: Path, start_method: str, then: str) -> Path:
     return script
 
 
-@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
-def test_the_manager_ends_when_its_owner_is_killed(start_method: str, tmp_path: Path) -> None:
-    script = owner_script(tmp_path, start_method, "time.sleep(60)")
+NO_PIDFD = "os.pidfd_open = lambda *args: os.close(-1)"  # an OSError, as of a kernel or a sandbox without it
+
+
+@pytest.mark.parametrize(
+    ("start_method", "first"), [("spawn", "pass"), ("forkserver", "pass"), ("fork", "pass"), ("fork", NO_PIDFD)]
+)
+def test_the_manager_ends_when_its_owner_is_killed(start_method: str, first: str, tmp_path: Path) -> None:
+    script = owner_script(tmp_path, start_method, "time.sleep(60)", first)
     with subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     ) as owner:
@@ -774,6 +802,111 @@ def test_event_handlers_run_in_the_clients_process(queue: QueueClient) -> None:
 
     wait_until(lambda: len(heard) == 2, "both are heard")
     assert heard == [(os.getpid(), "A"), "empty"]
+
+
+def complete_one(queue: QueueClient) -> None:
+    task_id = queue.add_task(ProcessingTask(po_data={"po_number": "A"}))
+    queue.get_next_task("w")
+    queue.complete_task(task_id, "w", TaskResult(True))
+
+
+def is_an_event_held(queue: QueueClient) -> bool:
+    """Whether the queue keeps an event for somebody: a reader that comes now could still have it."""
+    reader, _ = queue.open_events()
+    held = queue.read_events(reader, 0)
+    queue.close_events(reader)
+    return bool(held)
+
+
+def listens(client: QueueClient) -> None:
+    client.set_event_handlers(on_queue_full=lambda: None)
+
+
+def listens_and_is_closed(client: QueueClient) -> None:
+    listens(client)
+    client.close()
+
+
+def reads_and_is_killed(client: QueueClient) -> None:
+    in_forked_child(lambda: client.open_events() and os.kill(os.getpid(), signal.SIGKILL))
+
+
+@pytest.mark.parametrize("come_and_go", [listens_and_is_closed, reads_and_is_killed])
+def test_no_event_is_held_for_a_client_that_is_gone(
+    come_and_go: Callable[[QueueClient], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "READ_ON_S", SHORT_S)
+    with QueueService(start_method="fork") as service:
+        queue = service.client()
+        come_and_go(service.client())
+        complete_one(queue)
+
+        wait_until(lambda: not is_an_event_held(queue), "nothing is held")
+
+
+def test_no_event_is_held_for_a_client_that_has_no_handlers_any_more(
+    service: QueueService, queue: QueueClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = service.client()
+    listens(client)
+    client.set_event_handlers(on_queue_full=None)
+    complete_one(queue)
+
+    wait_until(lambda: not is_an_event_held(queue), "nothing is held", server_module.READ_ON_S / 2)
+
+    heard: list[str] = []
+    client.set_event_handlers(on_queue_empty=lambda: heard.append("empty"))
+    complete_one(queue)
+    wait_until(lambda: heard == ["empty"], "new handlers are called, and once")
+
+
+def test_handlers_hear_again_after_their_reader_was_closed_and_the_log_says_that_they_did_not(
+    service: QueueService, queue: QueueClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client_module, "REOPEN_S", 0.001)
+    client, heard = service.client(), list[str]()
+    client.set_event_handlers(on_queue_empty=lambda: heard.append("empty"))
+    complete_one(queue)
+    wait_until(lambda: heard == ["empty"], "it is heard")
+
+    queue.close_events(1)  # as the manager does for a connection that is gone
+    complete_one(queue)
+    wait_until(lambda: "reader 1 is closed" in caplog.text, "it is told that nothing was heard")
+
+    def is_heard() -> bool:
+        complete_one(queue)
+        return len(heard) > 1
+
+    wait_until(is_heard, "it hears again")
+
+
+def test_what_one_connection_has_begun_to_read_another_reads_on(service: QueueService, queue: QueueClient) -> None:
+    first = service.client()
+    reader, after = first.open_events()
+    complete_one(queue)
+    first.close()
+
+    assert [event.kind for event in queue.read_events(reader, after)] == ["completed", "empty"]
+
+
+def test_handlers_hear_again_however_long_the_manager_was_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client_module, "REOPEN_S", 0.001)
+    dial, tries, heard = client_module.dial, list[float](), list[str]()
+    monkeypatch.setattr(client_module, "dial", lambda *words: tries.append(1) or dial(*words))
+    with QueueService(journal=tmp_path / "journal") as service:
+        queue = service.client()
+        queue.set_event_handlers(on_task_complete=lambda done: heard.append(done.task_id))
+        wait_until(lambda: len(tries) == 2, "the handlers' thread reads")
+        os.kill(service.pid, signal.SIGKILL)
+        wait_until(lambda: len(tries) > 100, "it goes on trying")
+        service.replace()
+        queue.hang_up()
+
+        wait_until(lambda: complete_one(queue) or heard, "a handler is called")
+
+    assert "no events are heard until the queue answers again" in caplog.text
 
 
 def test_contract_errors_cross_whole(queue: QueueClient) -> None:

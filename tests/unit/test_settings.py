@@ -289,7 +289,7 @@ def test_a_command_line_only_setting_is_refused_in_a_file(tmp_path: Path) -> Non
         ("delimiter", "'::'", "one character"),
         ("delimiter", "'\"'", "one character"),
         ("encoding", "klingon", "an encoding"),
-        ("encoding", "base64", "an encoding"),
+        *[("encoding", name, "an encoding") for name in ("base64", "rot13", "idna", "punycode", "undefined")],
         ("processor", "'mod:'", "module:attribute"),
         ("processor", "x", "module:attribute"),
         ("processor", "mod:func:x", "module:attribute"),

@@ -26,6 +26,8 @@ from poqueue.simulation import (
     stretch_of,
 )
 
+pytestmark = pytest.mark.once
+
 FREE = Costs()
 HANGS = Attempt(math.inf)
 
@@ -59,7 +61,7 @@ def simulated_wait_s(arrivals_per_s: float, service_per_s: float, workers: int, 
     return run(histories, Rules(workers), arrivals=arrivals).waited_s
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.parametrize(("arrivals_per_s", "workers"), [(0.7, 1), (1.5, 2), (4.0, 5), (9.0, 10)])
 def test_the_mean_wait_of_random_arrivals_is_erlangs(arrivals_per_s: float, workers: int) -> None:
     expected_s = erlang_c_wait_s(arrivals_per_s, 1.0, workers)
@@ -285,6 +287,7 @@ attempts = st.builds(
 histories_of_attempts = st.lists(st.lists(attempts, min_size=1, max_size=3).map(tuple), min_size=1, max_size=30)
 
 
+@pytest.mark.slow
 @given(histories_of_attempts, st.integers(1, 6), st.sampled_from([1.0, 2.0, math.inf]), st.integers(0, 3))
 def test_every_task_ends_once_whatever_happens(
     histories: list[History], workers: int, cores: float, max_retries: int
@@ -307,7 +310,7 @@ def drawn(shape: Callable[[Random], float], count: int, seed: int) -> list[Histo
     return tasks(*(shape(random) for _ in range(count)))
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_the_range_holds_the_truth_nearly_always_and_narrows_with_the_sample() -> None:
     """Sixty predictions for batches of exponential durations, each from a sample of its own."""
     rules = Rules(8)

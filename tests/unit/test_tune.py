@@ -28,6 +28,8 @@ from workers.sample import MeasuredAttempt, _alone_s, choose
 from workers.settings import RunSettings
 from workers.tune import check_new_file, parse_what_if
 
+pytestmark = pytest.mark.once
+
 MACHINE = Machine(cores=2, free_bytes=8_000_000_000)
 
 
@@ -376,8 +378,8 @@ def test_what_is_written_is_taken_as_a_configuration_and_keeps_what_was_set(tmp_
 def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("jobs: 3\n", encoding="utf-8")
 
-    for path in (tmp_path / "mine.yaml", tmp_path / "nowhere" / "x.yaml"):
-        with pytest.raises(ConfigError, match="--write"):
+    for path, said in ((tmp_path / "mine.yaml", "--write"), (tmp_path / "nowhere" / "x.yaml", "no directory")):
+        with pytest.raises(ConfigError, match=said):
             check_new_file(path)
 
 

@@ -3,6 +3,9 @@
 import json
 import logging
 import os
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +13,16 @@ import pytest
 
 from poqueue.payload import freeze_plain_result, thaw_result
 from poqueue.task import Lease, Report, TaskResult
+from tests.contract.scene import wait_until
+from workers.process_control import born
+from workers.recovery import read_left_behind
 from workers.worker_files import MAX_LINE_CHARS, OutputLine, Phase, Usage, WorkerReader, WorkerWriter
 
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[WorkerReader]:
-    reader = WorkerReader(tmp_path / "w")
+    (tmp_path / "work.1").mkdir()
+    reader = WorkerReader(tmp_path / "work.1" / "process-1")
     yield reader
     reader.remove()
     assert not reader.folder.exists()
@@ -260,12 +267,40 @@ def test_junk_among_the_reports_is_left_out(junk: bytes, reader: WorkerReader, w
 
 
 def test_what_is_owned_is_read_line_by_line(reader: WorkerReader, writer: WorkerWriter, tmp_path: Path) -> None:
-    writer.own(12, None)
+    writer.own(os.getpid(), None)
     writer.own(None, os.path.relpath(tmp_path / "x"))
     with open(reader.folder / "owned", "a") as file:
         file.write('{"pid": 13, "pa')
 
-    assert list(reader.owned()) == [{"pid": 12, "path": None}, {"pid": None, "path": str(tmp_path / "x")}]
+    assert reader.owned() == [
+        {"pid": os.getpid(), "born": born(os.getpid()), "path": None},
+        {"pid": None, "born": None, "path": str(tmp_path / "x")},
+    ]
+
+
+def test_what_an_attempt_named_is_owned_until_its_report_is_kept(reader: WorkerReader, writer: WorkerWriter) -> None:
+    def paths() -> list[str]:
+        return [item["path"] for item in reader.owned()]
+
+    writer.own(None, "/profile")
+    begin(writer, "A", token=1)
+    writer.own(None, "/half")
+    begin(writer, "B", token=2)
+    writer.own(None, "/other-half")
+    in_hand = paths()
+    writer.reports.keep(Report("id-B", 2, 0.5, freeze_plain_result(TaskResult(True))))
+    kept = paths()
+    writer.idle()
+
+    assert in_hand == ["/profile", "/other-half"]
+    assert kept == ["/profile"] == paths()
+
+
+def test_what_an_older_version_names_is_all_owned(reader: WorkerReader, writer: WorkerWriter) -> None:
+    begin(writer, "A", token=1)
+    (reader.folder / "owned").write_text('{"pid": null, "born": null, "path": "/x"}\n')
+
+    assert reader.owned() == [{"pid": None, "born": None, "path": "/x"}]
 
 
 def test_a_boot_failure_is_cut_and_read(reader: WorkerReader, writer: WorkerWriter) -> None:
@@ -282,6 +317,30 @@ def test_a_reader_whose_folder_is_gone_reads_nothing(reader: WorkerReader, write
 
     shutil.rmtree(reader.folder)
 
-    assert (reader.stack(), reader.boot_failure(), list(reader.owned()), reader.untold_reports()) == ("", "", [], [])
+    assert (reader.stack(), reader.boot_failure(), reader.owned(), reader.untold_reports()) == ("", "", [], [])
     assert reader.output(is_dead=True) == []
     assert json.dumps(reader.status()._asdict())
+
+
+@pytest.fixture
+def owned(reader: WorkerReader) -> Iterator["subprocess.Popen[bytes]"]:
+    begun = time.time()
+    wait_until(lambda: time.time() > begun + 0.1, "it is younger than the worker's files")
+    with subprocess.Popen(["sleep", "300"]) as process:
+        yield process
+        process.kill()
+
+
+def test_what_a_dead_worker_owned_is_ended_however_long_it_had_worked(
+    owned: "subprocess.Popen[bytes]", reader: WorkerReader, writer: WorkerWriter, tmp_path: Path
+) -> None:
+    """The kernel notes again and again that the mapped status was written."""
+    writer.own(owned.pid, None)
+    begun = time.time()
+    wait_until(lambda: time.time() > begun + 1.5, "more than any tolerance has gone by")
+    os.utime(reader.folder / "status")
+
+    read_left_behind(tmp_path)
+
+    wait_until(lambda: owned.poll() is not None, "it is ended")
+    assert owned.returncode == -signal.SIGKILL

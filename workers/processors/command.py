@@ -15,11 +15,11 @@ from typing import Any
 from poqueue.errors import ConfigError
 from workers.post_mortem import signal_name
 from workers.processing import GiveUp, WorkerContext
+from workers.processors.shell_quotes import FIELD_MARK, field_in_quotes
 from workers.quantities import did_you_mean, nearest
 
 TARGET = "workers.processors.command:Command"
 OPTION, SHELL_OPTION = "command", "shell"
-_FIELD_MARK = 0xF0000  # a plane of Unicode for private use
 
 
 class CommandFailed(Exception):
@@ -51,16 +51,24 @@ class Command:
 
     def _arguments(self, fields: Mapping[str, str]) -> list[str]:
         if self._is_shell:
-            quoted = {name: shlex.quote(value) for name, value in fields.items()}
-            return ["/bin/sh", "-c", fill_in(self._template, quoted)]
+            return _shell_arguments(self._template, fields)
         return [fill_in(argument, fields) for argument in split_template(self._template)]
 
 
-def check_command(template: str, names: Iterable[str]) -> None:
+def _shell_arguments(template: str, fields: Mapping[str, str]) -> list[str]:
+    """The shell is given the values as arguments, and puts them into variables that the line names."""
+    names = list(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name is not None))
+    # Not "$1" in the line itself, which is another one in a function of it.
+    taken = "".join(f"_poqueue_{number}=$1; shift; " for number in range(len(names)))
+    line = fill_in(template, {name: f'"$_poqueue_{number}"' for number, name in enumerate(names)})
+    return ["/bin/sh", "-c", taken + line, "/bin/sh", *(fields.get(name, "") for name in names)]
+
+
+def check_command(template: str, names: Iterable[str], *, is_shell: bool = False) -> None:
     """Whether a template can be filled in from these fields.
 
     Raises:
-        ConfigError: it cannot be split, is empty, or names a field that no order has.
+        ConfigError: it cannot be split, is empty, names a field that no order has, or one within quotes of a shell.
     """
     try:
         parts = split_template(template)
@@ -80,16 +88,26 @@ def check_command(template: str, names: Iterable[str]) -> None:
             raise ConfigError(
                 f"--command: the orders have no field {name!r}{did_you_mean(nearest(name, known))}; fields: {fields}"
             )
+    line, marks = _marked(template)
+    if is_shell and (mark := field_in_quotes(line)):
+        raise ConfigError(
+            f"--command {template!r}: {marks[mark]} stands within quotes or arithmetic; "
+            "the values are quoted already: take the quotes away"
+        )
 
 
 def split_template(template: str) -> list[str]:
     """The arguments of a template, as a shell would split it; a field is never split, whatever its name holds."""
-    found = list(string.Formatter().parse(template))
-    # Each field travels through the split as one character that no template holds.
-    line = "".join(text + ("" if name is None else chr(_FIELD_MARK + n)) for n, (text, name, _, _) in enumerate(found))
-    names = {chr(_FIELD_MARK + n): f"{{{name}}}" for n, (_, name, _, _) in enumerate(found) if name is not None}
+    line, marks = _marked(template)
     doubled = {"{": "{{", "}": "}}"}
-    return ["".join(names.get(c) or doubled.get(c, c) for c in argument) for argument in shlex.split(line)]
+    return ["".join(marks.get(c) or doubled.get(c, c) for c in argument) for argument in shlex.split(line)]
+
+
+def _marked(template: str) -> tuple[str, dict[str, str]]:
+    """The template with one character that no template holds for each field, and which field each of them is."""
+    found = list(string.Formatter().parse(template))
+    line = "".join(text + ("" if name is None else chr(FIELD_MARK + n)) for n, (text, name, _, _) in enumerate(found))
+    return line, {chr(FIELD_MARK + n): f"{{{name}}}" for n, (_, name, _, _) in enumerate(found) if name is not None}
 
 
 def fill_in(template: str, fields: Mapping[str, str]) -> str:
@@ -107,7 +125,7 @@ def _fields(po: Mapping[str, Any], context: WorkerContext) -> dict[str, str]:
         name: "" if value is None else str(value) for name, value in po.items() if not isinstance(value, list | dict)
     }
     ours = {"task_id": context.task_id, "attempt": str(context.attempt), "output_dir": str(context.output_dir)}
-    return {**ours, **fields}
+    return {**fields, **ours}
 
 
 def _environment(context: WorkerContext) -> dict[str, str]:

@@ -1,0 +1,88 @@
+"""The calls that wait for something to lease, and how new work gets to them.
+
+A worker's call waits in the manager, on a thread of its own. Were that thread woken to lease and to answer, a PO would wait
+for two threads in turn. So whoever adds tasks leases them to the first in the line (TaskQueue._hand_out) and answers in
+their place; their own threads wake up after that, and find that there is nothing left to say. Everything here is done with
+the queue's lock held.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from poqueue.packing import PackedGrant
+
+logger = logging.getLogger(__name__)
+
+Offer = Callable[[PackedGrant], bool]  # tells the other end at once, or not at all: whether it did
+TOLD: PackedGrant = ([], False, 0)  # itself, not its equals: the worker knows its grant already
+
+
+class Taker:
+    """A call that waits; with an `offer` another thread may not only lease to it but also answer."""
+
+    __slots__ = ("bell", "grant", "is_in_line", "is_told", "limit", "offer", "turn", "worker_id")
+    bell: threading.Condition
+
+    def __init__(self, worker_id: str, limit: int, turn: int, offer: Offer | None) -> None:
+        self.worker_id = worker_id
+        self.limit = limit
+        self.turn = turn
+        self.offer = offer
+        self.is_in_line = False
+        self.grant: PackedGrant | None = None  # what it has got,
+        self.is_told = False  # and whether its worker knows; else its own thread is to say so
+
+    def tell(self, grant: PackedGrant) -> None:
+        """Give it this, which is leased to its worker already."""
+        self.grant = grant
+        try:
+            self.is_told = self.offer is not None and self.offer(grant)
+        except Exception as error:  # whatever is wrong with its connection, its own thread will meet it
+            logger.debug("a worker cannot be told by another thread: %r", error)
+        self.bell.notify()
+
+
+class Line:
+    """Those who wait, the longest first; who is called leaves it, looks for itself, and stands behind all others again."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._takers: deque[Taker] = deque()
+
+    def __len__(self) -> int:
+        return len(self._takers)
+
+    def wait(self, taker: Taker, at_most_s: float) -> None:
+        """Stand in line until called, or told, or for so long."""
+        taker.bell = threading.Condition(self._lock)
+        self._takers.append(taker)
+        taker.is_in_line = True
+        try:
+            taker.bell.wait(at_most_s)
+        finally:
+            if taker.is_in_line:
+                self._takers.remove(taker)
+                taker.is_in_line = False
+
+    def pop(self) -> Taker:
+        """Take the first one out."""
+        taker = self._takers.popleft()
+        taker.is_in_line = False
+        return taker
+
+    def put_back(self, taker: Taker) -> None:
+        """It waits on, as the first."""
+        self._takers.appendleft(taker)
+        taker.is_in_line = True
+
+    def notify(self, count: int = 1) -> None:
+        """Call so many, if there are."""
+        for _ in range(min(count, len(self._takers))):
+            self.pop().bell.notify()
+
+    def notify_all(self) -> None:
+        """Call everybody."""
+        self.notify(len(self._takers))

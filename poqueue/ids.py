@@ -1,0 +1,23 @@
+"""New ids for tasks; apart from the queue, so that whoever feeds one can give them without loading it."""
+
+import itertools
+import os
+
+
+class Ids:
+    """UUIDs of version 8 (RFC 9562, 5.8): 74 random bits of this process, and a count of 48 bits."""
+
+    def __init__(self) -> None:
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)  # else both processes would give the same ones
+
+    def _begin(self) -> None:
+        digits = os.urandom(10).hex()
+        self._prefix = f"{digits[:8]}-{digits[8:12]}-8{digits[12:15]}-{'89ab'[int(digits[15], 16) & 3]}{digits[16:19]}-"
+        self._count = itertools.count(int.from_bytes(os.urandom(5), "big"))
+
+    def new(self) -> str:
+        return f"{self._prefix}{next(self._count):012x}"
+
+
+new_id = Ids().new
