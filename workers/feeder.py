@@ -47,6 +47,7 @@ class Feeder:
         self._sent: Lot | None = None
         self._answer: PendingCall | None = None
         self._not_before = 0.0
+        self._waits_for_count = False
         self.is_refused = False  # the journal cannot be written for now
 
     def open(self) -> None:
@@ -75,9 +76,15 @@ class Feeder:
         """Whether the queue has them all."""
         return self._has_all and not self._lots and self._sent is None
 
-    def count_left(self) -> int:
-        """How many tasks are known that the queue does not have; it waits a moment for what is on its way. Errors as in turn."""
+    def count_left(self) -> int | None:
+        """How many tasks are known that the queue does not have; it waits a moment for what is on its way. Errors as in turn.
+
+        None while a lot is still on its way: the queue may count it already. No other lot is sent then before the next try.
+        """
         self._hear(HEAR_S)
+        self._waits_for_count = self._sent is not None
+        if self._waits_for_count:
+            return None
         return 0 if self.is_done else max(0, self._count)
 
     @property
@@ -100,7 +107,7 @@ class Feeder:
         if self.is_done:
             return False
         has_heard = self._hear(wait_s)
-        if self._sent is None and time.monotonic() >= self._not_before:
+        if self._sent is None and not self._waits_for_count and time.monotonic() >= self._not_before:
             if not self._lots:
                 self._make()
             self._send()
@@ -111,6 +118,7 @@ class Feeder:
 
     def finish(self) -> None:
         """Add the rest now, or as much of it as can be written down. Errors as in turn."""
+        self._waits_for_count = False
         while not self.is_done and not self.is_refused:
             self.turn(wait_s=1.0)
 

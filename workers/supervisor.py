@@ -909,6 +909,8 @@ class Supervisor:
         from workers.progress import Snapshot
 
         to_add = self._feeder.count_left()
+        if to_add is None:
+            return
         status = self._ask("get_queue_status")
         self._next_show = now + (SHOW_S if to_add or status["processing_tasks"] else SHOW_IDLE_S)
         phase = "done" if is_last else ("draining", "draining", "stopping", "stopping")[self._stop_level]

@@ -594,6 +594,7 @@ def test_what_is_still_to_be_added_is_shown_as_waiting(tmp_path: Path, monkeypat
     """The total is that of the batch at every look, whatever is on its way at the moment."""
     monkeypatch.setattr(supervisor_module, "SHOW_S", 0.0)
     monkeypatch.setattr(supervisor_module, "QUEUE_TURN_S", 0.001)  # a look after each lot
+    monkeypatch.setattr(feeder_module, "HEAR_S", 0.0)  # whose answer takes longer than one may wait for it
     seen: list[Snapshot] = []
 
     with on_stage(tmp_path, on_show=seen.append) as (supervisor, play):
