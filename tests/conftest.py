@@ -16,12 +16,23 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from workers.process_control import helper_pids
 
 MARK = "POQUEUE_TEST_MARK"
 GONE_WITHIN_S = 5.0
 FORKSERVER_FDS = 6  # what this process keeps open for its fork server, once
+
+# How long an example takes is the machine's business, which may stand still in any of them.
+settings.register_profile(
+    "untimed",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+    database=None,
+)
+settings.load_profile("untimed")
 
 # What a shell starts with & ignores INT, and what nohup starts HUP; the commands under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,13 +6,12 @@ to balance after every step. At the end everything is drained and has to be fini
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -350,14 +349,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.events.append(("empty",))
 
 
-QueueMachine.TestCase.settings = settings(
-    max_examples=150,
-    stateful_step_count=40,
-    deadline=None,
-    derandomize="CI" in os.environ,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+QueueMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestAnyHistory = pytest.mark.contract("R3", "R4", "R5", "R7", "R9", "R10", "R11", "R16", "R17", "R20")(
     QueueMachine.TestCase
 )

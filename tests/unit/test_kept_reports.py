@@ -82,7 +82,7 @@ steps = st.lists(
 
 
 @pytest.mark.once
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps=steps)
 def test_what_is_kept_is_what_was_not_told(
     steps: list[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory

@@ -72,7 +72,7 @@ def test_the_frames_are_those_of_multiprocessing(size: int, ends: Ends, monkeypa
     thread.join()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=st.integers(0, 70_000), cuts=st.lists(st.integers(0, 70_012), max_size=6), is_long=st.booleans())
 def test_wherever_it_is_cut_a_message_is_the_same(size: int, cuts: list[int], is_long: bool) -> None:
     message = bytes(range(256)) * (size // 256) + bytes(size % 256)
