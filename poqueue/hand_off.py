@@ -2,28 +2,37 @@
 
 A worker's call waits in the manager, on a thread of its own. Were that thread woken to lease and to answer, a PO would wait
 for two threads in turn. So whoever adds tasks leases them to the first in the line (TaskQueue._hand_out) and answers in
-their place; their own threads wake up after that, and find that there is nothing left to say. Everything here is done with
-the queue's lock held.
+their place; their own threads wake up after that, and find that there is nothing left to say. To wake a worker that has
+slept for a while takes about as long as to add a PO: it is announced before, so that both is done at the same time.
+Everything here is done with the queue's lock held.
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from poqueue.packing import PackedGrant
 
 logger = logging.getLogger(__name__)
 
-Offer = Callable[[PackedGrant], bool]  # tells the other end at once, or not at all: whether it did
 TOLD: PackedGrant = ([], False, 0)  # itself, not its equals: the worker knows its grant already
+
+
+class Offer(Protocol):
+    """How another thread reaches the other end of a call that waits. Nothing here waits."""
+
+    def tell(self, grant: PackedGrant) -> bool:
+        """Give the answer at once, or not at all: whether it did."""
+
+    def announce(self) -> None:
+        """Say that there will be one."""
 
 
 class Taker:
     """A call that waits; with an `offer` another thread may not only lease to it but also answer."""
 
-    __slots__ = ("bell", "grant", "is_in_line", "is_told", "limit", "offer", "turn", "worker_id")
+    __slots__ = ("bell", "grant", "is_announced", "is_in_line", "is_told", "limit", "offer", "turn", "worker_id")
     bell: threading.Condition
 
     def __init__(self, worker_id: str, limit: int, turn: int, offer: Offer | None) -> None:
@@ -31,7 +40,7 @@ class Taker:
         self.limit = limit
         self.turn = turn
         self.offer = offer
-        self.is_in_line = False
+        self.is_in_line = self.is_announced = False
         self.grant: PackedGrant | None = None  # what it has got,
         self.is_told = False  # and whether its worker knows; else its own thread is to say so
 
@@ -39,10 +48,16 @@ class Taker:
         """Give it this, which is leased to its worker already."""
         self.grant = grant
         try:
-            self.is_told = self.offer is not None and self.offer(grant)
+            self.is_told = self.offer is not None and self.offer.tell(grant)
         except Exception as error:  # whatever is wrong with its connection, its own thread will meet it
             logger.debug("a worker cannot be told by another thread: %r", error)
         self.bell.notify()
+
+    def announce(self) -> None:
+        """Have its worker wake up; once, since it may be in vain."""
+        if self.offer is not None and not self.is_announced:
+            self.is_announced = True
+            self.offer.announce()
 
 
 class Line:
@@ -66,6 +81,14 @@ class Line:
             if taker.is_in_line:
                 self._takers.remove(taker)
                 taker.is_in_line = False
+
+    def announce(self) -> None:
+        """Something will come for the first one."""
+        try:
+            first = self._takers[0]
+        except IndexError:  # a look before might be out of date: a signal handler adds as well
+            return
+        first.announce()
 
     def pop(self) -> Taker:
         """Take the first one out."""

@@ -13,7 +13,6 @@ import signal
 import socket
 import threading
 import time
-from functools import partial
 from multiprocessing import connection
 from multiprocessing.managers import Server
 from pathlib import Path
@@ -138,7 +137,7 @@ def _answer(queue: TaskQueue, request: bytes | memoryview, stream: wire.Stream) 
         if unpack is not None and args:
             args = unpack(*args)
         if name == "exchange_packed":
-            kwargs = {**kwargs, "offer": partial(_offer, stream, number)}
+            kwargs = {**kwargs, "offer": _Offer(stream, number)}
         value = getattr(queue, name)(*args, **kwargs)
         if value is TOLD:
             return None
@@ -155,10 +154,19 @@ def _answer(queue: TaskQueue, request: bytes | memoryview, stream: wire.Stream) 
         return pickle.dumps((number, False, QueueError(f"{name}: {text}")), 5)
 
 
-def _offer(stream: wire.Stream, number: Any, grant: PackedGrant) -> bool:
-    """Answer an exchange that waits, for its own thread; it waits with the queue's lock, and so does not hang up meanwhile."""
-    failpoint.hit("service.before_answer")
-    return stream.send_at_once(pickle.dumps((number, True, grant), 5))
+class _Offer:
+    """Answers an exchange that waits, for its own thread; that waits with the queue's lock, and so does not hang up meanwhile."""
+
+    __slots__ = ("_number", "_stream", "announce")
+
+    def __init__(self, stream: wire.Stream, number: Any) -> None:
+        self._stream = stream
+        self._number = number
+        self.announce = stream.announce
+
+    def tell(self, grant: PackedGrant) -> bool:
+        failpoint.hit("service.before_answer")
+        return self._stream.send_at_once(pickle.dumps((self._number, True, grant), 5))
 
 
 def _leave_if_broken(queue: TaskQueue) -> None:

@@ -196,12 +196,14 @@ class TaskQueue:
             QueueFullError: the queue is at its size limit; nothing was added.
             JournalError: it could not be written down; nothing was added. Likewise for every method that changes the queue.
         """
+        self._announce()
         entry = self._admit(task, priority)
         self._add([entry], [entry.task_id])
         return entry.task_id
 
     def add_tasks(self, tasks: Sequence[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
         """Add many tasks in one step, all or none; arguments and errors as in add_task."""
+        self._announce()
         admitted = [self._admit(task, priority) for task in tasks]
         ids = [entry.task_id for entry in admitted]
         if ids:
@@ -1239,6 +1241,13 @@ class TaskQueue:
     def _work_comes(self, count: int) -> None:
         self._empty_is_news = True
         self._work.notify(count)
+
+    def _announce(self) -> None:
+        """Something is to be added, if nothing is wrong with it."""
+        if self._work:
+            with self._lock:
+                if not (self._is_paused or self._held_because):
+                    self._work.announce()
 
     def _hand_out(self, count: int) -> None:
         """Lease to those who wait, and tell them, on the thread that has added so many (poqueue.hand_off).

@@ -28,6 +28,7 @@ _READ_BYTES = 65_536  # holds nearly every message
 _LENGTH = struct.Struct("!i")
 _LONG_HEAD = struct.Struct("!iQ")  # -1, length: of what _LENGTH cannot hold
 _MAX_SHORT = 0x7FFFFFFF
+_ANNOUNCEMENT = _LENGTH.pack(0)  # an empty message, which is none: there is nothing to unpickle in it
 
 
 def raise_mapped(name: str, error: BaseException) -> NoReturn:
@@ -115,7 +116,7 @@ class Stream:
     """Whole messages over a connection that is open already, in the frames of multiprocessing's own, with fewer calls and copies.
 
     One call reads a message that came in one piece, and one writes it. Requests and answers alternate, so that never more
-    than one message is on its way.
+    than one message is on its way, which announcements may precede.
     """
 
     def __init__(self, conn: connection.Connection) -> None:
@@ -145,14 +146,23 @@ class Stream:
         """
         if len(message) > AT_ONCE_BYTES:
             return False
-        plug = self._plug = self._plug or _plug_of(self._conn)
         data = _head_of(message) + message
+        sent = self._send_now(data)
+        if 0 < sent < len(data) and self._plug is not None:  # the rest may never find room
+            self._plug.shutdown(socket.SHUT_RDWR)
+        return sent > 0
+
+    def announce(self) -> None:
+        """Wake up who waits at the other end, because a message will be ready as soon as they are up; never waits."""
+        self._send_now(_ANNOUNCEMENT)
+
+    def _send_now(self, data: bytes) -> int:
+        """How much of it found room."""
         try:
-            if plug.send(data, socket.MSG_DONTWAIT) < len(data):  # the rest may never find room
-                plug.shutdown(socket.SHUT_RDWR)
-            return True
+            plug = self._plug = self._plug or _plug_of(self._conn)
+            return plug.send(data, socket.MSG_DONTWAIT)
         except OSError:  # no room, or nobody there
-            return False
+            return 0
 
     def let_go(self) -> None:
         """Before the connection is closed."""
@@ -167,6 +177,8 @@ class Stream:
             OSError: BlockingIOError if the time is up; or this is no message, or one above `limit` bytes.
         """
         data = os.read(self.fileno(), _READ_BYTES)
+        while data.startswith(_ANNOUNCEMENT):
+            data = data[_LENGTH.size :] or os.read(self.fileno(), _READ_BYTES)
         if len(data) < _LONG_HEAD.size:
             data = self._completed(data, _LENGTH.size)
         size, start = *_LENGTH.unpack_from(data), _LENGTH.size

@@ -97,6 +97,52 @@ def test_who_adds_tells_who_waits(house: House, monkeypatch: pytest.MonkeyPatch)
     assert told_by == [threading.get_ident()]
 
 
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the connections of those who wait were told, in its order, and when a task was looked at."""
+    said = list[str]()
+    announce, at_once, admit = wire.Stream.announce, wire.Stream.send_at_once, TaskQueue._admit
+    monkeypatch.setattr(wire.Stream, "announce", lambda *given: said.append("announced") or announce(*given))
+    monkeypatch.setattr(wire.Stream, "send_at_once", lambda *given: said.append("told") or at_once(*given))
+    monkeypatch.setattr(TaskQueue, "_admit", lambda *given: said.append("looked at") or admit(*given))
+    return said
+
+
+@pytest.mark.parametrize("add", [lambda queue: queue.add_task(task("A")), lambda queue: queue.add_tasks([task("A")])])
+def test_who_waits_wakes_up_while_the_task_is_looked_at(house: House, said: list[str], add: Any) -> None:
+    _, call = house.waits("w")
+
+    add(house.queue)
+
+    assert numbers_of(call) == ["A"]
+    assert said == ["announced", "looked at", "told"]
+
+
+def test_what_comes_to_nothing_is_announced_once(house: House, said: list[str]) -> None:
+    _, call = house.waits("w")
+    for _ in range(3):
+        with pytest.raises(ValueError, match="po_number"):
+            house.queue.add_task(ProcessingTask("bad", {}))
+
+    house.queue.add_task(task("A"))
+
+    assert numbers_of(call) == ["A"]
+    assert said.count("announced") == said.count("told") == 1
+
+
+@pytest.mark.parametrize("hold", [TaskQueue.pause_queue, lambda queue: queue.hold_queue("no room")])
+def test_nothing_is_announced_while_nothing_may_start(house: House, said: list[str], hold: Any) -> None:
+    hold(house.queue)
+    _, call = house.waits("w")
+
+    house.queue.add_task(task("A"))
+    assert said == ["looked at"]
+
+    house.queue.resume_queue()
+    house.queue.hold_queue("")
+    assert numbers_of(call) == ["A"]
+
+
 def test_each_gets_what_it_asked_for_and_who_waits_longest_the_first_of_it(house: House) -> None:
     calls = [house.waits(f"w{number}", limit)[1] for number, limit in enumerate((2, 1, 1))]
 

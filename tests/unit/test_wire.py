@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from poqueue import wire
 from poqueue.wire import Stream
+from tests.contract.scene import wait_until
 
 Ends = tuple[Connection, Connection]
 
@@ -36,7 +37,7 @@ def sent(stream: Stream, message: bytes) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 12, 4096, 65_531, 65_532, 65_533, 1_000_003])
+@pytest.mark.parametrize("size", [1, 7, 8, 12, 4096, 65_531, 65_532, 65_533, 1_000_003])
 def test_a_message_of_any_size_arrives_whole(size: int, ends: Ends) -> None:
     message = os.urandom(size)
     thread = sent(Stream(ends[0]), message)
@@ -52,6 +53,49 @@ def test_requests_and_answers_alternate(ends: Ends) -> None:
         assert pickle.loads(there.receive()) == number
         there.send(pickle.dumps(-number))
         assert pickle.loads(here.receive()) == -number
+
+
+def test_announcements_are_no_messages(ends: Ends) -> None:
+    here, there = Stream(ends[0]), Stream(ends[1])
+    for message, announced in ((b"one", 1), (b"two", 0), (b"three", 3), (b"x" * 100_000, 1)):
+        for _ in range(announced):
+            here.announce()
+        thread = sent(here, message)
+        assert there.receive() == message
+        thread.join()
+
+    here.announce()
+    here.let_go()
+    ends[0].close()
+    with pytest.raises(EOFError):
+        there.receive()
+
+
+def test_an_announcement_wakes_who_waits_and_lets_them_wait_on(ends: Ends) -> None:
+    here, got = Stream(ends[0]), list[bytes]()
+    waits = threading.Thread(target=lambda: got.append(bytes(Stream(ends[1]).receive())))
+    waits.start()
+
+    here.announce()
+    wait_until(lambda: not wire.wait_readable([ends[1].fileno()], 0.0), "it was read")
+    assert waits.is_alive() and not got
+
+    here.send(b"what was announced")
+    here.let_go()
+    waits.join()
+    assert got == [b"what was announced"]
+
+
+def test_to_announce_never_waits_and_never_fails(ends: Ends) -> None:
+    here = Stream(ends[0])
+    for _ in range(10_000):  # far more than the connection holds
+        here.announce()
+
+    ends[1].close()
+    here.announce()
+    here.let_go()
+    here.close()
+    Stream(ends[0]).announce()
 
 
 @pytest.mark.parametrize("size", [3, 100_000])
@@ -73,7 +117,7 @@ def test_the_frames_are_those_of_multiprocessing(size: int, ends: Ends, monkeypa
 
 
 @settings(max_examples=60)
-@given(size=st.integers(0, 70_000), cuts=st.lists(st.integers(0, 70_012), max_size=6), is_long=st.booleans())
+@given(size=st.integers(1, 70_000), cuts=st.lists(st.integers(0, 70_012), max_size=6), is_long=st.booleans())
 def test_wherever_it_is_cut_a_message_is_the_same(size: int, cuts: list[int], is_long: bool) -> None:
     message = bytes(range(256)) * (size // 256) + bytes(size % 256)
     head = wire._LONG_HEAD.pack(-1, size) if is_long else wire._LENGTH.pack(size)
