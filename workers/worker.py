@@ -124,6 +124,7 @@ class Worker:
         self._files = files
         self._reports: list[Report | Success] = []
         self._is_kept = True  # whether they would outlive this process
+        self._has_told = False  # those before them, which are still kept: they are forgotten when nobody waits for it
         self._hand: deque[Lease] = deque()  # what is to be begun,
         self._until = 0.0  # and until when,
         self._begins_at_once = False  # but for the first of it, if nothing comes before that
@@ -193,8 +194,9 @@ class Worker:
         grant = self._exchange(worker_id, client, limit)
         if self._reports:
             self._reports = []
-            self._files.reports.told()
+            self._has_told = True
         if is_last or grant.stop:
+            self._forget_told()
             self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)
             return False
         self._take(grant, time.monotonic() + HOLD_S)
@@ -204,9 +206,13 @@ class Worker:
         """What only this process knows is told before anything else; until then the PO stays in hand."""
         self._exchange(worker_id, client, 0)
         self._reports = []
-        self._files.reports.told()
+        self._forget_told()
         self._is_kept = True
         self._files.idle()
+
+    def _forget_told(self) -> None:
+        self._files.reports.told()
+        self._has_told = False
 
     def _ask_ahead(self, worker_id: str, client: QueueClient, lease: Lease) -> None:
         """Before the hand is empty: tell what is done and ask for more, so that nobody waits for the answer.
@@ -300,6 +306,8 @@ class Worker:
             os._exit(STRAY_CHILD_EXIT)  # the processor forked, and this is the child coming back into our loop
         if _term_came and len(report) == 7 and report.error is not None:
             raise Terminated  # that was no end of its own; the supervisor knows why it was told to end
+        if self._has_told:
+            self._forget_told()
         self._is_kept = files.reports.keep(report)
         if failpoint.is_armed:
             failpoint.hit("worker.report_kept")

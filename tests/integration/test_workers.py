@@ -145,6 +145,20 @@ def test_a_worker_whose_report_was_told_unkept_has_nothing_in_hand(tmp_path: Pat
     assert play.is_completed("A")
 
 
+def test_what_the_queue_knows_is_not_kept_beside_what_it_does_not(tmp_path: Path) -> None:
+    with on_stage(tmp_path, jobs=1) as (supervisor, play):
+        for number in range(4):  # one at a time: nothing is told but by the question for the next one
+            supervisor.queue.add_task(po(f"P{number}", "quick", tmp_path))
+            wait_until(
+                lambda count=number + 1: supervisor.queue.get_queue_status()["completed_tasks"] == count, "it is done"
+            )
+        [worker] = supervisor._staff.workers
+        kept = [report.task_id for report in worker.files.untold_reports()]
+
+    assert kept in ([], ["P3"])
+    assert all(play.is_completed(f"P{number}") for number in range(4))
+
+
 def test_the_queue_is_untouched_when_workers_cannot_start(tmp_path: Path) -> None:
     with on_stage(tmp_path, po("P", "quick", tmp_path), target=villains.SetupRaises) as (supervisor, play):  # noqa: SIM117
         with pytest.raises(WorkersCannotStartError):
