@@ -381,7 +381,10 @@ class QueueClient:
 
 
 class PendingCall:
-    """A request on its way; `fileno` lets a loop wait for its answer beside other things."""
+    """A request on its way; `fileno` lets a loop wait for its answer beside other things.
+
+    Of an exchange that waits for work it may be ready when the answer is only announced, which `result` then waits for.
+    """
 
     def __init__(self, client: QueueClient, conn: Any, number: int, name: str, timeout_s: float) -> None:
         self._client = client
