@@ -176,9 +176,13 @@ class Stream:
             EOFError: the other end has hung up.
             OSError: BlockingIOError if the time is up; or this is no message, or one above `limit` bytes.
         """
-        data = os.read(self.fileno(), _READ_BYTES)
-        while data.startswith(_ANNOUNCEMENT):
-            data = data[_LENGTH.size :] or os.read(self.fileno(), _READ_BYTES)
+        data, start = os.read(self.fileno(), _READ_BYTES), 0
+        while data.startswith(_ANNOUNCEMENT, start):
+            start += _LENGTH.size
+            if start == len(data):
+                data, start = os.read(self.fileno(), _READ_BYTES), 0
+        if start:
+            data = data[start:]
         if len(data) < _LONG_HEAD.size:
             data = self._completed(data, _LENGTH.size)
         size, start = *_LENGTH.unpack_from(data), _LENGTH.size

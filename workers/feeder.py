@@ -76,13 +76,17 @@ class Feeder:
         """Whether the queue has them all."""
         return self._has_all and not self._lots and self._sent is None
 
-    def count_left(self) -> int | None:
+    def count_left(self, *, is_last: bool = False) -> int | None:
         """How many tasks are known that the queue does not have; it waits a moment for what is on its way. Errors as in turn.
 
-        None while a lot is still on its way: the queue may count it already. No other lot is sent then before the next try.
+        None while a lot is still on its way: the queue may count it already. No other lot is sent then before the next try,
+        which waits for none.
+
+        Args:
+            is_last: there will be no other try: such a lot counts as what the queue does not have.
         """
-        self._hear(HEAR_S)
-        self._waits_for_count = self._sent is not None
+        self._hear(0.0 if self._waits_for_count else HEAR_S)
+        self._waits_for_count = self._sent is not None and not is_last
         if self._waits_for_count:
             return None
         return 0 if self.is_done else max(0, self._count)
@@ -94,8 +98,8 @@ class Feeder:
 
     @property
     def due(self) -> float | None:
-        """When a lot that was refused is to be sent again."""
-        return self._not_before if self.is_refused else None
+        """When a lot is to be sent that was refused, or held back to be counted."""
+        return self._not_before if self._lots and self._sent is None else None
 
     def turn(self, wait_s: float = 0.0) -> bool:
         """One step: hear that a lot was taken, send the next one, make the one after it. False if there was nothing to do.

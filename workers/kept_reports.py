@@ -76,6 +76,11 @@ class ReportKeeper:
         self._next[half] = (end + 7) & -8
         return True
 
+    @property
+    def has_lines(self) -> bool:
+        """Whether some of them take room on the disk."""
+        return True in self._has_lines
+
     def telling(self) -> None:
         """The reports so far are on their way to the queue, later ones not."""
         self._filled ^= 1

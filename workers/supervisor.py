@@ -908,7 +908,7 @@ class Supervisor:
             return
         from workers.progress import Snapshot
 
-        to_add = self._feeder.count_left()
+        to_add = self._feeder.count_left(is_last=is_last)
         if to_add is None:
             return
         status = self._ask("get_queue_status")

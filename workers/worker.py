@@ -195,6 +195,10 @@ class Worker:
         if self._reports:
             self._reports = []
             self._has_told = True
+            if (
+                self._pace_s > LEASE_AHEAD_S or self._files.reports.has_lines
+            ):  # of slow ones they are read; or take room
+                self._forget_told()
         if is_last or grant.stop:
             self._forget_told()
             self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)

@@ -608,6 +608,25 @@ def test_what_is_still_to_be_added_is_shown_as_waiting(tmp_path: Path, monkeypat
     assert all(s.succeeded + s.failed + s.running + s.retrying + s.pending == 3000 for s in seen)
 
 
+def test_what_was_held_back_for_a_look_is_added_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "SHOW_S", 0.0)
+    monkeypatch.setattr(supervisor_module, "QUEUE_TURN_S", 0.001)  # a look after each lot,
+    monkeypatch.setattr(feeder_module, "HEAR_S", 0.0)  # which is still on its way then
+    monkeypatch.setattr(supervisor_module, "TICK_S", 600.0)  # and nothing else wakes the loop
+
+    with on_stage(tmp_path, on_show=lambda snapshot: None) as (supervisor, play):
+        supervisor.queue.pause_queue()
+        supervisor.feed((po(f"P{number}", "quick", tmp_path) for number in range(5000)), 5000)
+
+        def look() -> None:
+            wait_until(lambda: supervisor.queue.get_queue_status()["pending_tasks"] == 5000, "all are added")
+            supervisor.stop()
+
+        meanwhile(supervisor, look)
+
+    assert play.status["pending_tasks"] == 5000
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_what_other_threads_start_meanwhile_is_left_alone(method: str, tmp_path: Path) -> None:
     """Workers are started all the time, and die with what they leave; the embedding program has processes of its own."""

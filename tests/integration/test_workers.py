@@ -16,6 +16,7 @@ from tests.integration import villains
 from tests.integration.stage import Play, lines_of, on_stage, perform, po, wait_until
 from tests.integration.test_supervisor import meanwhile
 from workers import Supervisor, WorkersCannotStartError, staff
+from workers.kept_reports import REPORT_FILES
 from workers.worker_files import Phase
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -157,6 +158,22 @@ def test_what_the_queue_knows_is_not_kept_beside_what_it_does_not(tmp_path: Path
 
     assert kept in ([], ["P3"])
     assert all(play.is_completed(f"P{number}") for number in range(4))
+
+
+def test_a_large_result_takes_no_room_any_more_once_the_queue_has_it(tmp_path: Path) -> None:
+    """The queue may wait for that room, and nobody gets another PO meanwhile."""
+    short = [
+        po(f"P{number}", "quick", tmp_path) for number in range(20)
+    ]  # a worker that is slow forgets at once anyway
+    with on_stage(tmp_path, *short, po("L", "large_result", tmp_path), jobs=1) as (supervisor, play):
+        wait_until(lambda: supervisor.queue.get_queue_status()["completed_tasks"] == 21, "they are done")
+        supervisor.queue.add_task(po("H", "hang", tmp_path))
+        [worker] = supervisor._staff.workers
+        wait_until(lambda: worker.status().po_number == "H", "the next one has begun")
+        room = [(worker.files.folder / name).stat().st_size for name in REPORT_FILES]
+
+    assert room == [0, 0]
+    assert play.is_completed("L")
 
 
 def test_the_queue_is_untouched_when_workers_cannot_start(tmp_path: Path) -> None:

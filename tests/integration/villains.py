@@ -406,6 +406,10 @@ def many_rows(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     return {"rows": _MANY_ROWS}
 
 
+def large_result(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    return {"text": "x" * 200_000}
+
+
 _MANY_ROWS = [{"a": number, "b": {"c": str(number)}} for number in range(400)]
 
 

@@ -879,7 +879,7 @@ _TABLES = st.integers(1, 4).flatmap(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     table=_TABLES,
     delimiter=st.sampled_from(",;\t|"),
@@ -902,7 +902,7 @@ def test_any_table_written_as_csv_is_read_back_equal(read, table, delimiter, sty
     assert_frozen_unlooked_at_as_the_queue_would(book)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(content=st.binary(max_size=200) | st.text(',;"\n\r\t|=po_number1.\0é', max_size=100).map(str.encode))
 def test_any_bytes_are_a_book_that_balances_or_an_orders_error(read, content):
     try:

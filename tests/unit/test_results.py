@@ -375,7 +375,7 @@ _HEADERS = st.lists(st.sampled_from(["", "Date", "rows", "supplier", "=x", "a,b"
 _CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(headers=_HEADERS, data=st.data())
 def test_failed_rows_read_again_are_the_same_orders(tmp_path_factory, headers, data):
     rows = data.draw(
@@ -398,7 +398,7 @@ def test_failed_rows_read_again_are_the_same_orders(tmp_path_factory, headers, d
     assert again.orders == book.orders
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(ends=st.lists(st.sampled_from(["succeeded", "failed", "not run", "invalid"]), min_size=1, max_size=12))
 def test_every_row_ends_in_exactly_one_way(tmp_path_factory, ends):
     folder = tmp_path_factory.mktemp("ends")
