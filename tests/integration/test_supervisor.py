@@ -1251,10 +1251,14 @@ def test_a_signal_wakes_the_loop_once(tmp_path: Path, monkeypatch: pytest.Monkey
         if not told:
             told.append(True)
             supervisor._signals.put(signal.SIGQUIT)
+        elif any(wakes):
+            supervisor.queue.resume_queue()
 
     told = list[bool]()
     monkeypatch.setattr(supervisor_module, "wait_readable", wait)
-    with on_stage(tmp_path, po("A", "good", tmp_path), on_show=show) as (supervisor, play):
+    with on_stage(tmp_path, on_show=show) as (supervisor, play):
+        supervisor.queue.pause_queue()
+        supervisor.queue.add_task(po("A", "good", tmp_path))
         play.end = supervisor.run()
 
     assert play.is_completed("A")
