@@ -195,9 +195,8 @@ class Worker:
         if self._reports:
             self._reports = []
             self._has_told = True
-            if (
-                self._pace_s > LEASE_AHEAD_S or self._files.reports.has_lines
-            ):  # of slow ones they are read; or take room
+            # the supervisor reads what is kept while a slow PO runs, and what is in files takes room on the disk
+            if self._pace_s > LEASE_AHEAD_S or self._files.reports.has_lines:
                 self._forget_told()
         if is_last or grant.stop:
             self._forget_told()

@@ -627,6 +627,25 @@ def test_what_was_held_back_for_a_look_is_added_after_it(tmp_path: Path, monkeyp
     assert play.status["pending_tasks"] == 5000
 
 
+def test_the_last_view_is_shown_though_a_lot_is_still_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeder_module, "wait_readable", lambda descriptors, at_most_s: [])  # no answer is ever heard
+    seen: list[Snapshot] = []
+
+    with on_stage(tmp_path, on_show=seen.append) as (supervisor, _):
+        supervisor.feed((po(f"P{number}", "quick", tmp_path) for number in range(300)), 300)
+
+        def stop() -> None:
+            wait_until(lambda: supervisor._feeder._sent is not None, "a lot is on its way")
+            supervisor._feeder.is_refused = True  # as after a lot that the journal had no room for, sent again
+            supervisor.stop()
+
+        meanwhile(supervisor, stop)
+
+    assert seen[-1].phase == "done" and seen[-1].to_add == 300
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_what_other_threads_start_meanwhile_is_left_alone(method: str, tmp_path: Path) -> None:
     """Workers are started all the time, and die with what they leave; the embedding program has processes of its own."""
