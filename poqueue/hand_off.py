@@ -65,47 +65,47 @@ class Line:
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
-        self._takers: deque[Taker] = deque()
+        self.takers: deque[Taker] = deque()
 
     def __len__(self) -> int:
-        return len(self._takers)
+        return len(self.takers)
 
     def wait(self, taker: Taker, at_most_s: float) -> None:
         """Stand in line until called, or told, or for so long."""
         taker.bell = threading.Condition(self._lock)
-        self._takers.append(taker)
+        self.takers.append(taker)
         taker.is_in_line = True
         try:
             taker.bell.wait(at_most_s)
         finally:
             if taker.is_in_line:
-                self._takers.remove(taker)
+                self.takers.remove(taker)
                 taker.is_in_line = False
 
     def announce(self) -> None:
         """Something will come for the first one."""
         try:
-            first = self._takers[0]
+            first = self.takers[0]
         except IndexError:  # a look before might be out of date: a signal handler adds as well
             return
         first.announce()
 
     def pop(self) -> Taker:
         """Take the first one out."""
-        taker = self._takers.popleft()
+        taker = self.takers.popleft()
         taker.is_in_line = False
         return taker
 
     def put_back(self, taker: Taker) -> None:
         """It waits on, as the first."""
-        self._takers.appendleft(taker)
+        self.takers.appendleft(taker)
         taker.is_in_line = True
 
     def notify(self, count: int = 1) -> None:
         """Call so many, if there are."""
-        for _ in range(min(count, len(self._takers))):
+        for _ in range(min(count, len(self.takers))):
             self.pop().bell.notify()
 
     def notify_all(self) -> None:
         """Call everybody."""
-        self.notify(len(self._takers))
+        self.notify(len(self.takers))

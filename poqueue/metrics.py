@@ -88,13 +88,12 @@ class Metrics:
         self._latest_count = 0
         self._workers: dict[str, _WorkerTime] = {}
 
-    def dispatched(self, worker_id: str, started: int, waits_s: Sequence[float], now: float) -> None:
-        """Leases were handed out: how many of them first attempts, and for how long each task had been ready."""
+    def dispatched(self, worker_id: str, count: int, started: int, waited_s: float, now: float) -> None:
+        """Leases were handed out: how many, how many of them first attempts, and how long their tasks had been ready together."""
         if self.first_dispatch is None:
             self.first_dispatch = now
-        self.dispatches += len(waits_s)
+        self.dispatches += count
         self.tasks_started += started
-        waited_s = sum(wait_s for wait_s in waits_s if wait_s > 0.0)
         self.waited_s += waited_s
         if worker_id not in self._workers:
             self._workers[worker_id] = _WorkerTime(now)

@@ -47,7 +47,7 @@ class Moves:
 
     def lease(self, entries: Sequence[Entry], first_token: int, worker_id: str, now: float, at: float) -> None:
         """A worker has their next attempts."""
-        waits_s, started = [], 0
+        waited_s, started = 0.0, 0
         for token, entry in enumerate(entries, first_token):
             entry.token = token
             entry.attempt = attempt = entry.attempt + 1
@@ -55,9 +55,10 @@ class Moves:
             entry.leased = now
             entry.assigned_at = at
             started += attempt == 1
-            waits_s.append(now - entry.ready)
+            if now > entry.ready:
+                waited_s += now - entry.ready
         self._ledger.lease(entries, worker_id)
-        self._metrics.dispatched(worker_id, started, waits_s, now)
+        self._metrics.dispatched(worker_id, len(entries), started, waited_s, now)
 
     def complete(self, ends: Sequence[End], now: float, at: float) -> int:
         """These tasks of one worker are done. As from every end of an attempt: how many others, of the same POs, may run now."""

@@ -224,7 +224,8 @@ class TaskQueue:
                     self._rank = last = self._rank + len(ids)
                     self._moves.add(admitted, last - len(ids) + 1, now, at)
                 self._empty_is_news = True
-                self._hand_out(len(ids))
+                if self._work.takers:
+                    self._hand_out(len(ids))
         finally:
             self._delivery.deliver()
 
@@ -1131,7 +1132,8 @@ class TaskQueue:
         if self._halt.is_set:
             for _ in ends:
                 self._count_end(succeeded=True)
-        self._work.notify(may_run)
+        if may_run:
+            self._work.notify(may_run)
 
     def _do(self, verdict: Verdict, now: float, at: float) -> None:
         kind, entry, details, result, delay_s, seconds = verdict
@@ -1244,7 +1246,7 @@ class TaskQueue:
 
     def _announce(self) -> None:
         """Something is to be added, if nothing is wrong with it."""
-        if self._work:
+        if self._work.takers:
             with self._lock:
                 if not (self._is_paused or self._held_because):
                     self._work.announce()
@@ -1300,7 +1302,8 @@ class TaskQueue:
             self._news.notify_all()
 
     def _note_if_empty(self) -> None:
-        if self._empty_is_news and not self._ledger.counts[PROCESSING] and not self._waiting():
+        counts = self._ledger.counts
+        if self._empty_is_news and not (counts[PENDING] or counts[PROCESSING] or counts[S.RETRY_PENDING]):
             self._empty_is_news = False
             self._note("empty", None)
 
