@@ -303,7 +303,7 @@ class Batch:
             stop_grace=settings.stop_grace, max_tasks_per_worker=settings.max_tasks_per_worker,
             max_memory_per_worker=settings.max_memory_per_worker, work_dir=next_work_dir(run_dir),
             output_dir=run_dir / "output", log_path=run_dir / "manager.log", on_event=on_event,
-            on_show=self._progress.update, signals=signals, early=early, control_dir=run_dir,
+            on_show=self._progress.update, signals=signals, spare_workers=False, early=early, control_dir=run_dir,
             journal=run_dir / JOURNAL_NAME if settings.journal else None, durability=settings.durability,
             journal_must_exist=must_exist, journal_any_version=self._resuming is not None and self._resuming.accept_changes,
             halt=Halt(**limits, is_now=halt.is_now),

@@ -92,6 +92,11 @@ class Feeder:
         return 0 if self.is_done else max(0, self._count)
 
     @property
+    def unsent(self) -> int:
+        """How many tasks are known that are neither in the queue nor on their way to it."""
+        return max(0, self._count - len(self._sent or ()))
+
+    @property
     def fileno(self) -> int | None:
         """Ready when there is something to do; None while nothing is under way."""
         return self._answer.fileno() if self._answer is not None else None

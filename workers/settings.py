@@ -172,7 +172,7 @@ class RunSettings:
         "auto",
         "-j --jobs",
         "workers",
-        "number of worker processes, 1 to 256; auto: one per usable core; 50%: that share of the cores",
+        "number of worker processes, 1 to 256; auto: one per usable core; 50%: that share of the cores; no more than POs",
         metavar="N",
         known_as="workers concurrency max_workers processes num_workers",
     )

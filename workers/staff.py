@@ -64,17 +64,21 @@ class Staff:
     def __bool__(self) -> bool:
         return bool(self.workers or self.standbys)
 
-    def prepare(self, now: float) -> None:
+    def prepare(self, now: float, at_most: int | None = None) -> None:
         """Start the first processes beside the queue's: they import while it does, and wait to be employed.
 
         One core is left to the queue's process, which everybody waits for.
         """
         cores = len(os.sched_getaffinity(0))
-        while len(self.standbys) < min(self.jobs, max(1, cores - 1)) and (standby := self._start(now)) is not None:
+        wanted = min(self.jobs, max(1, cores - 1), self.jobs if at_most is None else at_most)
+        while len(self.standbys) < wanted and (standby := self._start(now)) is not None:
             self.standbys.append(standby)
 
-    def top_up(self, now: float) -> None:
+    def top_up(self, now: float, needed: Callable[[], int] | None = None) -> None:
         """Start what is missing, unless the brake is on.
+
+        Args:
+            needed: how many workers there is something to do for, asked only if some are missing; None for all.
 
         Raises:
             WorkersCannotStartError: the last ones all ended before they could work, and nobody else works.
@@ -82,13 +86,15 @@ class Staff:
         if now < self._not_before:
             return
         taken = {worker.slot for worker in self.workers}
-        for slot in range(1, self.jobs + 1):
-            if slot not in taken:
-                self._check_boots()
-                worker = self._take_standby() or self._start(now)
-                if worker is None:
-                    return
-                self._employ(worker, slot)
+        missing = [slot for slot in range(1, self.jobs + 1) if slot not in taken]
+        if missing and needed is not None:
+            missing = missing[: max(0, needed() - len(taken))]
+        for slot in missing:
+            self._check_boots()
+            worker = self._take_standby() or self._start(now)
+            if worker is None:
+                return
+            self._employ(worker, slot)
         while len(self.standbys) < self._foreseen_deaths(now):
             standby = self._start(now)
             if standby is None:

@@ -130,6 +130,8 @@ class Supervisor:
         on_show: called with a Snapshot about four times a second, twice while nobody works.
         signals: where signals are noted, if the caller wants them noted before and after the run as well.
         lease_ahead: let a worker hold some 35 ms of work ahead; False keeps strict priority at one lease a worker.
+        spare_workers: have `jobs` workers also while there are fewer POs; False starts none for whom there is no PO, with a
+            login or a browser of its own perhaps: for a batch, to which nothing is added later.
         queue_settings: keyword arguments of TaskQueue.
 
     Raises:
@@ -159,6 +161,7 @@ class Supervisor:
         on_show: "Callable[[Snapshot], None] | None" = None,
         signals: SignalInbox | None = None,
         lease_ahead: bool = True,
+        spare_workers: bool = True,
         early: "EarlyStart | None" = None,
         **queue_settings: Any,
     ) -> None:
@@ -172,7 +175,7 @@ class Supervisor:
         self._on_event, self._on_show = on_event, on_show
         self._halt = halt or Halt()
         self._lease_ahead = lease_ahead and not self._halt.is_set  # what is held ahead would still start after the halt
-        self._guard = guard
+        self._guard, self._spare_workers = guard, spare_workers
         self._control_dir = control_dir
         self._journal = journal
         self._journal_inode = 0
@@ -284,7 +287,7 @@ class Supervisor:
 
             def meanwhile() -> None:
                 if prepares_workers:
-                    self._staff.prepare(time.monotonic())
+                    self._staff.prepare(time.monotonic(), None if self._spare_workers else self._feeder.unsent)
                 self._feeder.make_ahead()
 
             self._keeper.open(meanwhile=meanwhile)
@@ -853,7 +856,12 @@ class Supervisor:
 
     def _top_up(self, now: float) -> None:
         if not self._is_draining:
-            self._staff.top_up(now)
+            self._staff.top_up(now, None if self._spare_workers else self._count_unended)
+
+    def _count_unended(self) -> int:
+        """How many POs have not ended; those on their way to the queue do not count for that moment, or they might twice."""
+        status = self._ask("get_queue_status")
+        return int(status["queue_length"] + status["processing_tasks"] + self._feeder.unsent)
 
     def _worker_settings(self, folder: Path, marks: dict[str, str], mark: str) -> WorkerSettings:
         return WorkerSettings(

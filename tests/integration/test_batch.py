@@ -46,6 +46,37 @@ def log_lines(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "r" / "run.log").read_text(encoding="utf-8").split("\n") if line]
 
 
+# ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def count_started(tmp_path: Path) -> int:
+    """How many workers the run has had."""
+    return sum(line["message"].startswith("worker started") for line in log_lines(tmp_path))
+
+
+def test_no_more_workers_are_started_than_there_are_pos(tmp_path: Path) -> None:
+    run_orders(tmp_path, "A,ok", "B,ok", "C,ok", options=("-j", "8")).check(0)
+
+    assert count_started(tmp_path) == 3
+
+
+def test_a_resumed_run_starts_no_more_workers_than_it_has_pos_left(tmp_path: Path) -> None:
+    rows = [f"{number},fail-until 2" for number in range(4)]
+    run_orders(tmp_path, *rows, "A,ok", "B,ok", options=("--retries", "0", "-j", "1")).check(1)
+    before = count_started(tmp_path)
+
+    poqueue("retry", "r", "-j", "8", cwd=tmp_path).check(0)
+
+    assert count_started(tmp_path) == before + 4
+
+
+def test_a_lost_worker_is_replaced_if_there_is_a_po_for_it(tmp_path: Path) -> None:
+    options = ("-j", "8", "--timeout", "300ms", "--retry-delay", "0s")
+    run_orders(tmp_path, "A,hang-once", options=options).check(0)
+
+    assert count_started(tmp_path) == 2
+
+
 # ── failures and retries ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
