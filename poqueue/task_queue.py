@@ -486,6 +486,23 @@ class TaskQueue:
             self._is_draining = True
             self._work.notify_all()
 
+    def drain_when_done(self, seen: int) -> str:
+        """Drain if nothing waits or runs, and nobody may still add something because of an event that he has not read.
+
+        Args:
+            seen: the number of the last event that was read, and acted on.
+
+        Returns:
+            "drained", "unread" (there are later events), or "busy".
+        """
+        with self._lock:
+            if self._waiting() or self._ledger.counts[PROCESSING]:
+                return "busy"
+            if self._feed.last > seen:
+                return "unread"
+            self.drain_queue()
+            return "drained"
+
     def get_leases(self) -> dict[int, TaskRecord]:
         """What runs now: lease token to the task's record (payload unopened)."""
         with self._lock:

@@ -93,6 +93,10 @@ class QueueKeeper:
                 if not isinstance(error, CallTimeoutError) or timeouts >= MAX_TIMEOUTS:
                     self.replace(error)
 
+    def drain_when_done(self) -> str:
+        """Have the queue drain if there is nothing left to do and to tell; as TaskQueue.drain_when_done. Errors as in ask."""
+        return str(self._persist(lambda: self.queue.call("drain_when_done", self._last_event)))
+
     # --- events
 
     @property

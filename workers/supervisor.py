@@ -215,7 +215,7 @@ class Supervisor:
         self._dead: list[WorkerProcess] = []  # ended, and not yet settled with the queue
         self.usage = Usage()  # of the workers that have ended by themselves
         self._keeps_files = False  # what workers have left must be read by whoever resumes
-        self._may_be_done = True
+        self._may_be_done, self._has_unread = True, False
         self._halted = ""
         self._ended_before: dict[str, int] | None = None  # in earlier runs, of each kind; None while nobody works
         self._holds_because = ""
@@ -437,8 +437,9 @@ class Supervisor:
         if not self._may_be_done or not self._feeder.is_done:
             return False
         self._may_be_done = False
-        status = self._ask("get_queue_status")
-        if status["queue_length"] == 0 and status["processing_tasks"] == 0:
+        state = self._keeper.drain_when_done()
+        self._has_unread = state == "unread"
+        if state == "drained":
             self._drain(TEARDOWN_S)
         return False
 
@@ -541,6 +542,7 @@ class Supervisor:
         return self._feeder.give_up()
 
     def _take_events(self, events: list[Event]) -> None:
+        self._may_be_done |= self._has_unread and bool(events)  # whoever is told of these may add something first
         for is_completed, group in itertools.groupby(events, lambda event: event.kind == "completed"):
             alike = list(group)
             if is_completed and logger.isEnabledFor(logging.DEBUG):

@@ -411,6 +411,19 @@ def test_events_bring_the_data_of_the_po_or_leave_it_out(brings_data: bool, tmp_
     assert bool(record.payload) is brings_data
 
 
+def test_what_a_receiver_of_events_adds_is_done_before_the_run_is_over(tmp_path: Path) -> None:
+    numbers = iter([f"F{number}" for number in range(20)])
+
+    def follow(event: Event) -> None:
+        if event.kind == "completed" and (number := next(numbers, None)) is not None:
+            supervisor.queue.add_task(po(number, "quick", tmp_path))
+
+    with on_stage(tmp_path, po("P", "quick", tmp_path), on_event=follow) as (supervisor, play):
+        supervisor.run()
+
+    assert play.status["completed_tasks"] == play.status["total_tasks"] == 21
+
+
 @contextlib.contextmanager
 def queue_to_fill(folder: Path) -> Iterator[Supervisor]:
     supervisor = Supervisor("tests.integration.villains:process", jobs=1, journal=folder / "journal")
