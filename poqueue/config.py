@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 MAX_TIMEOUT_S = 366 * 86400.0
+MAX_RETENTION_S = 100 * MAX_TIMEOUT_S
 DEFAULT_MAX_RETRY_DELAY_S = 3600.0
 DEFAULT_RETENTION_S = 86400.0
 DEFAULT_TIMEOUT_FLOOR_S = 1.0
@@ -45,7 +46,7 @@ class QueueConfig(NamedTuple):
         check_timeout(self.task_timeout)
         check_seconds(self.max_retry_delay, "retry delay limit (max_retry_delay)", minimum=0.0)
         check_seconds(self.retry_jitter, "retry jitter (retry_jitter), a share of the delay,", minimum=0.0, maximum=1.0)
-        check_seconds(self.retention_s, "retention period (retention_s)", minimum=0.0)
+        check_seconds(self.retention_s, "retention period (retention_s)", minimum=0.0, maximum=MAX_RETENTION_S)
         if self.timeout_share is not None:
             check_seconds(
                 self.timeout_share, "timeout as a share of the median (timeout_share)", minimum=1.0, exclusive=True

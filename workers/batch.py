@@ -24,6 +24,7 @@ from typing import Any
 
 from poqueue import failpoint, fast_json
 from poqueue.client import REPORT_TIMEOUT_S
+from poqueue.config import MAX_RETENTION_S
 from poqueue.errors import ConfigError, JournalError, OrdersError, ServiceError
 from poqueue.journal import JOURNAL_NAME, check_file
 from poqueue.packing import FrozenTask, unpack_parts
@@ -361,7 +362,7 @@ class Batch:
         )
 
 
-RETENTION_S = 366 * 86400.0  # a batch's report needs every PO
+RETENTION_S = MAX_RETENTION_S  # a batch's report needs every PO, however late it is resumed
 
 
 class _Run:

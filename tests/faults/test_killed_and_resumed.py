@@ -285,6 +285,17 @@ def test_a_damaged_payload_of_a_po_that_is_done_keeps_nobody_from_going_on(tmp_p
     assert ["cannot_be_opened" in task["po_data"] for task in tasks] == [True] + [False] * 19
 
 
+def test_a_run_that_is_resumed_years_later_knows_all_that_was_done(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", *(f"P{number},ok" for number in range(4)))
+    poqueue("run", "orders.csv", *BEHAVE, "-j", "1", "--run-dir", "r", "--halt", "soon,success=3", cwd=tmp_path).check(4)
+    with contextlib.closing(sqlite3.connect(tmp_path / "r" / "journal.sqlite")) as journal, journal:
+        journal.execute("UPDATE log SET at = at - 3 * 366 * 86400")
+
+    poqueue("run", "--resume", "r", "--halt", "never", cwd=tmp_path).check(0)
+
+    assert list(outcomes(tmp_path / "r").values()) == ["succeeded"] * 4
+
+
 def test_a_kill_while_the_processor_is_imported_leaves_no_file_behind(tmp_path: Path) -> None:
     (tmp_path / "slow_import.py").write_text("import pathlib, time\npathlib.Path('here').touch()\ntime.sleep(1000)\n")
     batch = Batch(tmp_path, *numbered(2), words=("-p", "slow_import:process", "--app-dir", str(tmp_path)))
