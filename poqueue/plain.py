@@ -15,7 +15,7 @@ MAX_INT_BITS = 13_287  # 4,000 digits; Python makes no text of an int of more th
 _TEXT = frozenset({str})
 _SCALARS = frozenset({str, int, bool, type(None)})
 _KEYS = (str, int, float, type(None))
-_FLAT = _SCALARS | {float}
+_FLAT_BUT_INT = (_SCALARS | {float}) - {int}
 
 
 class NotPlainError(ValueError):
@@ -36,11 +36,11 @@ def plain(value: Any) -> Any:
 
 
 def is_flat(value: dict[Any, Any]) -> bool:
-    """Whether it holds scalars only, under text: plain already, unless a number is not finite or too long, or a text no
-    valid Unicode.
-    """
-    for key, item in value.items():  # noqa: SIM110  (all() takes twice as long)
-        if type(key) is not str or type(item) not in _FLAT:
+    """Whether it holds scalars only, under text: plain already, unless a number is not finite, or a text no valid Unicode."""
+    for key, item in value.items():  # all() takes twice as long
+        if type(key) is not str or (
+            type(item) not in _FLAT_BUT_INT and not (type(item) is int and item.bit_length() <= MAX_INT_BITS)
+        ):
             return False
     return True
 

@@ -605,7 +605,7 @@ class _Run:
         if is_same_file and all(now[key] == value for key, value in before.items()):
             return None
         tasks = [
-            thaw_task(one)
+            thaw_task(one._replace(result=None))  # what came of them is not compared
             for status in TaskStatus
             for one in supervisor.ask("get_tasks_by_status", status, timeout_s=REPORT_TIMEOUT_S)
         ]
@@ -724,14 +724,17 @@ class _Run:
             self._has_gaps = True
 
     def _write_outcome(self, record: TaskRecord, event: Event, is_success: bool) -> None:
-        result = thaw_result(record.result) if record.result is not None else None
         latest = record.error_history[-1] if record.error_history else {}
+        result, error = None, "" if is_success else _error_text(latest, event.error)
+        try:
+            result = thaw_result(record.result) if record.result is not None else None
+        except Exception as fault:  # the journal's file was damaged, or a processor got past what reduces results
+            error = error or f"its result cannot be opened: {type(fault).__name__}: {fault}"
         seconds = result.processing_time if result else float(latest.get("seconds", 0.0) or 0.0)
         self._results.outcome(
             self._order_of(record.task_id) or thaw(record.payload),
             status="succeeded" if is_success else "failed", attempts=record.attempt, seconds=seconds,
-            worker=record.worker_id or "", error="" if is_success else _error_text(latest, event.error),
-            data=_columns(result) if result else None,
+            worker=record.worker_id or "", error=error, data=_columns(result) if result else None,
         )  # fmt: skip
 
     def _left_over(self) -> list[dict[str, Any]]:

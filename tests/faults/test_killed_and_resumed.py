@@ -15,7 +15,7 @@ import pytest
 from poqueue import ProcessingTask, TaskQueue
 from tests.faults.batches import NEW_ORLEANS, NEW_ORLEANS_WORDS, Batch
 from tests.faults.test_failpoints import Fault
-from tests.integration.console import BEHAVE, Running, outcomes, poqueue, state, wait_until, write_orders
+from tests.integration.console import BEHAVE, Running, outcomes, poqueue, read_csv, state, wait_until, write_orders
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -294,6 +294,26 @@ def test_a_run_that_is_resumed_years_later_knows_all_that_was_done(tmp_path: Pat
     poqueue("run", "--resume", "r", "--halt", "never", cwd=tmp_path).check(0)
 
     assert list(outcomes(tmp_path / "r").values()) == ["succeeded"] * 4
+
+
+@pytest.mark.once
+def test_a_result_that_cannot_be_opened_is_told_in_its_row_and_spoils_nothing_else(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", *(f"P{number},ok" for number in range(4)))
+    words = ["run", "orders.csv", *BEHAVE, "-j", "1", "--run-dir", "r"]
+    poqueue(*words, "--halt", "soon,success=2", cwd=tmp_path).check(4)
+    with contextlib.closing(sqlite3.connect(tmp_path / "r" / "journal.sqlite")) as journal, journal:
+        of_p0 = "rank = (SELECT rank FROM tasks WHERE task_id = 't1') AND result IS NOT NULL"
+        assert journal.execute(f"UPDATE log SET result = CAST(result || '!' AS BLOB) WHERE {of_p0}").rowcount == 1
+    write_orders(tmp_path / "orders.csv", *(f"P{number},ok" for number in range(5)))
+
+    poqueue("run", "--resume", "r", "--accept-changes", "--halt", "never", cwd=tmp_path).check(0)
+
+    rows = {row["po_number"]: row for row in read_csv(tmp_path / "r" / "results.csv")}
+    assert {number: row["status"] for number, row in rows.items()} == {f"P{number}": "succeeded" for number in range(5)}
+    assert "its result cannot be opened" in rows["P0"].pop("error")
+    assert [row.get("error", "") for row in rows.values()] == [""] * 5
+    tasks = json.loads((tmp_path / "r" / "report.json").read_text())["tasks"]
+    assert [task["task_id"] for task in tasks if "cannot_be_opened" in task["po_data"]] == ["t1"]
 
 
 def test_a_kill_while_the_processor_is_imported_leaves_no_file_behind(tmp_path: Path) -> None:

@@ -85,6 +85,12 @@ def _later(argument: str, context: WorkerContext) -> dict[str, Any]:
     return _ok(argument, context)
 
 
+def _long_number(argument: str, context: WorkerContext) -> dict[str, Any]:
+    """Of more digits than Python makes text of, unless it is told otherwise."""
+    sys.set_int_max_str_digits(0)
+    return {"n": 10**5000}
+
+
 def _hang(argument: str, context: WorkerContext) -> NoReturn:
     while True:
         signal.pause()
@@ -127,6 +133,7 @@ ACTS: dict[str, Callable[[str, WorkerContext], Any]] = {
     "fail-until": _fail_until,
     "give-up": _give_up,
     "later": _later,
+    "long-number": _long_number,
     "hang": _hang,
     "hang-once": _hang_once,
     "stubborn": _stubborn,

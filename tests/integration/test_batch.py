@@ -119,6 +119,13 @@ def test_retry_later_uses_up_retries_as_well(tmp_path: Path) -> None:
     assert "RetryLater: the server asked for a pause" in result(tmp_path, "L")["error"]
 
 
+def test_a_number_too_long_for_other_programs_fails_its_po_and_spoils_nothing_else(tmp_path: Path) -> None:
+    run_orders(tmp_path, "A,ok", "N,long-number", "B,ok", options=("--retries", "0", "-j", "1")).check(1)
+
+    assert outcomes(tmp_path / "r") == {"A": "succeeded", "N": "failed", "B": "succeeded"}
+    assert result(tmp_path, "N")["error"].startswith("ResultNotSerializable: result['n'] is a int of more than 4,000")
+
+
 def test_a_po_that_removes_the_current_folder_with_the_order_file_in_it_spoils_no_report(tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()
