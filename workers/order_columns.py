@@ -16,7 +16,7 @@ from workers.safe_text import quoted, safe_text
 MAX_LISTED = 20  # headers, rows or POs that one message shows
 
 KNOWN_FIELDS = ("po_number", "supplier", "amount", "priority")
-RESERVED_NAMES = ("rows", "row_numbers", "as_given")  # what an order's data holds beside its columns
+RESERVED_NAMES = ("rows", "row_numbers", "as_given", "number_repeats")  # what an order's data holds beside its columns
 # Only proposed, never taken: the wrong column as the PO number would cost a whole batch.
 _ALIASES = ("po", "pono", "ponr", "purchaseorder", "purchaseordernumber", "ordernumber", "orderno", "order", "transno")
 

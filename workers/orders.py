@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class OrderSource:
         delimiter: one character, or "tab". None: found out.
         encoding: None: UTF-8, or what a byte-order mark says, or else cp1252 with a note.
         duplicates: what several rows of one PO are. "group": one order; "error": refused; "first": the first row is
-            the order, the rest are duplicates; "separate": an order each.
+            the order, the rest are duplicates; "separate": an order each, whose data say `number_repeats`.
         limit: only this many orders are to run; the other rows count as left out.
 
     Raises:
@@ -310,6 +311,8 @@ class _Collector:
             self._refuse_duplicates()
         limit = len(self._groups) if self._source.limit is None else self._source.limit
         orders = [_order(group) for group in self._groups]
+        if self._source.duplicates == "separate":
+            _mark_repeated(orders)
         if self._is_workbook or self._at_most(self._book.row_count, self._size_bytes) > MAX_PO_BYTES:
             self._refuse_giants(orders)
         self._book.orders, self._book.left_out = orders[:limit], orders[limit:]
@@ -446,6 +449,14 @@ def _order(group: _Group) -> dict[str, Any]:
     order = {**group.rows[0], "rows": group.rows, "row_numbers": group.numbers}
     order.pop("as_given", None)
     return order
+
+
+def _mark_repeated(orders: list[dict[str, Any]]) -> None:
+    """Processors that name things after the PO number must know of which there are several."""
+    counts = Counter(order["po_number"] for order in orders)
+    for order in orders:
+        if counts[order["po_number"]] > 1:
+            order["number_repeats"] = True
 
 
 def _priority(text: str) -> int | None:

@@ -65,4 +65,4 @@ def match_orders(orders: list[dict[str, Any]], tasks: Iterable[ProcessingTask]) 
 
 
 def _content(order: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in order.items() if key != "row_numbers"}
+    return {key: value for key, value in order.items() if key not in ("row_numbers", "number_repeats")}

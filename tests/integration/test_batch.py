@@ -20,6 +20,8 @@ from tests.integration.console import (
     wait_until,
     write_orders,
 )
+from tests.integration.http_server import MisbehavingServer, answer
+from workers.processors.names import safe_name
 
 
 def run_orders(tmp_path: Path, *rows: str, options: tuple[str, ...] = ()) -> Ended:
@@ -75,6 +77,25 @@ def test_a_lost_worker_is_replaced_if_there_is_a_po_for_it(tmp_path: Path) -> No
     run_orders(tmp_path, "A,hang-once", options=options).check(0)
 
     assert count_started(tmp_path) == 2
+
+
+# ── POs of one number ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("processor", ["dossier:process", "download:Download"])
+def test_each_of_several_pos_with_one_number_keeps_its_files(processor: str, tmp_path: Path) -> None:
+    with MisbehavingServer() as server:
+        urls = [server.on(f"/{name}", answer(name.encode())) for name in ("one", "two", "three")]
+        rows = (f"{number},{url}" for number, url in zip(("A", "B", "A"), urls, strict=True))
+        write_orders(tmp_path / "orders.csv", *rows, header="po_number,url")
+        words = ("run", "orders.csv", "-p", f"workers.processors.{processor}", "--duplicates", "separate")
+        poqueue(*words, "--run-dir", "r", cwd=tmp_path).check(0)
+
+    found = read_csv(tmp_path / "r" / "results.csv")
+    assert len({row["folder"] for row in found}) == 3
+    assert found[1]["folder"] == safe_name("B")
+    contents = [Path(json.loads(row["downloads"])[0]).read_text() for row in found]
+    assert [name in content for name, content in zip(("one", "two", "three"), contents, strict=True)] == [True] * 3
 
 
 # ── failures and retries ─────────────────────────────────────────────────────────────────────────────────────────────

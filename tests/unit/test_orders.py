@@ -202,6 +202,7 @@ def test_duplicates_can_be_orders_of_their_own(read):
     book = read("po_number,priority\nA,1\nB,2\nA,3\n", duplicates="separate")
 
     assert [order["row_numbers"] for order in book.orders] == [[2], [3], [4]]
+    assert [order.get("number_repeats") for order in book.orders] == [True, None, True]
     assert book.priorities == [1, 2, 3]
 
 

@@ -3,6 +3,8 @@
     <output_dir>/<safe name>/dossier.json    exact values, for programs
     <output_dir>/<safe name>/index.html      the same for people; needs nothing from anywhere else
 
+The safe name is that of the PO number; of several POs with one number each has its task id behind it.
+
 Both are written into a hidden folder that is then renamed, so no reader meets half a dossier and an attempt that was
 killed leaves nothing that the next one does not clear. The bytes depend on the PO alone: a retry writes the same ones.
 Nothing is synced to the disk, which would cost more than all the rest: after a power cut the newest may be empty.
@@ -24,13 +26,13 @@ from typing import Any
 
 from workers.amounts import parse_amount, plain_text, read_amount
 from workers.processing import WorkerContext
-from workers.processors.names import safe_name
+from workers.processors.names import folder_name
 from workers.safe_text import quoted
 
 LISTED_FINDINGS = 5  # in the results' one cell; the dossier itself has all of them
 CURRENCY_COLUMNS = frozenset({"currency", "currency_code", "ccy", "curr", "währung", "waehrung", "devise", "moneda"})
 CURRENCY_CODES = {"€": "EUR", "£": "GBP"}  # "$" and "¥" stay as they are: each is several currencies
-NOT_COLUMNS = frozenset({"rows", "row_numbers", "as_given"})
+NOT_COLUMNS = frozenset({"rows", "row_numbers", "as_given", "number_repeats"})
 
 _CURRENCY_MARK = re.compile(r"[^\W\d_]*[^\w\s.,'’‘()+−-]|[^\W\d_]{2,}")  # "€", "US$", "kr"; not the e of 1e5
 _EXACT = Context(prec=200)  # the default context would round a total to 28 digits
@@ -81,7 +83,7 @@ def process(po: Mapping[str, Any], context: WorkerContext) -> dict[str, Any]:
         OSError: it cannot be written. What was written before stays whole.
     """
     dossier = examine(po)
-    folder = Path(context.output_dir) / safe_name(dossier.po_number)
+    folder = Path(context.output_dir) / folder_name(po, context)
     files = {"dossier.json": _to_json(dossier), "index.html": _to_html(dossier)}
     _publish(folder, {name: text.encode("utf-8", "backslashreplace") for name, text in files.items()})
     return {

@@ -35,8 +35,9 @@ from typing import Any
 from urllib.parse import unquote, urljoin
 
 from poqueue.errors import ConfigError
+from workers.order_columns import RESERVED_NAMES
 from workers.processing import GiveUp, RetryLater, WorkerContext
-from workers.processors.names import digest, safe_name, slug
+from workers.processors.names import digest, folder_name, slug
 from workers.quantities import did_you_mean, nearest, parse_duration, parse_size
 from workers.safe_text import quoted, safe_text
 
@@ -142,7 +143,7 @@ class Download:
             OSError: a file cannot be written.
         """
         urls = find_urls(po, self._options.url_columns)
-        folder = Path(context.output_dir) / safe_name(str(po["po_number"]).strip())
+        folder = Path(context.output_dir) / folder_name(po, context)
         files = self._fetch_missing(urls, folder)
         return {
             "downloads": [str(file) for file in files],
@@ -224,7 +225,7 @@ def find_urls(po: Mapping[str, Any], url_columns: tuple[str, ...] = ()) -> list[
         GiveUp: there is none, or a cell of such a column holds something else.
     """
     rows: list[Mapping[str, Any]] = po.get("rows") or [po]
-    names = dict.fromkeys(name for row in rows for name in row if name not in ("rows", "row_numbers", "as_given"))
+    names = dict.fromkeys(name for row in rows for name in row if name not in RESERVED_NAMES)
     columns = _choose_columns(list(names), url_columns)
     cells = (str(row[column]) for row in rows for column in columns if row.get(column) is not None)
     urls = list(dict.fromkeys(url for cell in cells for url in _SEPARATOR.split(cell) if url))

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from workers.processing import WorkerContext
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 SLUG_LENGTH = 40
@@ -22,5 +26,11 @@ def digest(text: str) -> str:
 
 
 def safe_name(po_number: str) -> str:
-    """The name of a PO's folder: one for each PO number, whatever it holds (`../x`, blanks, nothing at all)."""
+    """A name for each PO number, whatever it holds (`../x`, blanks, nothing at all)."""
     return f"{slug(po_number) or 'po'}-{digest(po_number)}"
+
+
+def folder_name(po: Mapping[str, Any], context: WorkerContext) -> str:
+    """The name of a PO's folder: that of its number, with its task id behind it where other POs of the run have the same."""
+    name = safe_name(str(po["po_number"]).strip())
+    return f"{name}-{slug(context.task_id)}" if po.get("number_repeats") else name
