@@ -138,12 +138,11 @@ class Worker:
             self._processor = Processor(load_target(settings.spec))
         self._turn = 0
         self._supervisor_pid = settings.supervisor_pid
-        self._home = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))  # good also where it may not be read
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._streams = streams
-        self._umask = os.umask(0o077)
-        os.umask(self._umask)
-        self._handlers: list[Any] = []  # of the signals in _TENDED, as the session has them
+        self._home = -1  # what each PO finds, as the session has it: the current folder,
+        self._umask = 0o077
+        self._mask: set[Any] = set()  # the signals that are blocked,
+        self._handlers: list[Any] = []  # and the handlers of those in _TENDED
 
     def run(self, worker_id: str) -> None:
         """Work until the queue says stop or it is time to be replaced."""
@@ -154,7 +153,7 @@ class Worker:
         with _boot_failure_to(files):
             self._processor.setup(context)
         self._streams.restore()
-        self._handlers = [_on_term, *map(getsignal, _TENDED[1:])]
+        self._look_round()
         files.phase(Phase.WORKING)
         cpu_s, queued_s = cpu_seconds(), queued_seconds()
         try:
@@ -341,8 +340,16 @@ class Worker:
             return True
         return memory is not None and self._tasks_done > 0 and rss_bytes() > memory
 
+    def _look_round(self) -> None:
+        """Take note of what each PO is to find, which `setup` may have made; a TERM is heard in any case."""
+        self._home = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))  # good also where it may not be read
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
+        self._mask = pthread_sigmask(signal.SIG_BLOCK, ()) - {signal.SIGTERM}
+        self._handlers = [_on_term, *map(getsignal, _TENDED[1:])]
+
     def _tidy_up(self) -> None:
-        """Undo what a PO may leave behind for the next one: folder, umask, signal handlers, unwritten text."""
+        """Undo what a PO may leave behind for the next one: folder, umask, signal mask and handlers, unwritten text."""
         self._streams.restore()
         os.fchdir(self._home)
         os.umask(self._umask)

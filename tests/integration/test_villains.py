@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from poqueue import TaskStatus
+from tests.integration import villains
 from tests.integration.stage import GRACE_S, SLACK_S, TIMEOUT_S, Play, living, perform, po, started_pids
 from workers import process_control
 
@@ -261,6 +262,20 @@ def test_a_signal_mask_that_a_po_leaves_does_not_deafen_the_worker(tmp_path: Pat
     )
 
     assert play.errors("HANG") == ["TaskTimeout"]
+    assert (tmp_path / "finally").exists(), "TERM was not heard"
+
+
+def test_each_po_finds_the_folder_umask_and_signal_mask_that_setup_chose(tmp_path: Path) -> None:
+    kinds = {"FIRST": "look_round", "CWD": "change_cwd", "UMASK": "change_umask", "NEXT": "look_round"}
+    tasks = [po(number, do, tmp_path) for number, do in kinds.items()]
+    tasks.append(po("HANG", "hang_in_finally", tmp_path, task_timeout=0.5))
+
+    play = perform(tmp_path, *tasks, target=villains.SetupMakesItselfAtHome, jobs=1, task_timeout=30.0)
+
+    assert play.is_completed(*kinds)
+    first, later = (play.tasks[number].result.data for number in ("FIRST", "NEXT"))  # type: ignore[union-attr]
+    assert (first["cwd"], first["umask"], "SIGUSR2" in first["blocked"]) == (str(tmp_path), 0o027, True)
+    assert later == {**first, "blocked": [name for name in first["blocked"] if name != "SIGTERM"]}
     assert (tmp_path / "finally").exists(), "TERM was not heard"
 
 

@@ -556,6 +556,21 @@ class Session:
         append(self.path, f"teardown {self.worker_id}")
 
 
+class SetupMakesItselfAtHome:
+    """Each PO is to find the folder, the umask and the signal mask that `setup` has chosen."""
+
+    def setup(self, context: WorkerContext) -> None:
+        os.chdir(context.options["folder"])
+        os.umask(0o027)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2, signal.SIGTERM])
+
+    def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
+        if po["do"] != "look_round":
+            return process(po, context)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        return {**look_round(po, context), "blocked": sorted(number.name for number in blocked)}
+
+
 class SetupRaises:
     """No worker can open its session."""
 
