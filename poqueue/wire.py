@@ -78,7 +78,9 @@ def dial(address: str, key: bytes, time_limit_s: float) -> Any:
     except OSError as error:
         plug.close()
         raise_mapped("connect", error)
-    conn = connection.Connection(plug.detach())
+    descriptor = plug.detach()
+    os.set_blocking(descriptor, True)  # not so where gevent's stand in for sockets
+    conn = connection.Connection(descriptor)
     try:
         connection.answer_challenge(conn, key)
         connection.deliver_challenge(conn, key)
@@ -231,7 +233,7 @@ def set_time_limit(plug: socket.socket, seconds: float) -> None:
 def set_time_limit_of(conn: Any, seconds: float) -> None:
     """The same for a Connection."""
     with socket.socket(fileno=os.dup(conn.fileno())) as plug:
-        plug.setblocking(True)
+        os.set_blocking(plug.fileno(), True)
         set_time_limit(plug, seconds)
 
 

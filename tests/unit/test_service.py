@@ -221,6 +221,33 @@ def test_a_client_is_closed_while_threads_come_and_go(service: QueueService) -> 
         sys.setswitchinterval(interval)
 
 
+class Cooperative(socket.socket):
+    """As event loops have it that stand in for all sockets of a program: its descriptor never blocks."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        os.set_blocking(self.fileno(), False)
+
+    def settimeout(self, value: float | None) -> None:
+        super().settimeout(value)
+        os.set_blocking(self.fileno(), False)
+
+    def setblocking(self, flag: bool) -> None:
+        self.settimeout(None if flag else 0.0)
+
+
+def test_a_client_works_where_something_else_stands_in_for_sockets(
+    service: QueueService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "socket", Cooperative)
+
+    with contextlib.closing(connect(service.address, service.key)) as client:
+        assert not client.exchange("w1.1", limit=1, wait_s=0.3).leases
+        assert not client.call("exchange", "w1.1", [], 1, 0.3, timeout_s=SOON_S).leases
+        client.add_task(task("A"))
+        assert [lease.po_number for lease in client.exchange("w1.1", limit=1, wait_s=0.3).leases] == ["A"]
+
+
 def test_a_thread_that_ends_leaves_no_connection(service: QueueService, queue: QueueClient) -> None:
     queue.get_queue_status()
     before = psutil.Process().num_fds()
