@@ -149,8 +149,8 @@ class Worker:
         settings, files = self._settings, self._files
         context = WorkerContext(worker_id, settings.output_dir, dict(settings.spec.options), owner=files.own)
         files.phase(Phase.SETTING_UP)
-        client = _connect_patiently(settings)  # only now: it may have been started before the queue's process
         with _boot_failure_to(files):
+            client = _connect_patiently(settings)  # only now: it may have been started before the queue's process
             self._processor.setup(context)
         self._streams.restore()
         self._look_round()

@@ -38,6 +38,12 @@ def test_workers_whose_session_cannot_be_opened_stop_the_run(tmp_path: Path) -> 
     check_brake(tmp_path, "the browser does not start", target=villains.SetupRaises)
 
 
+def test_workers_that_cannot_connect_to_the_queue_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOOTS", str(tmp_path / "boots"))
+
+    check_brake(tmp_path, "there are no sockets here", target=villains.BreaksSockets)
+
+
 def test_workers_that_die_while_they_start_stop_the_run(tmp_path: Path) -> None:
     check_brake(tmp_path, "SIGKILL", target=villains.SetupDies)
 
