@@ -27,6 +27,7 @@ FIRST_LOT = 20  # small: nobody works before it is there
 ADD_AT_ONCE = 250  # a message that fits the caches of the processors on its way
 ADD_BYTES_AT_ONCE = 16 * 1024 * 1024  # far below what one call may carry
 LOTS_AHEAD = 8
+GATHER_S = 0.02  # a lot takes a twentieth of this to make, unless what gives the tasks takes its time
 ADD_AGAIN_S = 0.5
 HEAR_S = 0.05  # an answer takes some milliseconds
 Lot = list[tuple[Any, ...]]  # packed tasks
@@ -64,12 +65,14 @@ class Feeder:
 
     def make_ahead(self) -> None:
         """Make the first lots, as far as that needs no queue."""
-        while not self._has_all and len(self._lots) < LOTS_AHEAD:
-            tasks = list(islice(self._tasks, self._size))
+        is_slow = False
+        while not self._has_all and len(self._lots) < LOTS_AHEAD and not is_slow:
+            tasks, is_last = self._next_tasks()
             if not all(isinstance(task, FrozenTask) for task in tasks):
                 self._tasks = chain(tasks, self._tasks)
                 return
-            self._note_made(self._packed(tasks))
+            is_slow = len(tasks) < self._size
+            self._note_made(self._packed(tasks), is_last)
 
     @property
     def is_done(self) -> bool:
@@ -119,6 +122,8 @@ class Feeder:
         if self._sent is None and not self._waits_for_count and time.monotonic() >= self._not_before:
             if not self._lots:
                 self._make()
+                self._send()
+                return True
             self._send()
         if len(self._lots) >= LOTS_AHEAD or self._has_all:
             return has_heard
@@ -210,16 +215,25 @@ class Feeder:
             self._sent = None
 
     def _make(self) -> None:
-        tasks = list(islice(self._tasks, self._size))
+        tasks, is_last = self._next_tasks()
         while True:
             try:
-                self._note_made(self._packed(tasks))
+                self._note_made(self._packed(tasks), is_last)
                 return
             except ServiceError as error:
                 self._keeper.replace(error)
 
-    def _note_made(self, lot: Lot) -> None:
-        self._has_all = len(lot) < self._size
+    def _next_tasks(self) -> tuple[list[ProcessingTask | FrozenTask], bool]:
+        """Those of the next lot, and whether no more are to come; fewer where they take long, for others wait meanwhile."""
+        tasks, until = [], time.monotonic() + GATHER_S
+        for task in islice(self._tasks, self._size):
+            tasks.append(task)
+            if time.monotonic() > until:
+                return tasks, False
+        return tasks, len(tasks) < self._size
+
+    def _note_made(self, lot: Lot, is_last: bool) -> None:
+        self._has_all = is_last
         self._size = ADD_AT_ONCE
         if lot:
             self._lots.extend(_parts(lot))

@@ -585,6 +585,24 @@ def test_a_hung_po_is_killed_while_others_are_still_added(tmp_path: Path) -> Non
     assert play.is_completed(*(name for name in play.tasks if name != "H"))
 
 
+def test_pos_are_worked_on_while_an_iterator_takes_its_time_for_the_next(tmp_path: Path) -> None:
+    ahead = feeder_module.LOTS_AHEAD + 4  # so many may be made before the first of them is heard of
+
+    def tasks() -> Iterator[ProcessingTask]:
+        for number in range(30):
+            time.sleep(0.03)
+            least = number - ahead
+            wait_until(lambda: supervisor.queue.get_queue_status()["completed_tasks"] >= least, f"{least} are through")  # noqa: B023
+            yield po(f"P{number}", "quick", tmp_path)
+
+    with on_stage(tmp_path, jobs=1) as (supervisor, play):
+        supervisor.feed(tasks(), 30)
+        assert supervisor.run().reason == "done"
+
+    assert play.is_completed(*(f"P{number}" for number in range(30)))
+    assert list(play.starts()) == [f"P{number}" for number in range(30)]
+
+
 def test_a_stop_is_heeded_while_pos_are_still_added_and_none_is_forgotten(tmp_path: Path) -> None:
     count = 20_000
 
