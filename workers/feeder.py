@@ -12,8 +12,8 @@ from itertools import chain, islice
 from typing import Any
 
 from poqueue import failpoint
-from poqueue.client import PendingCall, QueueClient
-from poqueue.errors import JournalError, PoqueueError, ServiceError
+from poqueue.client import CALL_TIMEOUT_S, PendingCall, QueueClient
+from poqueue.errors import JournalError, PoqueueError, QueueFullError, ServiceError
 from poqueue.ids import new_id
 from poqueue.packing import FrozenTask
 from poqueue.payload import thaw
@@ -29,6 +29,7 @@ ADD_BYTES_AT_ONCE = 16 * 1024 * 1024  # far below what one call may carry
 LOTS_AHEAD = 8
 GATHER_S = 0.02  # a lot takes a twentieth of this to make, unless what gives the tasks takes its time
 ADD_AGAIN_S = 0.5
+FULL_AGAIN_S = 0.05  # there is room again as soon as workers take something
 HEAR_S = 0.05  # an answer takes some milliseconds
 Lot = list[tuple[Any, ...]]  # packed tasks
 _ID, _PAYLOAD = map(FrozenTask._fields.index, ("task_id", "payload"))
@@ -49,7 +50,7 @@ class Feeder:
         self._answer: PendingCall | None = None
         self._not_before = 0.0
         self._waits_for_count = False
-        self.is_refused = False  # the journal cannot be written for now
+        self.is_refused = False  # the journal cannot be written for now, or the queue is full
 
     def open(self) -> None:
         """Connect before there is anything to add."""
@@ -131,8 +132,10 @@ class Feeder:
         return True
 
     def finish(self) -> None:
-        """Add the rest now, or as much of it as can be written down. Errors as in turn."""
+        """Add the rest now, or as much of it as can be written down and finds room. Errors as in turn."""
         self._waits_for_count = False
+        if self.is_refused:  # it may be on its way again
+            self._hear(CALL_TIMEOUT_S)
         while not self.is_done and not self.is_refused:
             self.turn(wait_s=1.0)
 
@@ -174,6 +177,10 @@ class Feeder:
             self.is_refused = False
         except ServiceError as error:
             self._keeper.replace(error)  # which asks for find_sent
+        except QueueFullError:
+            self._take_back()
+            self._halve_first()  # there may be room for a part of it, and never be room for more
+            self.is_refused, self._not_before = True, time.monotonic() + FULL_AGAIN_S
         except JournalError as error:
             self._take_back()
             if not self.is_refused:
@@ -213,6 +220,11 @@ class Feeder:
         if self._sent is not None:
             self._lots.appendleft(self._sent)
             self._sent = None
+
+    def _halve_first(self) -> None:
+        lot = self._lots.popleft()
+        half = len(lot) // 2
+        self._lots.extendleft(part for part in (lot[half:], lot[:half]) if part)
 
     def _make(self) -> None:
         tasks, is_last = self._next_tasks()

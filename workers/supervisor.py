@@ -259,7 +259,7 @@ class Supervisor:
         It is added while the first of it is worked on, in this order, each task once whatever is lost on the way; a few
         thousand at most are made ahead. Of a FrozenTask the data are taken as they are, and the first ones are made while
         the manager starts. Each next() of an iterator holds up the supervisor: what takes long there delays time limits,
-        retries and stops by as much.
+        retries and stops by as much. While the queue is at its size limit the rest waits.
 
         Args:
             count: how many these are, as far as is known; they are shown as waiting.

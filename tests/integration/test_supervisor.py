@@ -520,6 +520,34 @@ def test_a_lot_that_cannot_be_written_down_waits_and_nothing_overtakes_it(
         assert waiting(supervisor) == list("ABCD")
 
 
+def test_what_finds_no_room_in_the_queue_waits_for_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    numbers = [f"P{number}" for number in range(60)]
+
+    with on_stage(tmp_path, jobs=1, queue_size_limit=7) as (supervisor, play):
+        supervisor.feed((po(number, "quick", tmp_path) for number in numbers), len(numbers))
+        assert supervisor.run().reason == "done"
+
+    assert list(play.starts()) == numbers and play.is_completed(*numbers)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_what_has_found_no_room_in_the_queue_is_given_back_whole(tmp_path: Path) -> None:
+    numbers = [f"P{number}" for number in range(60)]
+    supervisor = Supervisor("tests.integration.villains:process", queue_size_limit=7)
+    with contextlib.closing(supervisor):
+        supervisor.start_queue()
+        feeder = supervisor._feeder
+        feeder.begin([po(number, "quick", tmp_path) for number in numbers], len(numbers))
+        deadline = time.monotonic() + DEADLINE_S
+        while len(waiting(supervisor)) < 7:
+            assert time.monotonic() < deadline, "there is room for more"
+            feeder.turn(wait_s=0.1)
+
+        assert [data["po_number"] for data in feeder.give_up()] == numbers[7:]
+        assert waiting(supervisor) == numbers[:7]
+        assert feeder.is_done
+
+
 def test_what_was_not_added_is_given_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeder_module, "FIRST_LOT", 1)
     monkeypatch.setattr(feeder_module, "ADD_AT_ONCE", 1)
