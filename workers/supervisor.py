@@ -40,7 +40,7 @@ from poqueue.task import Event, ProcessingTask, Report, TaskRecord, TaskStatus
 from poqueue.wire import wait_readable
 from workers import own_process
 from workers import process_control as control
-from workers.feeder import Feeder
+from workers.feeder import ADD_AT_ONCE, Feeder
 from workers.log import OUTPUT_LOGGER, log_each
 from workers.post_mortem import describe_death, describe_timeout, is_whole_stack, signal_name
 from workers.processing import ProcessorSpec, check_importable, load_target
@@ -328,10 +328,17 @@ class Supervisor:
     def add_tasks(self, tasks: list[ProcessingTask]) -> None:
         """Add tasks that have ids of the caller's, as often as it takes: the manager may be replaced meanwhile.
 
+        They go in lots of 250, each of them as a whole or not at all: after an error those before it are in the queue.
+
         Raises:
-            JournalError: they cannot be written down for now; none was added.
+            ValueError, QueueFullError: the queue refuses one of a lot.
+            JournalError: a lot cannot be written down for now.
             ServiceError: the manager is lost, and could not be replaced.
         """
+        for start in range(0, len(tasks), ADD_AT_ONCE):
+            self._add_lot(tasks[start : start + ADD_AT_ONCE])
+
+    def _add_lot(self, tasks: list[ProcessingTask]) -> None:
         while True:
             try:
                 self.queue.add_tasks(tasks)
@@ -343,7 +350,7 @@ class Supervisor:
     def _were_added(self, tasks: list[ProcessingTask], error: ServiceError) -> bool:
         """All or none were, and it may have been only the answer that was lost with the manager."""
         self._keeper.replace(error)
-        return bool(tasks) and self.queue.find_task(task_id=tasks[0].task_id) is not None
+        return self.queue.find_task(task_id=tasks[0].task_id) is not None
 
     def ask(self, name: str, *args: Any, **words: Any) -> Any:
         """Call a method of the queue that may be repeated; answers are as the queue's process gives them, unopened.

@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from poqueue import ProcessingTask, TaskStatus
-from poqueue.errors import JournalError, ServiceError
+from poqueue.errors import JournalError, QueueFullError, ServiceError
 from poqueue.packing import FrozenTask
 from poqueue.payload import freeze_plain, is_json
 from poqueue.records import Kind
@@ -546,6 +546,25 @@ def test_what_has_found_no_room_in_the_queue_is_given_back_whole(tmp_path: Path)
         assert [data["po_number"] for data in feeder.give_up()] == numbers[7:]
         assert waiting(supervisor) == numbers[:7]
         assert feeder.is_done
+
+
+def test_more_tasks_than_one_call_can_take_are_added_in_lots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [po(f"P{number}", "quick", tmp_path, text="x" * 400) for number in range(1000)]
+    with queue_to_fill(tmp_path) as supervisor:
+        monkeypatch.setattr("poqueue.wire.MAX_REQUEST_BYTES", 250_000)
+        supervisor.add_tasks(tasks)
+
+        assert waiting(supervisor) == [task.task_id for task in tasks]
+
+
+def test_a_lot_that_finds_no_room_is_refused_whole_and_those_before_it_stay(tmp_path: Path) -> None:
+    tasks = [po(f"P{number}", "quick", tmp_path) for number in range(600)]
+    with on_stage(tmp_path, queue_size_limit=400) as (supervisor, _):
+        supervisor.queue.pause_queue()
+        with pytest.raises(QueueFullError):
+            supervisor.add_tasks(tasks)
+
+        assert waiting(supervisor) == [task.task_id for task in tasks[:250]]
 
 
 def test_what_was_not_added_is_given_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
