@@ -37,6 +37,7 @@ MAX_LINE_CHARS = 10_000
 MAX_LINE_BYTES = 1_000_000
 MAX_READ_BYTES = 250_000
 MAX_READ_LINES = 2_000
+MAX_PENDING_LINES = 1_000
 LAST_WORDS_BYTES = 1_000_000
 MAX_BEHIND_BYTES = 64_000_000
 _MAX_BOOT_CHARS = 8_000
@@ -288,6 +289,7 @@ class WorkerReader:
     def output(self, is_dead: bool = False) -> list[OutputLine]:
         """The lines written since the last call whose PO is known; of a dead worker, all to the last.
 
+        What is written between two POs counts as the next one's; if that is much, as nobody's, and its PO number is empty.
         A flood is not kept: what is 64 MB behind, or 1 MB before the end of a dead worker, is left out, and a line says so.
         """
         if not (is_dead or self._pending or self._has_more()):
@@ -308,6 +310,8 @@ class WorkerReader:
                 yield from self._take_line(raw)
             if self._pending and (is_end or (status.token and self._pending_is_of(status))):
                 yield from self._attributed(status.po_number, status.task_id, status.attempt)
+            elif len(self._pending) > MAX_PENDING_LINES and self._pending_is_nobodys():
+                yield from self._attributed("", "", 0)
             if is_end or not is_dead:
                 return
 
@@ -337,6 +341,11 @@ class WorkerReader:
     def _pending_is_of(self, status: Status) -> bool:
         """No end of an earlier PO is still to come: everything up to the current one's start has been read."""
         return self.status().token == status.token and self._read_to >= status.output_start
+
+    def _pending_is_nobodys(self) -> bool:
+        """No PO is in hand, and none has an end that is still to come."""
+        status = self.status()
+        return not status.token and self._read_to >= status.output_start
 
     def _attributed(self, po_number: str, task_id: str, attempt: int) -> list[OutputLine]:
         lines = [OutputLine(text, level, name, po_number, task_id, attempt) for text, level, name in self._pending]

@@ -136,6 +136,33 @@ def test_lines_of_an_ended_po_are_not_given_to_the_next(reader: WorkerReader, wr
     assert texts(begun_before_the_mark + reader.output()) == [("A", "of A", 1), ("B", "of B", 1)]
 
 
+def test_lines_between_two_pos_are_the_next_ones(reader: WorkerReader, writer: WorkerWriter) -> None:
+    writer.idle()
+    os.write(writer.output_fd, b"logging in\n")
+    assert reader.output() == []
+    begin(writer, "A")
+
+    assert texts(reader.output()) == [("A", "logging in", 1)]
+
+
+def test_a_worker_that_talks_while_it_is_idle_is_not_held_in_memory(reader: WorkerReader, writer: WorkerWriter) -> None:
+    begin(writer, "A")
+    os.write(writer.output_fd, b"of A\n" * 5_000)
+    end(writer, "A")
+    writer.idle()
+    os.write(writer.output_fd, b"of nobody\n" * 5_000)
+
+    told = everything(reader)
+    begin(writer, "B")
+    told += everything(reader)
+
+    assert [line.text for line in told if line.po_number == "A"] == ["of A"] * 5_000
+    nobodys = [line for line in told if line.po_number == ""]
+    assert len(nobodys) > 3_000
+    assert {(line.text, line.task_id, line.attempt) for line in nobodys} == {("of nobody", "", 0)}
+    assert len(told) == 10_000 and told[-1].po_number in ("", "B")
+
+
 def test_the_rest_of_a_dead_worker_is_told(reader: WorkerReader, writer: WorkerWriter) -> None:
     begin(writer, "A", attempt=2)
     os.write(writer.output_fd, b"one\nlast words")
