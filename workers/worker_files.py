@@ -40,7 +40,9 @@ MAX_READ_LINES = 2_000
 MAX_PENDING_LINES = 1_000
 LAST_WORDS_BYTES = 1_000_000
 MAX_BEHIND_BYTES = 64_000_000
+FREED_AT_ONCE_BYTES = 1_048_576
 _MAX_BOOT_CHARS = 8_000
+_PUNCH_HOLE_KEEP_SIZE = 0x2 | 0x1  # linux/falloc.h
 
 
 def private(path: str, flags: int) -> int:
@@ -238,6 +240,7 @@ class WorkerReader:
     def _begin(self) -> None:
         self._output_fd = -1
         self._read_to = 0
+        self._freed_to = 0
         self._rest = b""
         self._pending: list[tuple[str, str, str]] = []  # lines whose PO is not known yet: text, level, logger
 
@@ -356,7 +359,7 @@ class WorkerReader:
         """The next piece; small enough not to keep the supervisor from its other workers."""
         if self._output_fd < 0:
             try:
-                self._output_fd = os.open(self.folder / "output", os.O_RDONLY)
+                self._output_fd = os.open(self.folder / "output", os.O_RDWR)
             except FileNotFoundError:
                 return b""
         behind = os.fstat(self._output_fd).st_size - self._read_to
@@ -368,6 +371,9 @@ class WorkerReader:
         if data.count(b"\n") > MAX_READ_LINES:
             data = b"\n".join(data.split(b"\n", MAX_READ_LINES)[:-1]) + b"\n"
         self._read_to += len(data)
+        if self._read_to - self._freed_to >= FREED_AT_ONCE_BYTES:
+            _free_room(self._output_fd, self._read_to)
+            self._freed_to = self._read_to
         return data
 
     def _text(self, name: str) -> str:
@@ -388,3 +394,12 @@ class WorkerReader:
         except ValueError:  # the worker died while it wrote
             return None
         return mark
+
+
+def _free_room(fd: int, size_bytes: int) -> None:
+    """Give the room of a file's beginning back to the disk, where the file system can; the file's size stays, and the rest."""
+    import ctypes  # only here: few workers write so much
+
+    allocate = ctypes.CDLL(None).fallocate
+    allocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+    allocate(fd, _PUNCH_HOLE_KEEP_SIZE, 0, size_bytes)

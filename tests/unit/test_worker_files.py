@@ -187,6 +187,22 @@ def test_a_line_without_end_is_not_held_in_memory(reader: WorkerReader, writer: 
     assert len(reader._rest) < 10_000_000
 
 
+def test_what_was_read_takes_no_room_on_the_disk(reader: WorkerReader, writer: WorkerWriter) -> None:
+    begin(writer, "A")
+    count = 0
+    for _ in range(20):
+        os.write(writer.output_fd, (b"z" * 999 + b"\n") * 1_000)
+        count += len(everything(reader))
+    end(writer, "A")
+
+    found = (reader.folder / "output").stat()
+    assert count == 20_000 and found.st_size > 20_000_000
+    assert found.st_blocks * 512 < 4_000_000
+    os.write(writer.output_fd, b"later\n")
+    begin(writer, "B")
+    assert texts(reader.output()) == [("B", "later", 1)]
+
+
 def test_log_records_keep_level_logger_and_lines(reader: WorkerReader, writer: WorkerWriter) -> None:
     begin(writer, "A")
     os.write(writer.output_fd, b"half a line")
