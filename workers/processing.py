@@ -32,6 +32,7 @@ MAX_MESSAGE_CHARS = 8_000
 MAX_TRACEBACK_CHARS = 64_000
 _HAS_REST = 0x4  # inspect.CO_VARARGS
 _NOT_PLAIN = 0x20 | 0x80 | 0x200  # of a generator, a coroutine, an asynchronous generator
+_Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 class GiveUp(Exception):
@@ -94,7 +95,7 @@ class WorkerContext(Fields):
         self.max_attempts = max_attempts
         self.owner = owner
 
-    def own(self, *, pid: int | None = None, path: str | os.PathLike[str] | None = None) -> None:
+    def own(self, *, pid: int | None = None, path: _Path | None = None) -> None:
         """Name a process or a path (file or folder) that the supervisor must remove if this worker dies or is killed.
 
         What is named in `setup` counts until the worker ends by itself, what is named in a PO until that attempt has ended
@@ -102,7 +103,7 @@ class WorkerContext(Fields):
         they die with it. A worker that ends by itself cleans up in `teardown`.
         """
         if self.owner is not None:
-            self.owner(pid, os.fspath(path) if path is not None else None)
+            self.owner(pid, os.fsdecode(path) if path is not None else None)
 
 
 class ProcessorSpec(Fields):

@@ -317,6 +317,7 @@ def test_what_a_killed_worker_owned_is_removed(tmp_path: Path) -> None:
     assert play.errors("BAD") == ["WorkerKilled"]
     assert not (tmp_path / "profile").exists()
     assert not (tmp_path / "lock").exists()
+    assert not [name for name in os.listdir(os.fsencode(tmp_path)) if name.startswith(b"odd")]
 
 
 def test_what_an_attempt_owned_stays_once_it_has_ended_by_itself(tmp_path: Path) -> None:

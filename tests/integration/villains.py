@@ -206,7 +206,7 @@ def shout_and_die(po: dict[str, Any], context: WorkerContext) -> NoReturn:
 
 
 def own_and_die(po: dict[str, Any], context: WorkerContext) -> NoReturn:
-    """Owns a folder, a file and a process that has left the worker's family."""
+    """Owns a folder, and two files, of which one has a name that is no text."""
     folder = Path(po["folder"], "profile")
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "cookies").write_text("x")
@@ -214,6 +214,9 @@ def own_and_die(po: dict[str, Any], context: WorkerContext) -> NoReturn:
     lock.write_text("x")
     context.own(path=folder)
     context.own(path=lock)
+    odd = os.fsencode(po["folder"]) + b"/odd-\xff"
+    with open(odd, "w"):
+        context.own(path=odd)
     kill_itself(po, context)
 
 
