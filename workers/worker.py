@@ -54,7 +54,9 @@ UNLIMITED_S = 1e9
 _SIG_SETMASK = int(signal.SIG_SETMASK)
 _TENDED = tuple(map(int, (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGALRM, signal.SIGUSR1,
+    signal.SIGVTALRM, signal.SIGPROF,
 )))  # fmt: skip
+_CPU_TIMERS = {signal.SIGVTALRM: signal.ITIMER_VIRTUAL, signal.SIGPROF: signal.ITIMER_PROF}
 
 
 class WorkerSettings(NamedTuple):
@@ -92,6 +94,8 @@ def main(settings: WorkerSettings | None, orders: "Connection[Any, Any]", life: 
     streams = _Streams(files)
     try:
         signal.signal(signal.SIGTERM, _on_term)
+        for number in _CPU_TIMERS:
+            signal.signal(number, _end_timer)
         worker = Worker(settings, files, streams)
         load_proof()
         files.phase(Phase.STANDBY)
@@ -452,6 +456,11 @@ def _on_term(number: int, frame: Any) -> NoReturn:
     global _term_came
     _term_came = True  # a processor may swallow what is raised; no further PO is begun all the same
     raise Terminated
+
+
+def _end_timer(number: int, frame: Any) -> None:
+    """A timer of computing time that a PO has left must not kill the next one; to end it after each would take two calls."""
+    signal.setitimer(_CPU_TIMERS[signal.Signals(number)], 0.0)
 
 
 def _stack_is_asked_for(number: int, frame: Any) -> None:

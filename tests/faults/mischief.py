@@ -147,6 +147,22 @@ def set_an_alarm(po: dict[str, Any], context: WorkerContext) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.05)
 
 
+def set_cpu_timers(po: dict[str, Any], context: WorkerContext) -> None:
+    """They ring while the next PO computes, and kill who does not listen."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.05)
+    signal.setitimer(signal.ITIMER_PROF, 0.05, 0.05)
+
+
+def limit_cpu_time(po: dict[str, Any], context: WorkerContext) -> None:
+    """And forget to lift the limit."""
+    signal.signal(signal.SIGPROF, _raise_timeout)
+    signal.setitimer(signal.ITIMER_PROF, 0.05, 0.05)
+
+
+def _raise_timeout(number: int, frame: Any) -> None:
+    raise TimeoutError("too much computing")
+
+
 def switch_logging_off(po: dict[str, Any], context: WorkerContext) -> None:
     logging.disable(logging.CRITICAL)
 
@@ -205,10 +221,13 @@ def count_leaks(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
 
 
 def log_a_line(po: dict[str, Any], context: WorkerContext) -> None:
-    """Long enough for an alarm that somebody has left."""
+    """Long enough for an alarm that somebody has left, and for one after some computing."""
     end = time.monotonic() + 0.15
     while time.monotonic() < end:
         time.sleep(0.01)
+    end = time.process_time() + 0.15
+    while time.process_time() < end:
+        pass
     logging.getLogger("my.site").warning("logged by %s", po["po_number"])
 
 
@@ -258,7 +277,8 @@ def write_files(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
 DEEDS: dict[str, Callable[[dict[str, Any], WorkerContext], Any]] = {
     deed.__name__: deed
     for deed in (
-        fork_and_die, half_a_report, fill_up, give_result, give_decimal, set_an_alarm, switch_logging_off, take_logging_away,
+        fork_and_die, half_a_report, fill_up, give_result, give_decimal, set_an_alarm, set_cpu_timers, limit_cpu_time,
+        switch_logging_off, take_logging_away,
         take_sigusr1_and_hang, take_signals, run_false, leak, count_leaks, log_a_line, end_after, take_the_lock, write_files,
     )
 }  # fmt: skip

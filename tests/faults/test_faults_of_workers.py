@@ -173,7 +173,9 @@ def test_a_po_that_kills_every_worker_ends_after_its_retries(tmp_path: Path) -> 
 # ── C18: what a PO leaves in its worker ──────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("do", ["set_an_alarm", "switch_logging_off", "take_logging_away"])
+@pytest.mark.parametrize(
+    "do", ["set_an_alarm", "set_cpu_timers", "limit_cpu_time", "switch_logging_off", "take_logging_away"]
+)
 def test_the_next_po_can_work_and_be_heard(do: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "workers.output")
 
