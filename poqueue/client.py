@@ -227,6 +227,9 @@ class QueueClient:
     def drain_queue(self) -> None:
         self.call("drain_queue")
 
+    def drain_when_done(self, seen: int) -> str:
+        return str(self.call("drain_when_done", seen))
+
     def get_leases(self) -> dict[int, TaskRecord]:
         leases: dict[int, TaskRecord] = self.call("get_leases")
         return leases
