@@ -49,6 +49,9 @@ _ADD_RECORD = (
 class Journal:
     """The open journal of one queue. Not thread-safe: the queue holds the lock.
 
+    It belongs to the process that opened it. A program that forks opens it after the fork: in a child every use raises
+    JournalError, and close does nothing.
+
     Args:
         path: the file; in a folder of this user alone.
         durability: "normal" survives the end of any process, "full" also a loss of power, at a disk flush a commit.
@@ -65,6 +68,7 @@ class Journal:
         if durability not in DURABILITIES:
             raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, got {durability!r}")
         self.path = Path(path)
+        self._pid = os.getpid()
         self._any_version = any_version
         self._next_file_check = 0.0
         self.has_written = False  # the last write that was called for
@@ -81,7 +85,6 @@ class Journal:
         self._db = self._connect(durability)
         self._lines = int(next(self._read("SELECT ifnull(max(seq), 0) FROM log"))[0])
         self._identity = _identity_of(self.path)
-        self._pid = os.getpid()
         _open_here[self._identity] = self
 
     def write(self, records: Sequence[Record] = (), tasks: Iterable[tuple[Any, ...]] = ()) -> None:
@@ -144,6 +147,7 @@ class Journal:
         Raises:
             JournalError: the copy cannot be written.
         """
+        self._check_is_ours()
         try:
             with contextlib.suppress(FileExistsError):
                 _make_private(path)
@@ -154,6 +158,8 @@ class Journal:
 
     def close(self) -> None:
         """Bring everything into the one file and let go of it; harmless when repeated."""
+        if self._pid != os.getpid():
+            return
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
@@ -193,6 +199,7 @@ class Journal:
         return db
 
     def _read(self, query: str) -> Iterator[tuple[Any, ...]]:
+        self._check_is_ours()
         try:
             cursor = self._db.execute(query)
             while (row := cursor.fetchone()) is not None:  # `yield from` would close the cursor of a closed database
@@ -201,6 +208,19 @@ class Journal:
             raise JournalError(f"{self.path}: the journal is damaged: {error}") from None
 
     # --- looking after it
+
+    def _check_is_ours(self) -> None:
+        if self._pid != os.getpid():
+            raise JournalError(f"{self.path}: {_OPENED_BEFORE_FORK}")
+
+    def _leave_to_parent(self) -> None:
+        """Called in a forked child. Not even its end may close the connection: SQLite would take the child for the last user
+        and delete the -wal file, and the parent would write on into that, without an error, and in vain.
+        """
+        import ctypes  # nobody else needs it
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._db))  # what a module holds is let go of at the end as well
+        self._next_file_check = 0.0  # with the next write
 
     def _roll_back(self) -> None:
         with contextlib.suppress(sqlite3.Error):
@@ -212,6 +232,7 @@ class Journal:
         now = time.monotonic()
         if now < self._next_file_check:
             return
+        self._check_is_ours()
         if _identity_of(self.path) != self._identity:
             raise JournalGoneError(f"{self.path} was deleted or replaced; nothing more can be recorded")
         self._next_file_check = now + FILE_CHECK_S
@@ -223,7 +244,16 @@ class Journal:
             return "free space unknown"
 
 
+_OPENED_BEFORE_FORK = "the journal was opened before this process was forked; open it after the fork, in one process"
 _open_here: WeakValueDictionary[tuple[int, int], Journal] = WeakValueDictionary()  # by device and inode
+
+
+def _leave_all_to_parent() -> None:
+    for journal in list(_open_here.values()):
+        journal._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
 def check_file(path: Path) -> None:
@@ -234,7 +264,8 @@ def check_file(path: Path) -> None:
             the system drops a process's locks on a file when any of its descriptors of that file is closed.
     """
     user = _open_here.get(_identity_of(path))
-    if user is not None and user._pid == os.getpid():
+    if user is not None:
+        user._check_is_ours()
         raise JournalError(f"{path}: the journal is in use by this process")
     try:
         with open(path, "rb") as file:

@@ -106,6 +106,7 @@ class TaskQueue:
         timeout_floor: seconds below which such a limit does not fall.
         journal: file in which every change is written before it is told; what it holds already is taken up from there.
             Task data, results and error details must then be what JSON can hold.
+            A program that forks makes such a queue after the fork: in a child it takes no change.
         durability: "normal" survives the end of any process, "full" also a loss of power.
         journal_must_exist: True: the journal is only opened; False: only made; None: whichever.
         journal_any_version: take a journal of another schema version, if its tables have the same columns.

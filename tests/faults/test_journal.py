@@ -694,6 +694,75 @@ def test_a_file_that_was_deleted_or_replaced_is_noticed(
         assert "deleted or replaced" in queue.get_queue_status()["reason"]
 
 
+# ── forks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+FORK_AND_DIE = """
+    import os, signal, sys
+    from poqueue import ProcessingTask, TaskQueue
+    queue = TaskQueue(journal=sys.argv[1])
+    queue.add_task(ProcessingTask("A", {"po_number": "A"}))
+    pid = os.fork()
+    if pid == 0:
+        if sys.argv[2] == "closes":
+            queue.close_queue()
+        elif sys.argv[2] == "forgets":
+            del queue
+        sys.exit()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    queue.add_task(ProcessingTask("B", {"po_number": "B"}))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("child", ["ends", "closes", "forgets"])
+def test_what_is_told_after_a_fork_is_in_the_file_whatever_the_child_does(path: Path, clock: Clock, child: str) -> None:
+    done = subprocess.run(
+        python(FORK_AND_DIE, path, child), cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+    with closing(open_queue(path, clock)) as again:
+        assert [entry.task_id for entry in again._ledger] == ["A", "B"]
+
+
+def test_in_a_forked_child_a_journal_is_refused_to_everybody(queue: TaskQueue, path: Path, tmp_path: Path) -> None:
+    queue.add_task(task("A"))
+    journal = journal_of(queue)
+    uses: list[Callable[[], object]] = [
+        lambda: queue.add_task(task("B")), queue.pause_queue, journal.write, journal.last_at,
+        lambda: list(journal.tasks()), lambda: list(journal.records()),
+        lambda: queue.copy_journal(str(tmp_path / "copy")), lambda: Journal(path), lambda: check_file(path),
+    ]  # fmt: skip
+
+    def child() -> None:
+        for use in uses:
+            with pytest.raises(JournalError, match="opened before this process was forked; open it after the fork"):
+                use()
+        queue.close_queue()
+        assert [one.task_id for one in queue.get_tasks_by_status(S.PENDING)] == ["A"]
+
+    assert in_a_child(child) == 0
+
+    assert lease(queue) == "A"
+    assert another_process_opens(path) == f"{path}: the journal is in use by another process"
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_manager_that_is_forked_beside_an_open_journal_has_its_own(
+    queue: TaskQueue, clock: Clock, tmp_path: Path
+) -> None:
+    with QueueService(start_method="fork", journal=tmp_path / "its.sqlite") as service:
+        service.client().add_task(task("A"))
+        queue.add_task(task("B"))
+        os.kill(service.pid, signal.SIGKILL)
+        service.replace()
+        assert service.client().find_task(task_id="A") is not None
+    queue.add_task(task("C"))
+
+    with closing(after_a_crash(queue, tmp_path / "crash", clock)) as again:
+        assert [entry.task_id for entry in again._ledger] == ["B", "C"]
+
+
 # ── killed ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
