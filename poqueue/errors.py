@@ -44,7 +44,7 @@ class JournalError(PoqueueError):
 
 
 class JournalGoneError(JournalError):
-    """The journal's file was deleted or replaced under the queue."""
+    """The journal's file, or the -wal file beside it, was deleted or replaced under the queue."""
 
 
 class ServiceError(PoqueueError):

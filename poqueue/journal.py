@@ -11,6 +11,7 @@ Source: sqlite.org on WAL, locking_mode, synchronous, application_id.
 """
 
 import contextlib
+import math
 import os
 import shutil
 import sqlite3
@@ -85,6 +86,8 @@ class Journal:
         self._db = self._connect(durability)
         self._lines = int(next(self._read("SELECT ifnull(max(seq), 0) FROM log"))[0])
         self._identity = _identity_of(self.path)
+        self._wal = Path(f"{self.path}-wal")  # there until the one connection is closed
+        self._wal_identity = _identity_of(self._wal)
         _open_here[self._identity] = self
 
     def write(self, records: Sequence[Record] = (), tasks: Iterable[tuple[Any, ...]] = ()) -> None:
@@ -92,7 +95,7 @@ class Journal:
 
         Raises:
             JournalError: nothing was written; the text names path, reason and free space.
-            JournalGoneError: the file was deleted or replaced.
+            JournalGoneError: the file, or its -wal file, was deleted or replaced.
             ValueError: it holds something that no database takes: broken Unicode, a number beyond 64 bits.
         """
         self.has_written = False
@@ -163,6 +166,7 @@ class Journal:
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
+        self._next_file_check = math.inf  # whoever writes on is told that it is closed, not that its -wal file is gone
         _open_here.pop(self._identity, None)
 
     # --- opening
@@ -233,9 +237,17 @@ class Journal:
         if now < self._next_file_check:
             return
         self._check_is_ours()
-        if _identity_of(self.path) != self._identity:
-            raise JournalGoneError(f"{self.path} was deleted or replaced; nothing more can be recorded")
+        for path, identity in ((self.path, self._identity), (self._wal, self._wal_identity)):
+            if _identity_of(path) != identity:
+                self._save_from_deleted_wal()
+                raise JournalGoneError(f"{path} was deleted or replaced; nothing more can be recorded")
         self._next_file_check = now + FILE_CHECK_S
+
+    def _save_from_deleted_wal(self) -> None:
+        """Bring what was told into the file itself; but not beside another -wal file, which the next opening would read."""
+        if not os.path.lexists(self._wal):
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA wal_checkpoint")
 
     def _free(self) -> str:
         try:

@@ -416,14 +416,17 @@ def test_a_break_in_the_middle_of_a_write_leaves_no_transaction_open(
     assert lease(queue) == "A"
 
 
-def test_a_closed_queue_refuses_changes_as_a_journal_error(queue: TaskQueue, clock: Clock) -> None:
+def test_a_closed_queue_refuses_changes_as_a_journal_error(
+    queue: TaskQueue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "FILE_CHECK_S", 0.0)
     filled(queue, clock)
     queue.close_queue()
     before = whole_state(queue)
 
-    with pytest.raises(JournalError):
+    with pytest.raises(JournalError, match="closed"):
         queue.add_task(task("A"))
-    with pytest.raises(JournalError):
+    with pytest.raises(JournalError, match="closed"):
         queue.complete_task("One", "w1", success())
 
     assert whole_state(queue) == before
@@ -692,6 +695,41 @@ def test_a_file_that_was_deleted_or_replaced_is_noticed(
 
         assert whole_state(queue) == before
         assert "deleted or replaced" in queue.get_queue_status()["reason"]
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_wal_file_that_was_deleted_or_replaced_is_noticed_and_nothing_told_before_is_lost(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_replaced: bool
+) -> None:
+    monkeypatch.setattr(journal_module, "FILE_CHECK_S", 0.0)
+    with closing(filled(open_queue(path, clock), clock)) as queue:
+        before, known = whole_state(queue), snapshot(queue)
+        wal = Path(f"{path}-wal")
+        content = wal.read_bytes()
+        wal.unlink()
+        if is_replaced:
+            wal.write_bytes(content)
+
+        with pytest.raises(JournalGoneError, match="-wal was deleted or replaced"):
+            queue.add_task(task("New"))
+        assert lease(queue, "w9") is None
+
+        assert whole_state(queue) == before
+        assert "-wal was deleted or replaced" in queue.get_queue_status()["reason"]
+        with closing(open_queue(left_by_a_crash(path, tmp_path / "crash"), clock)) as again:
+            assert snapshot(again) == known
+
+
+def test_the_wal_file_is_the_same_through_copies_and_reopenings(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(journal_module, "FILE_CHECK_S", 0.0)
+    for name in ("A", "B"):
+        with closing(open_queue(path, clock)) as queue:
+            queue.copy_journal(str(tmp_path / name))
+            journal_of(queue)._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+            queue.add_task(task(name))
 
 
 # ── forks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
