@@ -926,8 +926,11 @@ class TaskQueue:
         fresh = set(ids)
         if len(fresh) == len(ids) and not self._ledger.knows_any(fresh):
             return
-        known = next(task_id for task_id in ids if self._ledger.get(task_id) is not None or ids.count(task_id) > 1)
-        raise ValueError(f"invalid task: task_id {known!r} is already in the queue")
+        seen: set[str] = set()
+        for task_id in ids:
+            if task_id in seen or self._ledger.get(task_id) is not None:
+                raise ValueError(f"invalid task: task_id {task_id!r} is already in the queue")
+            seen.add(task_id)
 
     def _guard_size(self, count: int) -> None:
         limit = self._config.queue_size_limit

@@ -189,3 +189,26 @@ def test_many_tasks_at_once_are_refused_as_a_whole(make_queue: MakeQueue) -> Non
         queue.add_tasks([task("PO-1", "a"), task("", "b"), task("PO-3", "c")])
     with nothing_changes(queue), pytest.raises(ValueError):
         queue.add_tasks([task("PO-1", "a"), task("PO-2", "b")], priority=11)
+
+
+class CountedId(str):
+    """An id that knows how often ids were compared."""
+
+    __hash__ = str.__hash__
+    comparisons = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedId.comparisons += 1
+        return str.__eq__(self, other)
+
+
+@pytest.mark.contract("R6")
+def test_an_id_given_twice_among_many_is_named_after_one_look_at_each() -> None:
+    queue = TaskQueue()
+    tasks = [task(f"PO-{number}", CountedId(f"T-{number}")) for number in range(2000)]
+    CountedId.comparisons = 0
+
+    with nothing_changes(queue), pytest.raises(ValueError, match="'T-1999' is already in the queue"):
+        queue.add_tasks([*tasks, task("PO-again", CountedId("T-1999"))])
+
+    assert CountedId.comparisons < 10 * len(tasks)
