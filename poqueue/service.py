@@ -169,6 +169,7 @@ class QueueService:
         self._process: Any = None
         self._at_exit: Any = None  # ends the manager when this program ends without having done so
         self._has_started = False
+        self._made_files: list[Path] | None = None  # of the journal; None before the first start
         self._clients: list[QueueClient] = []
         self._owner_pid = os.getpid()
 
@@ -221,6 +222,9 @@ class QueueService:
 
     def _start_manager(self, hold: str = "", meanwhile: Callable[[], None] = lambda: None) -> None:
         hosting = Hosting(self.address, self.key, self._settings, hold, os.getpid(), self._log_path, self._on_orphan)
+        if self._made_files is None and self.has_journal:
+            files = [Path(f"{self._settings['journal']}{suffix}") for suffix in ("", "-wal", "-shm")]
+            self._made_files = [file for file in files if not os.path.lexists(file)]
         manager = self._early[-1] if self._early else None
         if manager is None or not manager.is_told(hosting):
             manager = ManagerProcess(self._start_method, hosting)
@@ -283,7 +287,8 @@ class QueueService:
         if self._has_started:
             self._settings["journal_must_exist"] = True
         elif self._settings.get("journal_must_exist") is False:
-            _remove_journal(Path(self._settings["journal"]))  # ours, and perhaps half made: nothing was in it
+            for path in self._made_files or ():  # ours, and perhaps half made: nothing was in it
+                path.unlink(missing_ok=True)
         self._start_manager(hold)
 
     def _take_reason(self) -> str:
@@ -329,11 +334,6 @@ class QueueService:
         if self._made_directory is not None:
             _remove_made(self._made_directory)
             self._made_directory = None
-
-
-def _remove_journal(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 _NOT_OF_CONFIG = ("journal", "durability", "journal_must_exist", "journal_any_version", "clock", "wall_clock")

@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import pytest
 
-from poqueue import ProcessingTask, TaskResult
-from poqueue.errors import ManagerLostError
+from poqueue import ProcessingTask, TaskResult, server
+from poqueue.errors import JournalError, ManagerLostError
 from poqueue.moves import Moves
 from poqueue.service import QueueService
 from tests.faults.batches import Batch
@@ -60,6 +60,38 @@ def test_a_manager_that_fails_in_the_middle_of_a_change_leaves_the_rest_to_anoth
 
         service.replace()
         assert service.client().get_queue_status()["completed_tasks"] == 1
+
+
+@pytest.mark.parametrize("is_foreign", [True, False])
+def test_a_new_run_whose_first_manager_dies_removes_only_a_journal_that_is_its_own(
+    is_foreign: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    if is_foreign:
+        with QueueService(start_method="fork", journal=path) as earlier:
+            earlier.client().add_task(ProcessingTask("A", {"po_number": "1"}))
+    service = QueueService(start_method="fork", journal=path, journal_must_exist=False)
+
+    def die(*args: object) -> NoReturn:
+        if not is_foreign:
+            path.write_bytes(b"half made")
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_open_queue", die)
+        with pytest.raises(ManagerLostError):
+            service.start()
+
+    if is_foreign:
+        with pytest.raises(JournalError, match="there is a journal already"):
+            service.replace()
+        with QueueService(start_method="fork", journal=path, journal_must_exist=True) as again:
+            assert again.client().find_task(task_id="A") is not None
+    else:
+        service.replace()
+        assert service.client().get_queue_status()["total_tasks"] == 0
+    service.stop()
 
 
 def await_new_manager(batch: Batch, old: int) -> int:
