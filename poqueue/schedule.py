@@ -65,8 +65,8 @@ class Schedule:
     def delay(self, entry: Entry, due: float) -> None:
         """A task that must not run before `due`."""
         entry.ready = due
-        if entry.rank in self._removed:
-            self._forget(entry)
+        if entry.rank in self._removed:  # it still stands somewhere; and so may thousands that are wanted again with it
+            self._forget_removed()
         heapq.heappush(self._delayed, (due, entry.rank, entry))
 
     def next_due(self) -> float | None:
@@ -153,16 +153,6 @@ class Schedule:
             heapq.heapify(heap)
         self._aside = {po_number: waiting for po_number, waiting in self._aside.items() if waiting}
         removed.clear()
-
-    def _forget(self, entry: Entry) -> None:
-        """Take a removed task out of wherever it still stands; it is about to wait again."""
-        self._removed.discard(entry.rank)
-        lane = self._lane(entry)
-        lane.fresh = deque(one for one in lane.fresh if one is not entry)
-        heaps: list[list[Any]] = [lane.returned, self._delayed, *self._aside.values()]
-        for heap in heaps:
-            heap[:] = [item for item in heap if item[-1] is not entry]
-            heapq.heapify(heap)
 
     def _lane(self, entry: Entry) -> _Lane:
         return self._lanes[entry.priority - 1] if self._by_priority else self._lanes[0]

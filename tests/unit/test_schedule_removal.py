@@ -2,6 +2,8 @@
 
 import gc
 import random
+from collections import deque
+from collections.abc import Iterable
 
 import pytest
 
@@ -102,6 +104,30 @@ def test_a_removed_task_that_is_wanted_again_stands_in_one_place_only(schedule: 
     assert ranks(schedule, NOW + 5.0) == [1]
     schedule.end([one])
     assert ranks(schedule, NOW + 99.0) == []
+
+
+def test_many_removed_tasks_that_are_wanted_again_are_looked_for_once(
+    schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = 0
+
+    class Counted(deque[Entry]):
+        def __init__(self, entries: Iterable[Entry] = ()) -> None:
+            nonlocal moved
+            super().__init__(entries)
+            moved += len(self)
+
+    entries = [entry(rank) for rank in range(1, 1001)]
+    schedule.add(entries)
+    for one in entries[:400]:
+        schedule.remove(one)
+    monkeypatch.setattr(schedule_module, "deque", Counted)
+
+    for one in entries[:400]:
+        schedule.delay(one, NOW)
+
+    assert moved <= len(entries)
+    assert ranks(schedule) == list(range(1, 1001))
 
 
 def test_what_was_removed_is_due_at_no_time(schedule: Schedule) -> None:
