@@ -45,12 +45,12 @@ class Schedule:
         self._lanes = [_Lane() for _ in PRIORITIES] if by_priority else [_Lane()]
         self._delayed: list[tuple[float, int, Entry]] = []
         self._running_pos: set[str] = set()
-        self._aside: dict[str, list[tuple[int, Entry]]] = {}
+        self._aside: dict[str, list[tuple[int, int, Entry]]] = {}  # by PO, the best of each first
         self._removed: set[int] = set()
 
     @property
     def has_aside(self) -> bool:
-        """Whether a task waits for another one of its PO to end."""
+        """Whether a task waits for another one of its PO to run, and to end."""
         return bool(self._aside)
 
     def add(self, entries: Iterable[Entry]) -> None:
@@ -93,7 +93,8 @@ class Schedule:
                 if removed and entry.rank in removed:
                     removed.discard(entry.rank)
                 elif entry.po_number in running:
-                    heapq.heappush(self._aside.setdefault(entry.po_number, []), (entry.rank, entry))
+                    place = entry.priority if self._by_priority else 0, entry.rank, entry
+                    heapq.heappush(self._aside.setdefault(entry.po_number, []), place)
                 else:
                     running.add(entry.po_number)
                     taken.append(entry)
@@ -102,15 +103,12 @@ class Schedule:
         return taken
 
     def end(self, entries: Iterable[Entry]) -> int:
-        """These tasks run no more; how many others of their POs may now."""
+        """These tasks run no more; how many others may now: of each PO one."""
         running, count = self._running_pos, 0
         for entry in entries:
             running.discard(entry.po_number)
             if self._aside:
-                waiting = self._aside.pop(entry.po_number, ())
-                for _, other in waiting:
-                    self.put_back(other)
-                count += len(waiting)
+                count += self._put_next_back(entry.po_number)
         return count
 
     def untake(self, entries: Sequence[Entry]) -> None:
@@ -122,6 +120,8 @@ class Schedule:
     def remove(self, entry: Entry) -> None:
         """The task does not wait any more; it is passed over when its turn comes, or forgotten with many others."""
         self._removed.add(entry.rank)
+        if self._aside and entry.po_number not in self._running_pos:  # it may be the one for which the others wait
+            self._put_next_back(entry.po_number)
         if len(self._removed) >= FORGET_AT and 2 * len(self._removed) > self._standing():
             self._forget_removed()
 
@@ -136,6 +136,23 @@ class Schedule:
         self._removed = set()
         self._running_pos = {entry.po_number for entry in running}
         self.add(sorted(pending, key=lambda one: one.rank))
+
+    def _put_next_back(self, po_number: str) -> bool:
+        """The best one that stands aside may run; the others of its PO stay there, as they may not run before it has ended.
+        While none of a PO runs, one that is as good as all of these stands in a lane; else they would wait for ever.
+        """
+        waiting, removed, other = self._aside.get(po_number, []), self._removed, None
+        while waiting and other is None:
+            _, rank, other = heapq.heappop(waiting)
+            if rank in removed:
+                removed.discard(rank)
+                other = None
+        if not waiting:
+            self._aside.pop(po_number, None)
+        if other is None:
+            return False
+        self.put_back(other)
+        return True
 
     def _standing(self) -> int:
         """How many stand somewhere, the removed ones included."""

@@ -1,9 +1,11 @@
 """Taking a waiting task out of the schedule: wherever it stands, and whether or not it comes back."""
 
 import gc
+import heapq
 import random
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -89,6 +91,59 @@ def test_a_task_removed_while_another_of_its_po_runs_never_runs(schedule: Schedu
     schedule.end([first])
 
     assert ranks(schedule) == [3]
+
+
+def test_of_many_tasks_of_one_po_each_is_moved_a_few_times_only(
+    schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves = 0
+    real = heapq.heappush
+
+    def push(heap: list[Any], item: Any) -> None:
+        nonlocal moves
+        moves += 1
+        real(heap, item)
+
+    monkeypatch.setattr(heapq, "heappush", push)
+    entries = [entry(rank, "PO") for rank in range(1, 301)]
+    schedule.add(entries)
+
+    for one in entries:
+        assert schedule.take(NOW, 3) == [one]
+        assert schedule.take(NOW) == []
+        assert schedule.end([one]) == (one is not entries[-1])
+
+    assert moves <= 3 * len(entries)
+
+
+@pytest.mark.parametrize("gone", [[2], [3], [2, 3], [3, 2], [4, 2], [2, 4]])
+def test_a_task_does_not_wait_for_one_of_its_po_that_was_removed(schedule: Schedule, gone: list[int]) -> None:
+    entries = [entry(rank, "PO") for rank in (1, 2, 3, 4)]
+    schedule.add(entries)
+    assert ranks(schedule) == [1]
+    schedule.end(entries[:1])
+
+    for rank in gone:
+        schedule.remove(entries[rank - 1])
+
+    for rank in {2, 3, 4} - set(gone):
+        assert ranks(schedule) == [rank]
+        schedule.end([entries[rank - 1]])
+    assert ranks(schedule) == []
+
+
+def test_the_best_task_of_a_po_runs_next_not_the_oldest(schedule: Schedule) -> None:
+    entries = [entry(rank, "PO", priority) for rank, priority in ((1, 5), (2, 5), (3, 9), (4, 2), (5, 5))]
+    schedule.add(entries[:1])
+    assert ranks(schedule) == [1]
+    schedule.add(entries[1:])
+    assert ranks(schedule) == []
+
+    served = [1]
+    while schedule.end([entries[served[-1] - 1]]):
+        served += ranks(schedule)
+
+    assert served == ([1, 4, 2, 5, 3] if schedule._by_priority else [1, 2, 3, 4, 5])
 
 
 @pytest.mark.parametrize("place", PLACES)
