@@ -139,8 +139,8 @@ MUTANTS = {
     ),
     "on_queue_empty fires for ever": Mutant(
         "task_queue.py",
-        "if self._empty_is_news and not self._ledger.counts[PROCESSING] and not self._waiting():",
-        "if not self._ledger.counts[PROCESSING] and not self._waiting():",
+        "if self._empty_is_news and not (counts[PENDING]",
+        "if not (counts[PENDING]",
         "test_events.py::test_on_queue_empty_never_fires_on_a_fresh_queue",
     ),
     "a looked-up task is the queue's own": Mutant(
