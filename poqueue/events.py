@@ -67,7 +67,7 @@ class HandlerSet:
         if handler is None:
             return
         try:
-            task = thaw_task(record) if record is not None else None  # a result may be one that cannot be opened here
+            task = thaw_task(record) if record is not None else None
             arguments: tuple[Any, ...] = {"completed": (task,), "failed": (task, error)}.get(kind, ())
             handler(*arguments)
         except (Exception, SystemExit, GeneratorExit):  # its fault must not undo or hide a change already made

@@ -165,7 +165,7 @@ def thaw_result(blob: bytes) -> TaskResult:
 
 
 def thaw_task(record: TaskRecord) -> ProcessingTask:
-    """Open a record: a task that shares nothing with the queue. Its data are opened when somebody looks at them."""
+    """Open a record: a task that shares nothing with the queue. Its data and result are opened when somebody looks at them."""
     task = ProcessingTask.__new__(ProcessingTask)
     (
         task.task_id, payload, task.priority, task.status, task.attempt, task.retry_count,
@@ -173,19 +173,22 @@ def thaw_task(record: TaskRecord) -> ProcessingTask:
         task.created_at, task.assigned_at, task.completed_at, result, errors, task.interruptions, _, task.group,
     ) = record  # fmt: skip
     if payload:
-        task._frozen = [payload]
+        task._frozen_po_data = [payload]
     else:
         task.po_data = {"po_number": record.po_number}
-    task.result = thaw_result(result) if result is not None else None
+    if result is not None:
+        task._frozen_result = [result]
+    else:
+        task.result = None
     task.error_history = deepcopy(list(errors)) if errors else []
     return task
 
 
 def thaw_for_report(record: TaskRecord) -> ProcessingTask:
-    """Open a record; a payload that cannot be opened here is named in its place, and spoils no report."""
+    """Open a record; a payload, or result, that cannot be opened here is named in its place, and spoils no report."""
     try:
         task = thaw_task(record)
-        _ = task.po_data
+        _ = task.po_data, task.result
         return task
     except Exception as error:
         told = {"po_number": record.po_number, "cannot_be_opened": f"{type(error).__name__}"}

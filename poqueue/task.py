@@ -85,16 +85,18 @@ class ProcessingTask(Fields):
     A caller gives `po_data` (with a non-blank `po_number`) and, if it likes, `task_id` and its own `max_retries`,
     `retry_delay` (seconds) and `task_timeout` (seconds); None takes the queue's. Tasks of one `group` (a supplier, say)
     are expected to take alike, which an adaptive time limit goes by. The rest is the queue's to fill in.
-    Every instance that the queue hands out is a copy; its `po_data` is opened when it is first looked at, and raises then
-    if it cannot be opened in this process. Times are UTC seconds since the epoch.
+    Every instance that the queue hands out is a copy; its `po_data` and `result` are opened when they are first looked at,
+    and raise then if they cannot be opened in this process. Times are UTC seconds since the epoch.
     """
 
     _fields = (
         "task_id", "po_data", "priority", "status", "attempt", "retry_count", "max_retries", "retry_delay", "task_timeout",
         "worker_id", "created_at", "assigned_at", "completed_at", "result", "error_history", "interruptions", "group",
     )  # fmt: skip
-    __slots__ = (*_fields, "_frozen")  # the last is no field: it is nobody's to give, and equal tasks may differ in it
-    _frozen: list[Any]  # po_data as bytes; and, once that was looked at, opened
+    _unopened = ("_frozen_po_data", "_frozen_result")  # no fields: nobody's to give, and equal tasks may differ in them
+    __slots__ = (*_fields, *_unopened)
+    _frozen_po_data: list[Any]  # po_data as bytes; and, once that was looked at, opened
+    _frozen_result: list[Any]  # likewise
 
     def __init__(
         self,
@@ -142,20 +144,21 @@ class ProcessingTask(Fields):
     if not TYPE_CHECKING:  # for a type checker there are the fields, and nothing else
 
         def __getattr__(self, name: str) -> Any:
-            if name != "po_data":
+            if name not in ("po_data", "result"):
                 raise AttributeError(f"a ProcessingTask has no {name!r}")
-            from poqueue.payload import thaw
+            from poqueue.payload import thaw, thaw_result
 
-            frozen = self._frozen
-            frozen.append(thaw(frozen[0]))
-            po_data = self.po_data = frozen[1]  # of threads that open it at the same time all get the first one's
-            return po_data
+            frozen = self._frozen_po_data if name == "po_data" else self._frozen_result
+            frozen.append(thaw(frozen[0]) if name == "po_data" else thaw_result(frozen[0]))
+            opened = frozen[1]  # of threads that open it at the same time all get the first one's
+            setattr(self, name, opened)
+            return opened
 
         def __getstate__(self) -> tuple[Any, dict[str, Any]]:
-            """What is pickled and copied: po_data opened, and not its bytes beside it."""
-            _ = self.po_data
+            """What is pickled and copied: po_data and result opened, and not their bytes beside them."""
+            _ = self.po_data, self.result
             others, slots = object.__getstate__(self)
-            return others, {name: value for name, value in slots.items() if name != "_frozen"}
+            return others, {name: value for name, value in slots.items() if name not in self._unopened}
 
 
 class Lease(NamedTuple):

@@ -207,6 +207,8 @@ def test_what_was_not_looked_at_yet_is_there_for_everybody(queue: TaskQueue, do:
 def test_threads_that_look_first_at_the_same_time_see_the_same_data(queue: TaskQueue) -> None:
     data = {"po_number": "PO-1", "lines": [{"line": number} for number in range(3_000)]}
     queue.add_task(ProcessingTask("A", data))
+    lease(queue)
+    queue.complete_task("A", "w1", TaskResult(True, [{"line": number} for number in range(3_000)]))
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -216,6 +218,8 @@ def test_threads_that_look_first_at_the_same_time_see_the_same_data(queue: TaskQ
             def look(key: str, seen: ProcessingTask = seen, start: threading.Barrier = start) -> None:
                 start.wait()
                 seen.po_data[key] = True
+                assert seen.result is not None
+                seen.result.downloads.append(key)
 
             threads = [threading.Thread(target=look, args=(key,)) for key in "abcd"]
             for thread in threads:
@@ -223,8 +227,54 @@ def test_threads_that_look_first_at_the_same_time_see_the_same_data(queue: TaskQ
             for thread in threads:
                 thread.join()
             assert seen.po_data.keys() >= set("abcd")
+            assert seen.result is not None and set(seen.result.downloads[3_000:]) == set("abcd")
     finally:
         sys.setswitchinterval(interval)
+
+
+class HttpError(Exception):
+    """As many a program has it: it can be pickled, and not be opened again."""
+
+    def __init__(self, code: int, url: str) -> None:
+        super().__init__(f"{code} {url}")
+
+
+@pytest.mark.contract("R21", "R26")
+def test_a_result_that_cannot_be_opened_keeps_nobody_from_looking_at_the_tasks(queue: TaskQueue) -> None:
+    told: list[str] = []
+    queue.set_event_handlers(on_task_complete=lambda done: told.append(done.task_id))
+    for task_id in "abc":
+        queue.add_task(task(f"PO-{task_id}", task_id))
+        lease(queue)
+        queue.complete_task(task_id, "w1", TaskResult(True, [HttpError(404, "u")] if task_id == "b" else []))
+
+    assert [done.task_id for done in queue.get_tasks_by_status(TaskStatus.COMPLETED)] == list("abc")
+    assert [done.task_id for done in queue.get_tasks_by_worker("w1")] == list("abc")
+    bad = find(queue, "b")
+    assert (bad.status, bad.po_number) == (TaskStatus.COMPLETED, "PO-b")
+    for _ in range(2):
+        with pytest.raises(TypeError, match="url"):
+            _ = bad.result
+    wait_until(lambda: told == list("abc"), "the handler is told of all")
+    report = queue.export_queue_report()
+    assert isinstance(report, dict) and [each["task_id"] for each in report["tasks"]] == list("abc")
+
+
+@pytest.mark.parametrize("do", [pickle.dumps, copy.copy, copy.deepcopy, repr])
+def test_a_result_that_was_not_looked_at_yet_is_there_for_everybody(
+    queue: TaskQueue, do: Callable[[object], object]
+) -> None:
+    queue.add_task(task("PO-1", "A"))
+    lease(queue)
+    queue.complete_task("A", "w1", TaskResult(True, ["a.pdf"], 0.5))
+    seen = find(queue, "A")
+    assert seen.result == TaskResult(True, ["a.pdf"], 0.5) and seen.result is seen.result
+
+    assert (do(find(queue, "A")) == do(seen)) is True
+    assert find(queue, "A") == seen
+    assert seen.result is not None
+    seen.result.downloads.append("mine")
+    assert find(queue, "A").result == TaskResult(True, ["a.pdf"], 0.5)
 
 
 def test_data_that_were_replaced_do_not_travel_on(queue: TaskQueue) -> None:
