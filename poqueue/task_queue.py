@@ -168,7 +168,8 @@ class TaskQueue:
         self._next_start = 0.0
         self._view: Any = None
         self._empty_is_news = False  # on_queue_empty is due at the next drain
-        self._full_was_told = False  # on_queue_full has fired for this filling
+        self._full_was_told = False  # on_queue_full has fired for this filling,
+        self._full_was_early = False  # but only as there was not room enough for so many
         self._retired: set[str] = set()
         self._turns: dict[str, int] = {}  # the latest exchange of each worker
         self._waiting_readers = 0  # that have nothing to read yet
@@ -773,6 +774,8 @@ class TaskQueue:
     ) -> None:
         """Set handlers; one left out stays as it is, None unsets it.
 
+        on_queue_full fires when tasks are refused, once until there is room again; and once more if these were too many
+        at once and the limit itself is reached then.
         They are called after the change, outside the lock, in order; what they raise is logged and swallowed.
 
         Raises:
@@ -936,8 +939,10 @@ class TaskQueue:
         limit = self._config.queue_size_limit
         if limit is None or self._waiting() + count <= limit:
             return
-        if not self._full_was_told:
+        is_full = self._waiting() >= limit
+        if not self._full_was_told or (is_full and self._full_was_early):
             self._full_was_told = True
+            self._full_was_early = not is_full
             self._note("full", None)
         raise QueueFullError(f"the queue is full: {self._waiting()} tasks wait, the limit is {limit}")
 

@@ -127,6 +127,24 @@ def test_on_queue_full_fires_again_after_room_was_made(make_queue: MakeQueue, wa
     assert recorder.events.count(("full",)) == 2
 
 
+def test_on_queue_full_fires_at_the_limit_though_too_many_at_once_were_refused_before(make_queue: MakeQueue) -> None:
+    queue = make_queue(queue_size_limit=3)
+    recorder = Recorder(queue)
+    queue.add_task(task("PO-1", "a"))
+    for _ in range(2):
+        with nothing_changes(queue), pytest.raises(QueueFullError):
+            queue.add_tasks([task(f"PO-{number}") for number in (7, 8, 9)])
+    queue.add_task(task("PO-2", "b"))
+    queue.add_task(task("PO-3", "c"))
+
+    refuse(queue)
+    refuse(queue)
+
+    for _ in range(3):
+        finish(queue)
+    assert recorder.until("empty").count(("full",)) == 2
+
+
 def test_on_queue_full_does_not_fire_below_the_limit(make_queue: MakeQueue) -> None:
     queue = make_queue(queue_size_limit=3)
     recorder = Recorder(queue)

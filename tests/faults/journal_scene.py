@@ -77,7 +77,7 @@ def whole_state(queue: TaskQueue) -> dict[str, Any]:
         "turns": dict(queue._turns),
         "retired": set(queue._retired),
         "next start": queue._next_start,
-        "news": (queue._empty_is_news, queue._full_was_told, queue._is_draining),
+        "news": (queue._empty_is_news, queue._full_was_told, queue._full_was_early, queue._is_draining),
         "halt": dict(queue._halt._counts),
         "events": queue._feed.last,
     }
