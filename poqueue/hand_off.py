@@ -90,9 +90,12 @@ class Line:
             return
         first.announce()
 
-    def pop(self) -> Taker:
-        """Take the first one out."""
-        taker = self.takers.popleft()
+    def pop(self) -> Taker | None:
+        """Take the first one out, if there is one: a signal handler may have called all since a look before."""
+        try:
+            taker = self.takers.popleft()
+        except IndexError:
+            return None
         taker.is_in_line = False
         return taker
 
@@ -104,7 +107,9 @@ class Line:
     def notify(self, count: int = 1) -> None:
         """Call so many, if there are."""
         for _ in range(min(count, len(self.takers))):
-            self.pop().bell.notify()
+            if (taker := self.pop()) is None:
+                return
+            taker.bell.notify()
 
     def notify_all(self) -> None:
         """Call everybody."""

@@ -1284,7 +1284,8 @@ class TaskQueue:
         """
         line = self._work
         for _ in range(0 if self._is_paused else min(HAND_OUT_AT_ONCE, len(line))):
-            taker = line.pop()
+            if (taker := line.pop()) is None:
+                break
             leases = self._leases_for(taker)
             if leases is None:
                 taker.bell.notify()

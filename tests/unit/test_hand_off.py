@@ -6,6 +6,7 @@ import select
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -313,6 +314,38 @@ class _Unpicklable:
 
     def __reduce__(self) -> Any:
         return threading.Lock, ()
+
+
+def fail_once(queue: TaskQueue) -> None:
+    queue.get_next_task("w0")
+    assert queue.retry_task("first", {"error": "boom"}) is True
+
+
+@pytest.mark.parametrize("change", [fail_once, lambda queue: queue.add_task(task("second"))])
+def test_a_signal_handler_that_calls_all_who_wait_breaks_no_change_off(
+    house: House, change: Callable[[TaskQueue], object]
+) -> None:
+    """At the worst moment: between a look at the line and the step that takes somebody out."""
+    queue, signals = house.queue, ["TERM"]
+    queue.pause_queue()
+    queue.add_task(task("first"))
+    _, call = house.waits("w1")
+
+    class Takers(deque[Taker]):
+        def popleft(self) -> Taker:
+            if signals:
+                signals.clear()
+                queue.drain_queue()
+            return super().popleft()
+
+    queue._work.takers = Takers(queue._work.takers)
+    queue._is_paused = False
+
+    change(queue)
+
+    assert not signals and unpack_grant(call.result()).stop
+    queue.add_task(task("third"))
+    assert queue.find_task(task_id="third") is not None
 
 
 def test_a_client_that_lies_harms_only_its_own_connection(house: House) -> None:
