@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 
 from poqueue import failpoint
 from poqueue.errors import JournalError, JournalGoneError
-from poqueue.records import Record
+from poqueue.records import NAME_ENDED, Record
 
 APPLICATION_ID = 0x504F5155  # "POQU"
 SCHEMA_VERSION = 1
@@ -139,6 +139,12 @@ class Journal:
             "SELECT kind, rank, token, at, worker, seconds, delay_s, due, result, error FROM log ORDER BY seq"
         )
         return (Record(*row) for row in rows)
+
+    def named_again(self, after: int) -> dict[int, int]:
+        """Of which tasks, by rank, the log says after so many lines what may be said of one that has ended; and how often."""
+        kinds = ", ".join(f"{kind:d}" for kind in NAME_ENDED)
+        asked = f"seq > {after:d} AND kind IN ({kinds}) AND token IS NULL"
+        return dict(self._read(f"SELECT rank, count(*) FROM log WHERE {asked} GROUP BY rank"))
 
     def last_at(self) -> float:
         """When the latest line was written, UTC seconds; 0 if there is none."""

@@ -3,8 +3,9 @@
 Plain and single-threaded: the queue holds the lock. The table below is the only thing that moves a status.
 """
 
+import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -130,6 +131,13 @@ class Ledger:
         """The task with this id."""
         return self._by_id.get(task_id)
 
+    def of_rank(self, rank: int) -> Entry | None:
+        """The task with this rank."""
+        for tasks in self._by_status.values():
+            if rank in tasks:
+                return tasks[rank]
+        return None
+
     def knows_any(self, ids: set[str]) -> bool:
         """Whether one of these is the id of a task."""
         return not self._by_id.keys().isdisjoint(ids)  # this way round it looks at those few only
@@ -247,10 +255,19 @@ class Ledger:
         found = [entry for entry, at in zip(entries, ends, strict=True) if self._has_ended(entry, at)]
         return found, start + len(entries)
 
-    def expire(self, before: float) -> int:
-        """Drop the history of tasks that finished earlier than `before`; counters keep them."""
+    @property
+    def oldest_end(self) -> float:
+        """When the task ended whose end is the oldest that is remembered."""
+        return self._finished_at[0] if self._finished_at else math.inf
+
+    def expire(self, before: float, but: Container[int] = ()) -> int:
+        """Drop the history of tasks that finished earlier than `before`; counters keep them.
+
+        Args:
+            but: ranks of tasks that are to stay, and with them all that finished later.
+        """
         dropped = 0
-        while self._finished_at and self._finished_at[0] < before:
+        while self._finished_at and self._finished_at[0] < before and self._finished[0].rank not in but:
             finished, entry = self._finished_at.popleft(), self._finished.popleft()
             self._expired += 1
             if self._has_ended(entry, finished):

@@ -27,6 +27,7 @@ class Kind(IntEnum):
 # what is looked at for each PO, as in poqueue.task
 LEASED, DONE = Kind.LEASED, Kind.COMPLETED
 WAITS = (Kind.RETRY, Kind.RETRIED)
+NAME_ENDED = (Kind.REQUEUED, Kind.RETRIED, Kind.CLEARED)  # what may be said of a task that has ended
 
 
 class Record(NamedTuple):

@@ -6,7 +6,7 @@ never longer than it was.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from poqueue.journal import Journal
 from poqueue.ledger import Entry, Ledger
 from poqueue.moves import Moves
 from poqueue.payload import is_json
-from poqueue.records import Kind, Record
+from poqueue.records import NAME_ENDED, Kind, Record
+from poqueue.schedule import PRIORITIES
 from poqueue.task import TaskStatus as S
 
+FORGET_EVERY = 4096  # lines
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -39,15 +41,18 @@ def boot_id() -> str:
         return ""
 
 
-def replay(journal: Journal, ledger: Ledger, moves: Moves, now: float, wall: float) -> Replayed:
+def replay(journal: Journal, ledger: Ledger, moves: Moves, now: float, wall: float, retention_s: float) -> Replayed:
     """Move every task to where it was. `now` is monotonic, `wall` UTC seconds, both of this moment.
+
+    Args:
+        retention_s: what ended so long ago may be forgotten on the way; the caller will not keep it.
 
     Raises:
         JournalError: the journal tells something that cannot have happened.
     """
     try:
         wall = max(wall, journal.last_at())  # a clock that was set back: what was written last is past at least
-        reader = _Reader(ledger, moves, now, wall)
+        reader = _Reader(ledger, moves, now, wall, retention_s, journal.named_again)
         _read_in_order(reader, journal.tasks(), journal.records())
     except (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         raise JournalError(f"{journal.path}: the journal is damaged: {type(error).__name__}: {error}") from None
@@ -68,7 +73,15 @@ def _read_in_order(reader: "_Reader", tasks: Iterator[tuple[Any, ...]], records:
 
 
 class _Reader:
-    def __init__(self, ledger: Ledger, moves: Moves, now: float, wall: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        moves: Moves,
+        now: float,
+        wall: float,
+        retention_s: float,
+        named_again: Callable[[int], dict[int, int]],
+    ) -> None:
         self.found = Replayed()
         self._ledger = ledger
         self._moves = moves
@@ -76,18 +89,22 @@ class _Reader:
         self._wall = wall
         self._boot = boot_id()
         self._is_this_boot = False
-        self._by_rank: dict[int, Entry] = {}
+        self._retention_s = retention_s
+        self._ask_named_again = named_again
+        self._named_again: dict[int, int] | None = None  # None as long as nothing is so old that it might be forgotten
+        self._lines = 0
         self._by_token: dict[int, Entry] = {}
 
     def add(self, row: tuple[Any, ...]) -> None:
         rank, task_id, po_number, priority, retries, delay, timeout, created_at, payload, group, _ = row
         _check_json(payload)
+        if priority not in PRIORITIES:
+            raise ValueError(f"priority {priority!r}")
         namesake = self._ledger.get(task_id)
         if namesake is not None:  # it had ended so long ago that the queue had forgotten it
             self._ledger.forget(namesake)
         entry = Entry(task_id, po_number, payload, priority, rank, retries, delay, timeout, 0.0, created_at, group)
         self._moves.add([entry], rank, self._then(created_at), created_at)
-        self._by_rank[rank] = entry
         self.found.last_rank = rank
 
     def read(self, record: Record) -> None:
@@ -104,13 +121,32 @@ class _Reader:
         elif record.token is not None:
             self._end(kind, record, self._by_token.pop(record.token))
         else:
-            self._move_waiting(kind, record, self._by_rank[record.rank or 0])
+            self._move_waiting(kind, record, self._of_rank(record.rank))
+        self._lines += 1
+        if self._lines % FORGET_EVERY == 0:
+            self._forget_old(self._then(record.at) - self._retention_s)
+
+    def _of_rank(self, rank: int | None) -> Entry:
+        entry = self._ledger.of_rank(rank or 0)
+        if entry is None:
+            raise LookupError(f"no task has the rank {rank}")
+        return entry
+
+    def _forget_old(self, before: float) -> None:
+        """Else every task that there ever was would be held until the end. A task that the log names again has to stay: it
+        may have been kept for longer then, or by another clock.
+        """
+        if before <= self._ledger.oldest_end:
+            return
+        if self._named_again is None:
+            self._named_again = self._ask_named_again(self._lines)
+        self._ledger.expire(before, self._named_again)
 
     def _lease(self, record: Record) -> None:
         token = record.token or 0
         if token <= self.found.last_token:
             raise ValueError(f"lease {token} comes after lease {self.found.last_token}")
-        entry = self._by_rank[record.rank or 0]
+        entry = self._of_rank(record.rank)
         self._moves.lease([entry], token, record.worker or "", self._then(record.at), record.at)
         self._by_token[token] = entry
         self.found.last_token = token
@@ -137,6 +173,8 @@ class _Reader:
 
     def _move_waiting(self, kind: Kind, record: Record, entry: Entry) -> None:
         now = self._then(record.at)
+        if self._named_again and kind in NAME_ENDED:
+            self._note_named(self._named_again, entry.rank)
         if kind is Kind.CLEARED:
             self._moves.clear(entry, now)
         elif kind is Kind.CANCELLED:
@@ -149,6 +187,11 @@ class _Reader:
             entry.is_unwanted = True
         else:
             raise ValueError(f"{kind.name} needs a lease")
+
+    def _note_named(self, times: dict[int, int], rank: int) -> None:
+        times[rank] -= 1
+        if not times[rank]:
+            del times[rank]
 
     def _configure(self, changes: dict[str, Any]) -> None:
         waiting = changes.pop("waiting", None)
@@ -163,7 +206,7 @@ class _Reader:
     def _due(self, record: Record) -> float:
         delay_s = record.delay_s or 0.0
         if self._is_this_boot and record.due is not None:
-            return record.due
+            return float(record.due)
         return self._then(record.at) + delay_s
 
 

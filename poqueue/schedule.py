@@ -173,3 +173,24 @@ class Schedule:
 
     def _lane(self, entry: Entry) -> _Lane:
         return self._lanes[entry.priority - 1] if self._by_priority else self._lanes[0]
+
+
+class NoSchedule(Schedule):
+    """Holds nothing: while a journal is read back, its log says what runs next, and who waits in the end is known then."""
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Nowhere."""
+
+    def put_back(self, entry: Entry) -> None:
+        """Nowhere."""
+
+    def delay(self, entry: Entry, due: float) -> None:
+        """Only noted."""
+        entry.ready = due
+
+    def end(self, entries: Iterable[Entry]) -> int:
+        """Nobody waits for that."""
+        return 0
+
+    def remove(self, entry: Entry) -> None:
+        """From nowhere."""

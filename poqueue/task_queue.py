@@ -49,7 +49,7 @@ from poqueue.moves import End, Moves, was_told
 from poqueue.packing import FrozenTask, PackedGrant, pack_task, unpack_events, unpack_grant
 from poqueue.payload import MAX_DURATION_S, freeze_result, is_duration, is_json, thaw_task
 from poqueue.records import LEASED, Kind, Record
-from poqueue.schedule import Schedule
+from poqueue.schedule import NoSchedule, Schedule
 from poqueue.task import (
     COMPLETED,
     DEFAULT_PRIORITY,
@@ -1235,7 +1235,9 @@ class TaskQueue:
     def _take_up(self, journal: "Journal", now: float) -> None:
         from poqueue.replay import replay
 
-        found = replay(journal, self._ledger, self._moves, now, self._wall_clock())
+        nowhere = NoSchedule(by_priority=self._config.enable_priority)
+        moves = Moves(self._ledger, nowhere, self._metrics, self._errors, self._timeouts)
+        found = replay(journal, self._ledger, moves, now, self._wall_clock(), self._config.retention_s)
         self._rank, self._token, self._is_paused = found.last_rank, found.last_token, found.is_paused
         self._config = self._config.changed(found.settings)
         delayed = self._ledger.of_status(S.RETRY_PENDING)

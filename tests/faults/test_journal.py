@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import json
 import os
@@ -27,6 +28,7 @@ from poqueue import journal as journal_module
 from poqueue import replay as replay_module
 from poqueue.errors import JournalError, JournalGoneError, WorkerMismatchError
 from poqueue.journal import Journal, check_file
+from poqueue.ledger import Entry, Ledger
 from poqueue.packing import FrozenTask
 from poqueue.payload import freeze_po, freeze_result
 from poqueue.records import Kind, Record
@@ -232,6 +234,55 @@ def test_settings_of_the_journal_win_over_those_of_its_opening(queue: TaskQueue,
         assert found is not None and (found.max_retries, found.task_timeout) == (7, 5.0)
         with pytest.raises(QueueFullError):
             again.add_task(task("B"))
+
+
+def test_a_replay_does_not_hold_all_that_there_ever_was(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(open_queue(path, clock, retention_s=10.0)) as queue:
+        for number in range(500):
+            queue.add_task(task(f"T{number}"))
+            lease(queue)
+            queue.complete_task(f"T{number}", "w1", success())
+            clock.advance(1.0)
+        queue._cleanup_resources()
+        told = snapshot(queue)
+    read, held = Ledger.add, []
+
+    def add(ledger: Ledger, entries: list[Entry]) -> None:
+        read(ledger, entries)
+        if entries[0].rank % 100 == 0:
+            gc.collect()
+            held.append(sum(type(one) is Entry for one in gc.get_objects()))
+
+    gc.collect()
+    before = sum(type(one) is Entry for one in gc.get_objects())
+    monkeypatch.setattr(Ledger, "add", add)
+    monkeypatch.setattr(replay_module, "FORGET_EVERY", 20)
+    with closing(open_queue(path, clock, retention_s=10.0)) as again:
+        assert snapshot(again) == told
+
+    assert len(held) == 5 and max(held) - before < 50
+
+
+def test_a_task_that_failed_long_ago_may_be_wanted_again_though_less_is_kept_now(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_module, "FORGET_EVERY", 1)
+    with closing(open_queue(path, clock, retention_s=1000.0)) as queue:
+        for name in ("Again", "Dropped", "Old"):
+            queue.add_task(task(name, max_retries=0))
+            lease(queue)
+            queue.retry_task(name, {"error": "boom"})
+        clock.advance(100.0)
+        queue.requeue_failed(["Again"])
+        queue.drop_tasks(["Dropped"])
+        counts = queue.get_queue_status()
+
+    with closing(open_queue(path, clock, retention_s=1.0)) as again:
+        assert [entry.task_id for entry in again._ledger] == ["Again"]
+        assert status_of(again, "Again") is S.RETRY_PENDING
+        assert again.get_queue_status() == counts
 
 
 def test_a_task_dropped_twice_in_one_call_is_dropped_once(queue: TaskQueue, clock: Clock, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from tests.faults.journal_scene import (
     MAX_RETRIES,
     RETRY_DELAY_S,
     assert_legal,
+    closing,
     entries,
     faults_at,
     left_by_a_crash,
@@ -52,7 +53,7 @@ ERROR = {"error_type": "Boom", "message": "boom"}
 OUTCOMES = ("ok", "retryable", "fatal", "by its result")
 BOOTED_S = 16.0  # what the monotonic clock shows after another boot: less than ever before
 ENDED = (S.COMPLETED, S.FAILED)
-NO_LEASE = 10**9
+NO_LEASE = NEVER = 10**9
 picks = st.integers(0, 10**6)  # an index into whatever there is at that moment
 outcomes = st.sampled_from(OUTCOMES)
 
@@ -441,6 +442,8 @@ class JournalMachine(RuleBasedStateMachine):
         was = snapshot(self.queue)
         left = left_by_a_crash(self.queue._journal.path, Path(self.folder.name) / str(next(self.lives)))
 
+        for retention_s in (0.5, 16.0):
+            self.forget_on_the_way(left, retention_s)
         again = self.opened(left)
         assert snapshot(again) == was
         self.queue.close_queue()  # the copies are made: nothing that this does reaches them
@@ -453,6 +456,17 @@ class JournalMachine(RuleBasedStateMachine):
         self.queue = again
         for worker in self.workers:
             worker.turn = 0 if is_new_boot else worker.turn
+
+    def forget_on_the_way(self, left: Path, retention_s: float) -> None:
+        """A replay that forgets after each line what had ended long ago stands where one stands that forgets in the end."""
+        found = []
+        for every in (1, NEVER):
+            with (
+                mock.patch.object(replay_module, "FORGET_EVERY", every),
+                closing(open_queue(left, self.clock, retention_s=retention_s)) as again,
+            ):
+                found.append((snapshot(again), again.get_finished()))
+        assert found[0] == found[1]
 
     def start_the_machine_again(self) -> None:
         """The monotonic clock begins anew: what is left of a delay stays what it is."""
