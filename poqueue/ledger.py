@@ -129,7 +129,10 @@ class Ledger:
 
     def get(self, task_id: str) -> Entry | None:
         """The task with this id."""
-        return self._by_id.get(task_id)
+        try:
+            return self._by_id.get(task_id)
+        except TypeError:  # what has no hash is no task's id
+            return None
 
     def of_rank(self, rank: int) -> Entry | None:
         """The task with this rank."""
@@ -214,11 +217,14 @@ class Ledger:
 
     def of_worker(self, worker_id: str) -> list[Entry]:
         """Tasks that this worker runs, ran, or failed an attempt of."""
-        return list(self._by_worker.get(worker_id, {}).values())
+        try:
+            return list(self._by_worker.get(worker_id, {}).values())
+        except TypeError:  # likewise
+            return []
 
-    def of_po(self, po_number: str) -> Entry | None:
+    def of_po(self, po_number: str | None) -> Entry | None:
         """The task of a PO number: a live one first, then the newest."""
-        found = self._by_po.get(po_number)
+        found = self._by_po.get(po_number) if po_number is not None else None
         if not isinstance(found, list):
             return found
         return next((e for e in found if e.status not in TERMINAL), found[-1])

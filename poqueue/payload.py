@@ -85,10 +85,21 @@ def freeze_po(po_data: Any, as_json: bool = False) -> tuple[str, bytes]:
     number = po_data.get("po_number")
     if type(number) is not str and (type(number) is bool or not isinstance(number, str | int)):
         raise ValueError(f"invalid task data: po_number must be text or a whole number, got {number!r}")
-    text = str(number).strip()
+    try:
+        text = str(number).strip()
+    except Exception as error:  # a whole number of thousands of digits, or a __str__ of its own
+        raise ValueError(f"invalid task data: po_number has no text ({type(error).__name__})") from None
     if not text:
         raise ValueError("invalid task data: po_number is blank")
     return text, freeze(po_data, "task data", as_json)
+
+
+def po_text(number: Any) -> str | None:
+    """A PO number as the queue compares it, stripped text; None if it has none, and so no task has it."""
+    try:
+        return str(number).strip()
+    except Exception:  # as above
+        return None
 
 
 def freeze_plain(value: Any) -> bytes:

@@ -47,7 +47,7 @@ from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
 from poqueue.moves import End, Moves, was_told
 from poqueue.packing import FrozenTask, PackedGrant, pack_task, unpack_events, unpack_grant
-from poqueue.payload import MAX_DURATION_S, freeze_result, is_duration, is_json, thaw_task
+from poqueue.payload import MAX_DURATION_S, freeze_result, is_duration, is_json, po_text, thaw_task
 from poqueue.records import LEASED, Kind, Record
 from poqueue.schedule import NoSchedule, Schedule
 from poqueue.task import (
@@ -621,13 +621,14 @@ class TaskQueue:
         """
         if po_number is None and task_id is None:
             raise ValueError("find_task needs a po_number or a task_id")
+        number = po_text(po_number)
         with self._lock:
             if task_id is not None:
                 entry = self._ledger.get(task_id)
-                if entry is not None and po_number is not None and entry.po_number != str(po_number).strip():
+                if entry is not None and po_number is not None and entry.po_number != number:
                     entry = None
             else:
-                entry = self._ledger.of_po(str(po_number).strip())
+                entry = self._ledger.of_po(number)
             record = entry.record() if entry is not None else None
         return self._open(record) if record is not None else None
 

@@ -58,6 +58,15 @@ class Clock:
         struct.pack_into("2d", self._cells, 0, monotonic, wall)
 
 
+class NoText(str):
+    """A text that cannot be looked at."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
 class Recorder:
     """Event handlers that write down what they are called with, in order."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
 from tests.contract.conftest import MakeQueue
-from tests.contract.scene import counts, fail, find, finish, ids, lease, leased_id, nothing_changes, task
+from tests.contract.scene import NoText, counts, fail, find, finish, ids, lease, leased_id, nothing_changes, task
 
 INCOMPLETE = [
     pytest.param({}, id="empty"),
@@ -100,6 +100,15 @@ def test_the_same_object_added_twice_without_an_id_makes_two_tasks_or_is_refused
 def test_a_task_without_a_po_number_is_invalid_and_changes_nothing(queue: TaskQueue, po_data: Any) -> None:
     with nothing_changes(queue), pytest.raises(ValueError, match="invalid"):
         queue.add_task(ProcessingTask(task_id="T-1", po_data=po_data))
+
+
+@pytest.mark.contract("R8")
+@pytest.mark.parametrize("number", [10**5000, NoText("PO-1")], ids=["huge", "no text"])
+def test_a_po_number_without_a_text_is_invalid_and_changes_nothing(number: Any) -> None:
+    queue = TaskQueue()
+
+    with nothing_changes(queue), pytest.raises(ValueError, match="invalid"):
+        queue.add_task(ProcessingTask(task_id="T-1", po_data={"po_number": number}))
 
 
 @pytest.mark.contract("R8")

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from poqueue import TaskQueue, TaskStatus
-from tests.contract.scene import Clock, fail, find, finish, give_back, ids, lease, one_of_each, success, task
+from poqueue.errors import TaskNotFoundError
+from tests.contract.scene import (
+    Clock,
+    NoText,
+    fail,
+    find,
+    finish,
+    give_back,
+    ids,
+    lease,
+    nothing_changes,
+    one_of_each,
+    success,
+    task,
+)
 
 
 @pytest.mark.contract("Part 1")
@@ -51,6 +67,34 @@ def test_both_agree_for_each_task_of_a_repeated_number(queue: TaskQueue) -> None
 
     assert queue.find_task("PO-1", "a") == find(queue, "a")
     assert queue.find_task("PO-1", "b") == find(queue, "b")
+
+
+@pytest.mark.contract("R18", "R19")
+@pytest.mark.parametrize("nothing", [[], {}, set()])
+def test_what_can_be_no_id_is_no_task_s(queue: TaskQueue, nothing: Any) -> None:
+    one_of_each(queue)
+
+    with nothing_changes(queue):
+        assert queue.find_task(task_id=nothing) is None
+        assert queue.find_task("PO-1", nothing) is None
+        assert queue.get_tasks_by_worker(nothing) == []
+        for call in (
+            lambda: queue.complete_task(nothing, "w1", success()),
+            lambda: queue.retry_task(nothing, {"error": "boom"}),
+            lambda: queue.cancel_task(nothing),
+        ):
+            with pytest.raises(TaskNotFoundError):
+                call()
+
+
+@pytest.mark.contract("R18")
+@pytest.mark.parametrize("number", [10**5000, NoText("PO-1")], ids=["huge", "no text"])
+def test_a_number_without_a_text_is_no_task_s(number: Any) -> None:
+    queue = TaskQueue()
+    queue.add_task(task("PO-1", "a"))
+
+    assert queue.find_task(po_number=number) is None
+    assert queue.find_task(po_number=number, task_id="a") is None
 
 
 @pytest.mark.contract("R18")
