@@ -77,7 +77,7 @@ class Entry:
         self.retry_count = 0
         self.was_retried = False  # ever: who asks for a failed task sets the count back
         self.interruptions = 0
-        self.crashes = 0  # interruptions by a crash of the whole run, since somebody last asked for the task
+        self.crashes = 0  # interruptions by a crash of the whole run, in a row, since somebody last asked for the task
         self.is_unwanted = False  # cancelled while it ran: no other attempt follows
         self.token = 0
         self.leased = 0.0

@@ -183,6 +183,7 @@ class Moves:
         self._metrics.worked(entry.worker_id or "", held_s if busy_s is None else min(busy_s, held_s))
 
     def _note_error(self, entry: Entry, details: dict[str, Any], at: float) -> None:
+        entry.crashes = 0  # no more in a row
         if entry.retry_count:
             self._metrics.retry_ended(succeeded=False)
         occurrence = _occurrence(entry, details, at)

@@ -1235,6 +1235,32 @@ def test_three_crashes_go_on_and_the_fourth_is_poison(queue: TaskQueue, clock: C
     queue.close_queue()
 
 
+@pytest.mark.parametrize("end", ["retried", "failed and wanted again"])
+def test_crashes_are_in_a_row_only_if_no_attempt_ended_in_between(
+    queue: TaskQueue, clock: Clock, tmp_path: Path, end: str
+) -> None:
+    queue.add_task(task("A", max_retries=9, retry_delay=0.0))
+    for number in range(3):
+        for _ in range(MAX_CRASHES):
+            broken_off_by(queue, is_crash=True)
+        assert lease(queue) == "A"
+        if end == "retried":
+            assert queue.retry_task("A", {"error": "boom"})
+        else:
+            queue.complete_task("A", "w1", TaskResult(False, error_message="no"))
+            assert queue.retry_task("A", {"error": "once more"})
+        told = snapshot(queue)
+        queue = after_a_crash(queue, tmp_path / str(number), clock)
+        assert snapshot(queue) == told
+
+    for _ in range(MAX_CRASHES):
+        broken_off_by(queue, is_crash=True)
+    assert status_of(queue, "A") is S.PENDING
+    broken_off_by(queue, is_crash=True)
+    assert status_of(queue, "A") is S.FAILED
+    queue.close_queue()
+
+
 def test_no_number_of_stops_is_poison_and_none_costs_a_retry(queue: TaskQueue, clock: Clock, tmp_path: Path) -> None:
     queue.add_task(task("A"))
     for _ in range(3 * MAX_CRASHES):

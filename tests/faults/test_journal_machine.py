@@ -713,6 +713,8 @@ class JournalMachine(RuleBasedStateMachine):
             known.status = S.COMPLETED
             return
         known.errors += 1
+        if outcome != "cancelled before it began":
+            known.crashes = 0
         if outcome == "retryable" and known.retries < known.max_retries and not known.is_unwanted:
             known.retries += 1
             known.status = S.RETRY_PENDING
@@ -723,7 +725,7 @@ class JournalMachine(RuleBasedStateMachine):
     def undo(self, known: Known) -> None:
         known.attempt -= 1
         if known.is_unwanted:
-            self.end(known, "cancelled")
+            self.end(known, "cancelled before it began")
             return
         known.status = S.PENDING
 
@@ -733,7 +735,7 @@ class JournalMachine(RuleBasedStateMachine):
             return
         known.errors += 1
         if is_crash and known.crashes >= MAX_CRASHES:
-            known.status = S.FAILED
+            known.status, known.crashes = S.FAILED, 0
             return
         known.crashes += is_crash
         known.interruptions += 1
