@@ -151,7 +151,7 @@ def resume_settings(run_dir: Path, given: Mapping[str, Any], *, caller: str = "c
     recorded = {
         key: value
         for key, value in read_run_record(run_dir).settings.items()
-        if value is not None and key not in ("run_dir", "check")
+        if value is not None and key not in ("run_dir", "check", "journal")
     }
     if given.get("processor") is not None:
         recorded = {key: value for key, value in recorded.items() if key not in ("command", "shell")}
@@ -265,6 +265,8 @@ class Batch:
             check_file(run_dir / JOURNAL_NAME)
         except JournalError as error:
             raise ConfigError(f"{error}; run the order file anew") from None
+        if not self._settings.journal:
+            raise ConfigError("journal cannot be off: a run goes on in the journal that it has; leave out --no-journal")
         is_other = record.processor != self._spec.name or record.options != dict(self._spec.options)
         if is_other and not resuming.accept_changes:
             was = f"{record.processor} {record.options or ''}".strip()

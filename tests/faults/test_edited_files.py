@@ -158,6 +158,24 @@ def test_five_distinct_messages_for_five_ways_of_having_no_journal(tmp_path: Pat
         assert [other for other, said in errors.items() if text in said] == [name]
 
 
+@pytest.mark.once
+def test_a_run_that_has_a_journal_does_not_go_on_without_it(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,fail", words=("--retries", "0"))
+    with batch.start() as run:
+        run.wait().check(1)
+    (tmp_path / "c.yaml").write_text("journal: false\n")
+    before = {name: (batch.run_dir / name).read_bytes() for name in ("results.csv", "report.json", "run.json")}
+
+    for words in (["run", "--resume"], ["retry"]):
+        for option in (["--no-journal"], ["--config", "c.yaml"]):
+            refused = batch.poqueue(*words, "r", *option).check(2)
+            assert "journal cannot be off" in refused.err and "not ended" not in refused.err
+
+    assert {name: (batch.run_dir / name).read_bytes() for name in before} == before
+    batch.poqueue("run", "--resume", "r").check(5)
+    assert sorted(batch.begun()) == ["A", "B"]
+
+
 @pytest.mark.slow
 def test_a_run_record_of_another_version_is_refused(tmp_path: Path) -> None:
     batch = halted(tmp_path, *ROWS)
