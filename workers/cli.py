@@ -29,16 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         code: int = arguments.command_function(arguments)
-        if sys.stdout is not None:  # started without one (>&-)
-            sys.stdout.flush()
-        return code
+        return code if _put_out() else code or EXIT_INTERNAL
     except OrdersError as error:
         return _complain(error, EXIT_ORDERS)
     except InputError as error:
         return _complain(error, EXIT_USAGE)
     except (PoqueueError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            _leave_stdout()
             return 0
         return _complain(error, EXIT_INTERNAL)
     except KeyboardInterrupt:
@@ -54,6 +52,25 @@ def _fill_standard_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, so this one
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)  # print() takes None for stdout, which is for data
+
+
+def _put_out(text: str = "") -> bool:
+    """To programs, at once. False: it cannot be written, and that is told; not if nobody listens any more."""
+    try:
+        if sys.stdout is not None:  # started without one (>&-)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except OSError as error:
+        _leave_stdout()
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"standard output cannot be written: {error.strerror}", EXIT_INTERNAL)
+            return False
+    return True
+
+
+def _leave_stdout() -> None:
+    """What it still holds goes nowhere, and disturbs no exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _complain(error: object, code: int) -> int:
@@ -264,7 +281,7 @@ def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resu
     finally:
         progress.close()
     if arguments.json:
-        print(json.dumps(_as_json(report), ensure_ascii=False))
+        _put_out(f"{json.dumps(_as_json(report), ensure_ascii=False)}\n")  # the code tells of the POs, heard or not
     if not settings.quiet or report.exit_code:
         _tell(report, arguments)
     return report.exit_code
@@ -309,8 +326,7 @@ def _report(arguments: argparse.Namespace) -> int:
     text = render(history, arguments.format, redact=arguments.redact)
     if arguments.output is None:
         sys.stdout.reconfigure(errors="backslashreplace", newline="")  # type: ignore[union-attr]
-        sys.stdout.write(text)
-        return 0
+        return 0 if _put_out(text) else EXIT_INTERNAL
     try:
         write_whole(text, arguments.output)
     except OSError as error:
@@ -348,7 +364,7 @@ def _report_check(book: OrderBook, *, as_json: bool) -> int:
             "duplicate": len(book.duplicate_rows),
             "invalid": invalid,
         }
-        print(json.dumps(found, ensure_ascii=False))
+        _put_out(f"{json.dumps(found, ensure_ascii=False)}\n")
     else:
         for note in book.notes:
             _say(f"note: {note}")

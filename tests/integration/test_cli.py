@@ -4,9 +4,11 @@ import csv
 import hashlib
 import io
 import json
+import os
 import shlex
 import shutil
 import stat
+import subprocess
 import tempfile
 import textwrap
 from collections import Counter
@@ -24,6 +26,7 @@ from tests.integration.console import (
     Ended,
     advised,
     command_line,
+    environment,
     outcomes,
     poqueue,
     read_cells,
@@ -447,6 +450,40 @@ def test_five_when_there_is_nothing_to_do(tmp_path: Path) -> None:
 
     assert "holds no POs" in ended.err
     assert tree(tmp_path) == {"orders.csv"}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("stdout", ["nobody listens", "a full disk"])
+@pytest.mark.parametrize(
+    ("rows", "words", "code"),
+    [
+        (["A,ok"], [], 0),
+        (["A,give-up"], [], 1),
+        (["A,give-up", "B,ok"], ["--halt", "now,fail=1", "-j", "1"], 4),
+        (["A,ok", ",ok"], ["--check"], 3),
+    ],
+)
+def test_the_code_tells_of_the_pos_though_standard_output_cannot_be_written(
+    rows: list[str], words: list[str], code: int, stdout: str, tmp_path: Path
+) -> None:
+    write_orders(tmp_path / "orders.csv", *rows)
+    if stdout == "nobody listens":
+        reader, descriptor = os.pipe()
+        os.close(reader)
+    else:
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+
+    ended = subprocess.run(
+        command_line("run", "orders.csv", *BEHAVE, "--json", *words), cwd=tmp_path, env=environment(), timeout=60,
+        stdout=descriptor, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(descriptor)
+
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr and "BrokenPipe" not in ended.stderr
+    told = "poqueue: standard output cannot be written: No space left on device"
+    assert ended.stderr.count(told) == (stdout == "a full disk")
+    assert "--check" in words or "input rows = " in ended.stderr
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
