@@ -9,6 +9,9 @@ from pathlib import Path
 from poqueue.errors import ConfigError
 
 _KEPT_CHARS = 40  # of a name, in what its temporary one begins with
+_MAX_LINKS = 40  # as the kernel follows
+_NO_PLACES = (Path("/dev"), Path("/proc"))
+_MEMORY = Path("/dev/shm")  # where files may be
 
 
 def check_output(path: Path) -> None:
@@ -26,6 +29,7 @@ def check_output(path: Path) -> None:
         raise ConfigError(f"{str(path)!r} is not a regular file but a pipe or device; name a file")
     if not path.parent.is_dir():
         raise ConfigError(f"{str(path)!r}: there is no directory {str(path.parent)!r}")
+    _refuse_stand_in(path)
     if not os.access(path.parent, os.W_OK):
         raise ConfigError(f"{str(path)!r}: the directory cannot be written to")
 
@@ -37,6 +41,18 @@ def _refuse_unreachable(path: Path) -> None:
         return
     except OSError as error:  # such as a name that is too long
         raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """A name such as /dev/stdout stands for what is open, be it a file: another file would take the place of the name."""
+    step = path
+    for _ in range(_MAX_LINKS):
+        step = step.parent.resolve() / step.name
+        if not step.is_relative_to(_MEMORY) and any(step.is_relative_to(place) for place in _NO_PLACES):
+            raise ConfigError(f"{str(path)!r} leads to {str(step)!r}, where no file can be; name a file elsewhere")
+        if not step.is_symlink():
+            return
+        step = step.parent / os.readlink(step)
 
 
 def temporary_prefix(path: Path) -> str:

@@ -401,6 +401,28 @@ def test_two_for_a_mistake_on_the_command_line(words: list[str], said: str, tmp_
 
 @pytest.mark.once
 @pytest.mark.parametrize(
+    "words",
+    [["run", "o.csv", "--results"], ["run", "o.csv", "--report"], ["report", "r", "--output"]],
+    ids=lambda words: str(words[-1]),
+)
+@pytest.mark.parametrize("target", ["/proc/self/fd/1", "/dev/fd/1", "other.csv"])
+def test_a_name_that_stands_for_an_open_file_is_not_replaced_by_another_file(
+    words: list[str], target: str, tmp_path: Path
+) -> None:
+    write_orders(tmp_path / "o.csv", "A,ok")
+    poqueue("run", "o.csv", *BEHAVE, "--run-dir", "r", cwd=tmp_path).check(0)
+    (tmp_path / "other.csv").symlink_to("/proc/self/fd/1")
+    (tmp_path / "out.csv").symlink_to(target)
+    before = tree(tmp_path)
+
+    ended = poqueue(*words, "out.csv", cwd=tmp_path).check(2)  # its standard output is a regular file
+
+    assert "where no file can be" in ended.err
+    assert (tmp_path / "out.csv").is_symlink() and tree(tmp_path) == before
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("missing.csv", None, "no such file (did you mean missin.csv?)"),
