@@ -76,7 +76,7 @@ class BatchReport:
         files: what was written: by name in the run directory, by path elsewhere.
         seconds: from the first worker's start to the last PO's end.
         reason: "done", "interrupted", "halted" or "nothing to do"; `message` says more.
-        resumed: of a resumed run: done_before, interrupted, changed, new, removed, requeued; empty otherwise.
+        resumed: of a resumed run: done_before, interrupted, changed, new, removed, left_out, requeued; empty otherwise.
         is_resumable: whether `--resume` can go on from here.
         head: `run` and `accounts`, the first fields of the report.
         parts: the queue's report before anything of it is opened; None if the queue was lost.
@@ -423,7 +423,6 @@ class _Run:
         self._results = ResultsWriter(self._run_dir, self._book, self._batch._settings.results)
 
     def _go(self) -> BatchReport:
-        total = len(self._book.orders)
         self._announce()
         was_through = _is_through(self._run_dir)
         end = self._run_workers()
@@ -453,7 +452,7 @@ class _Run:
                 files[name] = write_report(head, self._parts, path, knows_data=self._froze_all())
         if self._batch._settings.results is not None:
             files[str(self._batch._settings.results)] = self._batch._settings.results
-        code = self._exit_code(end, accounts, total)
+        code = self._exit_code(end, accounts)
         is_journaled = (self._run_dir / JOURNAL_NAME).exists()
         files = {name: path for name, path in files.items() if path.exists()}
         return BatchReport(
@@ -583,6 +582,7 @@ class _Run:
             "changed": match.changed if match else 0,
             "new": len(match.to_add) - match.changed if match else 0,
             "removed": match.removed if match else 0,
+            "left_out": match.left_out if match else 0,
             "requeued": requeued,
         }
         self._record.resumed_at.append(_iso(self._batch._begun_at))
@@ -611,7 +611,7 @@ class _Run:
             for status in TaskStatus
             for one in supervisor.ask("get_tasks_by_status", status, timeout_s=REPORT_TIMEOUT_S)
         ]
-        return match_orders(book.orders, tasks)
+        return match_orders(book.orders, tasks, book.left_out)
 
     def _apply(self, match: Match, supervisor: Supervisor, resuming: Resuming) -> None:
         """Drop the tasks of orders that are no more; those of new and changed ones are added with the rest."""
@@ -622,7 +622,9 @@ class _Run:
             )
         self._place_of = {task_id: place for place, task_id in match.task_of.items()}
         self._match = match
-        if not match.is_same or self._book.sha256 != self._record.orders_sha256:
+        self._book.take_in(match.kept)
+        self._ended = bytearray(len(self._book.orders))
+        if not match.is_same or match.kept or self._book.sha256 != self._record.orders_sha256:
             self._record.orders_copy = copy_of_orders(self._run_dir, self._batch._orders).name
             self._record.orders, self._record.orders_sha256 = self._batch.orders_path, self._book.sha256
             self._record.is_edited = True
@@ -747,11 +749,11 @@ class _Run:
         if book.sha256 != self._book.sha256:
             logger.error("%s has changed meanwhile: what is left of it cannot be written", self._batch._orders)
             return []
-        orders = book.orders
+        orders = [*book.orders, *(self._match.kept if self._match is not None else ())]
         return [po for number, po in enumerate(orders) if not self._ended[number]]
 
-    def _exit_code(self, end: RunEnd, accounts: Accounts, total: int) -> int:
-        if not accounts.balances or sum(self._counts.values()) != total or end.reason == "lost":
+    def _exit_code(self, end: RunEnd, accounts: Accounts) -> int:
+        if not accounts.balances or sum(self._counts.values()) != len(self._ended) or end.reason == "lost":
             return EXIT_INTERNAL
         if end.reason == "done" and (self._counts["not_run"] or self._unwritten is not None):
             return EXIT_INTERNAL

@@ -439,6 +439,7 @@ def _resumed_text(resumed: dict[str, int], *, is_through: bool) -> str:
         "changed": f"changed in the file{again}",
         "new": "are new in the file",
         "removed": "are in the file no longer",
+        "left_out": "are left out by the limit",
     }
     told = [f"{resumed[key]} POs {text}" for key, text in words.items() if resumed[key]]
     return "resumed: " + ("; ".join(told) or "no PO had ended before")

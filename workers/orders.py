@@ -151,6 +151,13 @@ class OrderBook:
     last_row: int = 1
     notes: list[str] = field(default_factory=list)
 
+    def take_in(self, orders: Sequence[dict[str, Any]]) -> None:
+        """Have these of the orders beyond the limit in the run, behind the others."""
+        taken = set(map(id, orders))
+        self.left_out = [order for order in self.left_out if id(order) not in taken]
+        self.orders += orders
+        self.priorities += [DEFAULT_PRIORITY] * len(orders)
+
 
 def read_orders(source: OrderSource, *, on_progress: Callable[[int], None] | None = None) -> OrderBook:
     """Read an order file whole.

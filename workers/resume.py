@@ -7,6 +7,8 @@ from typing import Any
 
 from poqueue.task import ProcessingTask, TaskStatus
 
+ENDED = (TaskStatus.COMPLETED, TaskStatus.FAILED)
+
 
 @dataclass(slots=True)
 class Match:
@@ -18,6 +20,8 @@ class Match:
         changed: how many of those have a PO number that the run knows with other content.
         to_drop: ids of tasks that are in the file no longer, or not as they were.
         removed: how many of those have a PO number that is not in the file at all.
+        left_out: how many of those the limit leaves out, though they are in the file.
+        kept: orders beyond the limit that have ended all the same; their indexes in `task_of` follow those of the others.
     """
 
     task_of: dict[int, str] = field(default_factory=dict)
@@ -25,6 +29,8 @@ class Match:
     changed: int = 0
     to_drop: list[str] = field(default_factory=list)
     removed: int = 0
+    left_out: int = 0
+    kept: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def is_same(self) -> bool:
@@ -33,13 +39,19 @@ class Match:
 
     def __str__(self) -> str:
         new = len(self.to_add) - self.changed
-        return f"{self.changed} changed, {new} new, {self.removed} removed POs"
+        told = f"{self.changed} changed, {new} new, {self.removed} removed POs"
+        return f"{told}, {self.left_out} left out by the limit" if self.left_out else told
 
 
-def match_orders(orders: list[dict[str, Any]], tasks: Iterable[ProcessingTask]) -> Match:
+def match_orders(
+    orders: list[dict[str, Any]], tasks: Iterable[ProcessingTask], beyond: Iterable[dict[str, Any]] = ()
+) -> Match:
     """Match each order with the task of the same PO number and rows, in the order of both.
 
     Of several equal tasks one that has succeeded is matched first: what is done is not done again.
+
+    Args:
+        beyond: the orders that the limit leaves out.
     """
     known: dict[str, list[ProcessingTask]] = defaultdict(list)
     for task in sorted(tasks, key=lambda one: one.status is not TaskStatus.COMPLETED):
@@ -50,18 +62,37 @@ def match_orders(orders: list[dict[str, Any]], tasks: Iterable[ProcessingTask]) 
         number = str(order["po_number"])
         numbers.add(number)
         candidates = known.get(number, [])
-        content = _content(order)
-        found = next((task for task in candidates if _content(task.po_data) == content), None)
+        found = _find(order, candidates)
         if found is None:
             match.to_add.append(index)
             match.changed += bool(candidates)
         else:
             candidates.remove(found)
             match.task_of[index] = found.task_id
+    for order in beyond:
+        number = str(order["po_number"])
+        candidates = known.get(number, [])
+        found = _find(order, candidates)
+        if found is None:
+            match.left_out += bool(candidates) and number not in numbers
+        else:
+            candidates.remove(found)
+            if found.status in ENDED:
+                match.task_of[len(orders) + len(match.kept)] = found.task_id
+                match.kept.append(order)
+            else:
+                match.to_drop.append(found.task_id)
+                match.left_out += 1
+        numbers.add(number)
     left = [task for tasks in known.values() for task in tasks]
-    match.to_drop = [task.task_id for task in left]
+    match.to_drop += [task.task_id for task in left]
     match.removed = sum(task.po_number not in numbers for task in left)
     return match
+
+
+def _find(order: dict[str, Any], candidates: Iterable[ProcessingTask]) -> ProcessingTask | None:
+    content = _content(order)
+    return next((task for task in candidates if _content(task.po_data) == content), None)
 
 
 def _content(order: dict[str, Any]) -> dict[str, Any]:

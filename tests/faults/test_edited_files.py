@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.batches import Batch
 from tests.faults.test_failpoints import Fault
-from tests.integration.console import started, wait_until
+from tests.integration.console import read_csv, started, wait_until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -25,6 +25,7 @@ def halted(folder: Path, *rows: str, begun: int = 2, words: tuple[str, ...] = ()
 
 
 ROWS = ("A,", "B,", "C,wait", "D,wait", "E,", "F,")
+LEFT_OUT = (("C", "wait"), ("D", "wait"), ("E", ""), ("F", ""))
 
 
 @pytest.mark.once
@@ -90,6 +91,45 @@ def test_no_po_is_lost_when_the_edit_is_taken_back_after_a_crash(point: str, tmp
 
     assert batch.statuses() == dict.fromkeys("ABCDEF", "succeeded")
     assert batch.begun().count("A") == 1
+
+
+@pytest.mark.once
+def test_a_limit_given_later_leaves_out_what_has_not_ended_and_nothing_else(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,fail", *(",".join(row) for row in LEFT_OUT), words=("--retries", "0"))
+    with batch.start() as run:
+        batch.wait_begun(4, run)  # A and B have ended
+        batch.kill_everything(run)
+    (tmp_path / "go").touch()
+
+    refused = batch.poqueue("run", "--resume", "r", "--limit", "1").check(2)
+    assert "0 changed, 0 new, 0 removed POs, 4 left out by the limit" in refused.err
+    ended = batch.finish("--limit", "1", "--accept-changes", "--json", code=1)
+    batch.poqueue("run", "--resume", "r").check(5)
+
+    assert "4 POs are left out by the limit" in ended.err and "no longer" not in ended.err
+    assert json.loads(ended.out)["pos"] == {"succeeded": 1, "failed": 1, "not_run": 0}
+    assert read_csv(batch.run_dir / "not_run.csv") == [{"po_number": name, "do": do} for name, do in LEFT_OUT]
+    assert [row["status"] for row in batch.results()] == ["succeeded", "failed", *["not run"] * 4]
+
+    batch.finish("--limit", "5", "--accept-changes", code=1)
+    assert batch.statuses() == dict(zip("ABCDEF", ["succeeded", "failed", *["succeeded"] * 3, "not run"], strict=True))
+    assert batch.begun().count("A") == batch.begun().count("B") == 1
+    retried = batch.poqueue("retry", "r", "--limit", "1", "--accept-changes", "--json").check(1)
+    assert json.loads(retried.out)["resumed"]["requeued"] == 1 and json.loads(retried.out)["pos"]["succeeded"] == 4
+
+
+@pytest.mark.once
+def test_what_has_ended_stays_though_a_new_row_pushes_it_beyond_the_limit(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,", "C,", words=("--limit", "2"))
+    with batch.start() as run:
+        run.wait().check(0)
+    batch.write("N,", "A,", "B,", "C,")
+
+    batch.finish("--accept-changes")
+    batch.poqueue("run", "--resume", "r").check(5)
+
+    assert batch.statuses() == {"N": "succeeded", "A": "succeeded", "B": "succeeded", "C": "not run"}
+    assert sorted(batch.begun()) == ["A", "B", "N"]
 
 
 @pytest.mark.slow
