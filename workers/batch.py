@@ -46,7 +46,7 @@ from workers.results import RESULT_FILES, Accounts, ResultsWriter
 from workers.resume import Match, match_orders
 from workers.run_control import CONTROL_NAME, LOCK_NAME, RunLock, read_control_file
 from workers.run_dir import copy_of_orders, make_run_dir, typed
-from workers.run_record import RECORD_NAME, RunRecord, read_report, read_run_record
+from workers.run_record import RECORD_NAME, REPORT_NAME, RunRecord, read_report, read_run_record
 from workers.settings import RunSettings
 from workers.signals import SignalInbox
 from workers.staff import WorkersCannotStartError
@@ -57,7 +57,7 @@ from workers.worker_files import Usage
 logger = logging.getLogger(__name__)
 
 SHOWN_ROWS = 20
-OWN_FILES = frozenset({*RESULT_FILES, JOURNAL_NAME, RECORD_NAME, CONTROL_NAME, LOCK_NAME, "run.log", "manager.log"})
+OWN_FILES = frozenset({*RESULT_FILES, RECORD_NAME, REPORT_NAME, CONTROL_NAME, LOCK_NAME, "run.log", "manager.log"})
 EXIT_OK, EXIT_FAILED, EXIT_HALTED, EXIT_NOTHING, EXIT_INTERNAL = 0, 1, 4, 5, 70
 SUCCEEDED, FAILED = 1, 2
 INPUT_SETTINGS = ("map", "sheet", "delimiter", "encoding", "duplicates", "limit")
@@ -453,7 +453,6 @@ class _Run:
         if self._batch._settings.results is not None:
             files[str(self._batch._settings.results)] = self._batch._settings.results
         code = self._exit_code(end, accounts)
-        is_journaled = (self._run_dir / JOURNAL_NAME).exists()
         files = {name: path for name, path in files.items() if path.exists()}
         return BatchReport(
             code,
@@ -466,7 +465,7 @@ class _Run:
             end.signal,
             end.message,
             self._resumed,
-            is_journaled,
+            _has_journal(self._run_dir),
             head,
             self._parts,
         )
@@ -778,6 +777,15 @@ def _is_through(run_dir: Path) -> bool:
     return report is not None and report["run"].get("reason") in ("done", "nothing to do")
 
 
+def _has_journal(run_dir: Path) -> bool:
+    """Whether the run can go on: its journal may have been deleted, or something else put in its place."""
+    try:
+        check_file(run_dir / JOURNAL_NAME)
+    except JournalError:
+        return False
+    return True
+
+
 def _supplier_of(order: Mapping[str, Any]) -> str:
     """POs of one supplier are expected to take alike."""
     return str(order.get("supplier") or "").strip()
@@ -835,11 +843,11 @@ def _check_writable(path: Path, orders: Path, run_dir: Path | None = None) -> No
     if (
         run_dir is not None
         and path.resolve().parent == run_dir.resolve()
-        and (path.name in OWN_FILES or path.stem == "orders")
+        and (path.name in OWN_FILES or path.stem == "orders" or path.name.startswith(JOURNAL_NAME))
     ):
         raise ConfigError(f"{str(path)!r} is a file that the run itself writes; name another one")
     check_output(path)
-    if path.exists() and path.samefile(orders):
+    if path.exists() and orders.exists() and path.samefile(orders):
         raise ConfigError(f"{str(path)!r} is the order file; it is never written to")
 
 

@@ -312,15 +312,20 @@ def _report(arguments: argparse.Namespace) -> int:
     """Report on a run that has ended, crashed or goes on: for people, for programs, as a page, or for ui.perfetto.dev."""
     from poqueue.errors import JournalError
     from workers.report_files import read_history, render
-    from workers.run_record import find_run
+    from workers.run_record import find_run, read_run_record
     from workers.signals import raise_interrupts
     from workers.whole_file import check_output, write_whole
 
     raise_interrupts()
     if arguments.output is not None:
         check_output(arguments.output)
+    run_dir = find_run(arguments.run)
+    if arguments.output is not None:
+        from workers.batch import _check_writable
+
+        _check_writable(arguments.output, Path(read_run_record(run_dir).orders), run_dir)
     try:
-        history = read_history(find_run(arguments.run), on_wait=_say)
+        history = read_history(run_dir, on_wait=_say)
     except JournalError as error:
         raise _usage(str(error)) from None
     text = render(history, arguments.format, redact=arguments.redact)

@@ -45,6 +45,37 @@ def test_a_file_that_cannot_be_written_is_told(home: Path) -> None:
     assert "missing/x" in ended.err and "Traceback" not in ended.err
 
 
+def test_a_report_takes_no_place_of_a_file_that_the_run_needs(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "home")
+    written = {path: path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()}
+    orders = home / "orders.csv"
+    written[orders] = orders.read_bytes()
+
+    for path in [*written, tmp_path / "home" / "r" / "journal.sqlite-wal"]:
+        if path != tmp_path / "home" / "orders.csv":  # a copy, that the run knows nothing of
+            ended = poqueue("report", "r", "--output", str(path), cwd=tmp_path / "home").check(2)
+            assert "itself writes" in ended.err or "is the order file" in ended.err, path
+
+    assert {path: path.read_bytes() for path in written} == written
+
+
+def test_a_run_whose_journal_was_replaced_is_not_said_to_go_on(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok", "B,wait", "C,give-up")
+    words = ["run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "1"]
+    with started(*words, cwd=tmp_path) as run:
+        log = tmp_path / "r" / "run.log"
+        wait_until(lambda: log.exists() and '"completed"' in log.read_text(), "A has completed")
+        (tmp_path / "other").write_text("something else")
+        os.replace(tmp_path / "other", tmp_path / "r" / "journal.sqlite")
+        run.send(signal.SIGINT)
+        wait_until(lambda: run.said("no new PO starts"), "the signal is taken")
+        (tmp_path / "go").touch()
+        ended = run.wait()
+
+    assert "--resume" not in ended.err and "poqueue retry" not in ended.err
+    assert "run the rest: poqueue run r/not_run.csv" in ended.err
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("words", [["report"], ["tune"]])
 def test_what_is_no_journal_is_a_mistake_of_whoever_names_it(words: list[str], home: Path, tmp_path: Path) -> None:
