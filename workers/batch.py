@@ -285,7 +285,11 @@ class Batch:
         )  # fmt: skip
 
     def _shown_settings(self) -> dict[str, Any]:
-        return {key: value for key, value, _ in render_config(self._resolved)}
+        """By key, as a configuration file would give them, and so that they hold wherever the run goes on."""
+        settings, shown = self._settings, {key: value for key, value, _ in render_config(self._resolved)}
+        shown["report"] = [os.path.abspath(path) for path in settings.report]
+        shown["results"] = settings.results and os.path.abspath(settings.results)
+        return shown | {"command": bound_command(settings)}
 
     def supervisor(
         self,
@@ -809,13 +813,20 @@ def _orders_of(resuming: Resuming | None, record: RunRecord | None) -> Path:
     return path if path.exists() else resuming.run_dir / record.orders_copy
 
 
+def bound_command(settings: RunSettings) -> str | None:
+    """The command, so that it holds wherever the run goes on; what a shell reads is the shell's."""
+    if settings.command is None or settings.shell:
+        return settings.command
+    return command.bind_program(settings.command)
+
+
 def processor_spec(settings: RunSettings, target: Any = None) -> ProcessorSpec:
     """What the settings ask to be run."""
     app_dir = str(settings.app_dir) if settings.app_dir is not None else None
     if target is not None:
         return ProcessorSpec(target, dict(settings.options), app_dir)
-    if settings.command is not None:
-        ours = {command.OPTION: settings.command, command.SHELL_OPTION: "true" if settings.shell else "false"}
+    if (line := bound_command(settings)) is not None:
+        ours = {command.OPTION: line, command.SHELL_OPTION: "true" if settings.shell else "false"}
         return ProcessorSpec(command.TARGET, {**settings.options, **ours}, app_dir)
     return ProcessorSpec(settings.processor, dict(settings.options), app_dir)
 

@@ -420,7 +420,10 @@ def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
     _say_errors(report)
     if report.resumed:
         _say(_resumed_text(report.resumed, is_through=not report.tasks["not_run"]))
-    _say(f"files in {typed(report.run_dir)}: {', '.join(report.files)}")
+    inside = {path: path.resolve().parent == report.run_dir for path in report.files.values()}
+    _say(f"files in {typed(report.run_dir)}: {', '.join(path.name for path in inside if inside[path])}")
+    if elsewhere := [typed(path) for path in inside if not inside[path]]:
+        _say(f"files elsewhere: {', '.join(elsewhere)}")
     if report.message:
         _say(report.message)
     for line in _ways_on(report, arguments):

@@ -181,7 +181,8 @@ def test_the_advised_command_runs_the_failures_again_in_their_run(job: Job, tmp_
     shutil.copytree(job.run_dir, tmp_path / "the run")
 
     arguments = advised(job.ended, "run the failures again")
-    again = json.loads(poqueue(*arguments, "--json", cwd=tmp_path).check(1).out)
+    outputs = ("--results", "all.csv", "--report", "x.json")  # those of the run belong to other tests
+    again = json.loads(poqueue(*arguments, *outputs, "--json", cwd=tmp_path).check(1).out)
 
     assert arguments == ["retry", "the run"]
     assert again["accounts"] == job.outcome["accounts"]
@@ -244,6 +245,30 @@ def test_nothing_is_written_elsewhere(job: Job) -> None:
     assert at_home == {"the run", "all.csv", "x.json", "x.csv", "x.CSV", "x.yaml"}
     assert {path.name for path in job.run_dir.iterdir()} == RUN_FILES
     assert tree(job.temporary) == set()
+
+
+@pytest.mark.once
+def test_a_run_that_goes_on_elsewhere_writes_its_outputs_where_it_was_started(tmp_path: Path) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    (home / "r").mkdir(parents=True)
+    elsewhere.mkdir()
+    for name in ("rep.json", "all.csv"):
+        (elsewhere / name).write_text("of somebody else")
+    write_orders(home / "orders.csv", "A,give-up", "B,ok")
+    options = ["--report", "rep.json", "--results", "all.csv", "--report", "r/rep.csv", "--run-dir", "r"]
+    ended = poqueue("run", "orders.csv", *BEHAVE, *options, cwd=home).check(1)
+    first = json.loads((home / "rep.json").read_text())
+
+    again = poqueue("retry", "../home/r", cwd=elsewhere).check(1)
+
+    assert {path.name: path.read_text() for path in elsewhere.iterdir()} == dict.fromkeys(
+        ("rep.json", "all.csv"), "of somebody else"
+    )
+    assert json.loads((home / "rep.json").read_text())["run"]["began_run"] >= first["run"]["began_run"]
+    assert "resumed" in json.loads((home / "rep.json").read_text())["run"]
+    assert "files in r: results.csv, failed.csv, run.log, manager.log, report.json, rep.csv\n" in ended.err
+    assert "files elsewhere: rep.json, all.csv\n" in ended.err
+    assert f"files elsewhere: {home}/rep.json, {home}/all.csv\n" in again.err
 
 
 @pytest.mark.once

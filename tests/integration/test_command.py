@@ -168,6 +168,20 @@ def test_an_exit_code_fails_the_attempt_and_is_retried(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
+def test_a_program_named_by_a_path_is_found_from_wherever_the_run_goes_on(tmp_path: Path, show_arguments: Path) -> None:
+    orders = write_orders(tmp_path / "orders.csv", "P1", "P2", header="po_number")
+    (tmp_path / "elsewhere").mkdir()
+    template = "'tools/show arguments.py' seen {po_number} '{{ }}'"
+    run_command(template, orders, "--limit", "1").check(0)
+
+    again = poqueue("run", "--resume", "../r", "--limit", "2", "--accept-changes", cwd=tmp_path / "elsewhere").check(0)
+    poqueue("run", "--resume", "r", "--command", template, cwd=tmp_path).check(5)  # it is the same program
+
+    assert said_by(tmp_path / "seen") == [["P1", "{ }"]], again.err
+    assert said_by(tmp_path / "elsewhere" / "seen") == [["P2", "{ }"]]
+
+
+@pytest.mark.once
 def test_a_signal_is_named(tmp_path: Path) -> None:
     orders = write_orders(tmp_path / "orders.csv", "A", header="po_number")
 

@@ -5,6 +5,7 @@ split, never expanded and never seen by a shell. With `shell` the filled-in line
 The program's output goes into the run's log; exit code 0 is success, any other fails the attempt.
 """
 
+import io
 import os
 import shlex
 import string
@@ -94,6 +95,21 @@ def check_command(template: str, names: Iterable[str], *, is_shell: bool = False
             f"--command {template!r}: {marks[mark]} stands within quotes or arithmetic; "
             "the values are quoted already: take the quotes away"
         )
+
+
+def bind_program(template: str) -> str:
+    """The template with its program found from anywhere, if that is named by a path from here and without a field."""
+    rest = io.StringIO(template)
+    words = shlex.shlex(rest, posix=True)
+    words.whitespace_split, words.commenters = True, ""
+    try:
+        program = words.get_token() or ""
+    except ValueError:  # a quote is never closed: check_command says so
+        return template
+    if "/" not in program or os.path.isabs(program) or {"{", "}"} & set(program):
+        return template
+    bound = os.path.join(os.getcwd(), program).replace("{", "{{").replace("}", "}}")
+    return f"{shlex.quote(bound)} {rest.read()}"
 
 
 def split_template(template: str) -> list[str]:
