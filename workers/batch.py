@@ -45,7 +45,7 @@ from workers.resolved import Resolved, load_settings, render_config
 from workers.results import RESULT_FILES, Accounts, ResultsWriter
 from workers.resume import Match, match_orders
 from workers.run_control import CONTROL_NAME, LOCK_NAME, RunLock, read_control_file
-from workers.run_dir import copy_of_orders, make_run_dir, typed
+from workers.run_dir import copy_of_orders, new_run_dir, typed
 from workers.run_record import RECORD_NAME, REPORT_NAME, RunRecord, read_report, read_run_record
 from workers.settings import RunSettings
 from workers.signals import SignalInbox
@@ -223,18 +223,18 @@ class Batch:
         if not book.orders:
             return self._nothing_to_do(book)
         self._check_outputs(self._settings.run_dir)
-        with SignalInbox() as signals:  # from here on there is something to be written, whatever comes
-            run_dir = make_run_dir(self._settings.run_dir, self._orders)
-            lock = RunLock(run_dir)
-            lock.acquire()
-            try:
+        with SignalInbox() as signals, contextlib.ExitStack() as until_the_end:  # there is something to be written now
+            with new_run_dir(self._settings.run_dir, self._orders) as run_dir:
+                lock = RunLock(run_dir)
+                until_the_end.callback(lock.release)
+                lock.acquire()
                 record = self._new_record(run_dir, book)
                 record.write(run_dir)
                 failpoint.hit("batch.after_record")
-                with self._logging(run_dir):
-                    return _Run(self, book, run_dir, signals, record, early).go()
-            finally:
-                lock.release()
+                until_the_end.enter_context(self._logging(run_dir))
+                run = _Run(self, book, run_dir, signals, record, early)
+                run.open_results()
+            return run.go()
 
     def _check_outputs(self, run_dir: Path | None) -> None:
         for path in (*self._settings.report, *([self._settings.results] if self._settings.results else [])):
@@ -410,9 +410,7 @@ class _Run:
         self._begun = time.monotonic()
 
     def go(self) -> BatchReport:
-        """Run the batch, or what is left of it."""
-        if self._resuming is None:
-            self._open_results()
+        """Run the batch, or what is left of it; the results of a new run have been begun."""
         try:
             return self._go()
         finally:
@@ -420,7 +418,7 @@ class _Run:
                 close = self._results.close if self._unwritten is None else self._results.close_anyhow
                 close()
 
-    def _open_results(self) -> None:
+    def open_results(self) -> None:
         """Begin the result files; of a resumed run anew, since all that has ended is told again."""
         for name in RESULT_FILES:
             (self._run_dir / name).unlink(missing_ok=True)
@@ -541,7 +539,7 @@ class _Run:
     def _tell_again(self, supervisor: Supervisor) -> None:
         """There was no room for some results: begin them anew, from what the queue knows."""
         self._results.close_anyhow()
-        self._open_results()
+        self.open_results()
         self._has_gaps = False
         self._ended = bytearray(len(self._ended))
         self._counts |= {"succeeded": 0, "failed": 0}
@@ -577,7 +575,7 @@ class _Run:
         if status["status"] == "PAUSED":
             logger.warning("still paused; to go on: poqueue resume %s", shlex.quote(typed(self._run_dir)))
         self._had_work = bool(waiting or requeued)
-        self._open_results()
+        self.open_results()
         supervisor.tell_finished()
         self._resumed = {
             "done_before": sum(self._counts.values()) if not resuming.retry_failed else self._counts["succeeded"],

@@ -1,8 +1,10 @@
 """The folder of one run: everything the run writes is in it, for this user alone."""
 
+import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -12,22 +14,43 @@ DEFAULT_PARENT = Path("runs")
 MAX_NAME_CHARS = 40
 
 
-def make_run_dir(chosen: Path | None, orders: Path) -> Path:
+@contextlib.contextmanager
+def new_run_dir(chosen: Path | None, orders: Path) -> Iterator[Path]:
     """Make the folder (mode 0700): the chosen one, or runs/<date>-<name of the orders file>.
+
+    If what is done in it within the `with` fails, nothing stays of what was made.
 
     Raises:
         ConfigError: it cannot be made, or holds an earlier run.
     """
     path = chosen if chosen is not None else _free_name(orders)
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    is_ours = False
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=chosen is not None)
         if any(path.iterdir()):
             raise ConfigError(f"the run directory {str(path)!r} is not empty; name another one with --run-dir")
         path.chmod(0o700)
         (path / "output").mkdir(mode=0o700)
-    except OSError as error:
-        raise ConfigError(f"the run directory {str(path)!r} cannot be made: {error.strerror}") from None
-    return path.resolve()
+        is_ours = True  # nobody else can have made it
+        yield path.resolve()
+    except BaseException as error:
+        _remove(path if is_ours else None, missing)
+        if isinstance(error, OSError):
+            raise ConfigError(f"the run directory {str(path)!r} cannot be made: {error.strerror}") from None
+        raise
+
+
+def _remove(filled: Path | None, made: list[Path]) -> None:
+    """Take away what is in the one, and then the others, the innermost first, unless something else is in them."""
+    for entry in filled.iterdir() if filled is not None else ():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        for folder in made:
+            folder.rmdir()
 
 
 def copy_of_orders(run_dir: Path, orders: Path) -> Path:

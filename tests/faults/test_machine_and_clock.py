@@ -20,7 +20,7 @@ from tests.faults.batches import Batch
 from tests.faults.history import CLOCKS_S
 from tests.faults.test_failpoints import Fault
 from tests.faults.test_live_control import reach_status, view
-from tests.integration.console import outcomes, poqueue, running, started, wait_until, write_orders
+from tests.integration.console import outcomes, poqueue, running, started, tree, wait_until, write_orders
 from workers.guards import MachineGuard
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -190,6 +190,36 @@ def fill(folder: Path) -> Path:
                 while True:
                     file.write(bytes(size))
     return ballast
+
+
+@pytest.mark.once
+def test_a_run_that_finds_no_room_to_begin_leaves_nothing_behind_and_may_begin_again(small_disk: Path) -> None:
+    folder = small_disk / "new" / "run"
+    batch = Batch(small_disk.parent, *numbered(3), words=("--run-dir", str(folder), *UNGUARDED))
+    ballast = fill(small_disk)
+
+    with batch.start() as run:
+        refused = run.wait().check(2)
+
+    assert f"the run directory '{folder}' cannot be made: No space left on device" in refused.err
+    assert tree(small_disk) == {"ballast"}
+    ballast.unlink()
+    with batch.start() as run:
+        run.wait().check(0)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_was_made_goes_when_a_run_cannot_begin(is_there: bool, tmp_path: Path) -> None:
+    batch = Batch(tmp_path / "home", *numbered(3))
+    if is_there:
+        batch.run_dir.mkdir()
+    before = tree(batch.folder)
+
+    with batch.start(env={"POQUEUE_TESTING": "1", "POQUEUE_FAILPOINT": "batch.after_record:1:raise=28"}) as run:
+        run.wait().check(2)
+
+    assert tree(batch.folder) == before
 
 
 @pytest.mark.once
