@@ -223,6 +223,7 @@ class Batch:
         if not book.orders:
             return self._nothing_to_do(book)
         self._check_outputs(self._settings.run_dir)
+        failpoint.hit("batch.before_run_dir")
         with SignalInbox() as signals, contextlib.ExitStack() as until_the_end:  # there is something to be written now
             with new_run_dir(self._settings.run_dir, self._orders) as run_dir:
                 lock = RunLock(run_dir)
@@ -278,7 +279,7 @@ class Batch:
         remove_scraps(run_dir)
 
     def _new_record(self, run_dir: Path, book: OrderBook) -> RunRecord:
-        copy = copy_of_orders(run_dir, self._orders).name
+        copy = copy_of_orders(run_dir, self._orders, book.sha256).name
         return RunRecord(
             self.orders_path, book.sha256, copy, self._spec.name, dict(self._spec.options),
             self._shown_settings(), _iso(self._begun_at), counted=_count(book),
@@ -626,7 +627,8 @@ class _Run:
         self._book.take_in(match.kept)
         self._ended = bytearray(len(self._book.orders))
         if not match.is_same or match.kept or self._book.sha256 != self._record.orders_sha256:
-            self._record.orders_copy = copy_of_orders(self._run_dir, self._batch._orders).name
+            copy = copy_of_orders(self._run_dir, self._batch._orders, self._book.sha256)
+            self._record.orders_copy = copy.name
             self._record.orders, self._record.orders_sha256 = self._batch.orders_path, self._book.sha256
             self._record.is_edited = True
             self._record.write(self._run_dir)  # before a task goes: from then on, order N is not task tN any more

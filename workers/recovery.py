@@ -52,7 +52,7 @@ def remove_scraps(run_dir: Path) -> None:
     """Files that a dead supervisor was still writing, each under a name of its own before it takes the real one, and the
     way to its queue, which is gone.
     """
-    for name in (*RESULT_FILES, RECORD_NAME, REPORT_NAME, CONTROL_NAME):
+    for name in (*RESULT_FILES, RECORD_NAME, REPORT_NAME, CONTROL_NAME, "orders"):
         for path in run_dir.glob(f".{name}.*"):
             path.unlink(missing_ok=True)
     (run_dir / CONTROL_NAME).unlink(missing_ok=True)

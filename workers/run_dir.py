@@ -1,17 +1,21 @@
 """The folder of one run: everything the run writes is in it, for this user alone."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from poqueue.errors import ConfigError
+from poqueue.errors import ConfigError, OrdersError
+from workers.whole_file import temporary_prefix
 
 DEFAULT_PARENT = Path("runs")
 MAX_NAME_CHARS = 40
+_COPIED_BYTES = 1024**2  # at once
 
 
 @contextlib.contextmanager
@@ -53,15 +57,36 @@ def _remove(filled: Path | None, made: list[Path]) -> None:
             folder.rmdir()
 
 
-def copy_of_orders(run_dir: Path, orders: Path) -> Path:
-    """Keep a copy of the order file in the run directory: a run can be resumed when the file itself is gone."""
+def copy_of_orders(run_dir: Path, orders: Path, sha256: str) -> Path:
+    """Keep a copy of the order file in the run directory: a run can be resumed when the file itself is gone.
+
+    Args:
+        sha256: of what was read of the file, in hex.
+
+    Raises:
+        OrdersError: that is not in the file any more; an earlier copy stays.
+    """
     copy = run_dir / f"orders{orders.suffix.lower()}"
-    if copy.exists() and copy.samefile(orders):
+    if copy.exists() and orders.exists() and copy.samefile(orders):
         return copy  # the run goes on with its copy: there is nothing else to copy from
-    copy.unlink(missing_ok=True)
-    descriptor = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as out, open(orders, "rb") as source:
-        shutil.copyfileobj(source, out)
+    try:
+        source = open(orders, "rb")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise OrdersError(f"{orders}: cannot be read a second time: {error.strerror}; nothing ran") from None
+    descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(copy), dir=run_dir)  # 0600
+    digest = hashlib.sha256()
+    try:
+        with source, os.fdopen(descriptor, "wb") as out:
+            while part := source.read(_COPIED_BYTES):
+                digest.update(part)
+                out.write(part)
+        if digest.hexdigest() != sha256:
+            raise OrdersError(f"{orders}: has changed since it was read; nothing ran: start again when it is complete")
+        os.replace(temporary, copy)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
     return copy
 
 

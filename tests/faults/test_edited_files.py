@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.batches import Batch
 from tests.faults.test_failpoints import Fault
-from tests.integration.console import read_csv, started, wait_until
+from tests.integration.console import read_csv, started, state, tree, wait_until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -142,6 +142,40 @@ def test_an_order_file_that_is_gone_is_replaced_by_the_runs_copy(tmp_path: Path)
 
     batch.orders.write_text(rows)
     batch.check()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("change", ["a row more", "gone"])
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_the_runs_copy_is_what_was_read_or_nothing_runs(change: str, is_resumed: bool, tmp_path: Path) -> None:
+    """The order file changes, or goes, after it was read and before it is copied."""
+    if is_resumed:
+        batch = halted(tmp_path, *ROWS)
+        batch.write("A,", "B,")
+    else:
+        batch = Batch(tmp_path / "home", "A,", "B,")
+    fault = Fault(tmp_path, "recovery.before_take_up" if is_resumed else "batch.before_run_dir", 1, "stop")
+    before = tree(batch.folder) if not is_resumed else set()
+    kept = (batch.run_dir / "orders.csv").read_bytes() if is_resumed else b""
+
+    start = batch.resume("--accept-changes", env=fault.env) if is_resumed else batch.start(env=fault.env)
+    with start as run:
+        wait_until(lambda: fault.has_struck and state(run.pid) == "T", "the orders are read")
+        if change == "gone":
+            batch.orders.unlink()
+        else:
+            batch.orders.write_text(batch.orders.read_text() + "C,\n")
+        run.send(signal.SIGCONT)
+        ended = run.wait().check(3)
+
+    assert str(batch.orders) in ended.err and "nothing ran" in ended.err
+    if is_resumed:
+        assert (batch.run_dir / "orders.csv").read_bytes() == kept
+        batch.write(*ROWS)
+        batch.finish()
+        batch.check()
+    else:
+        assert tree(batch.folder) == before - ({"orders.csv"} if change == "gone" else set())
 
 
 @pytest.mark.slow
