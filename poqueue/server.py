@@ -216,9 +216,24 @@ def _become_manager(log_path: str | None) -> None:
     gc.set_threshold(50_000, 20, 20)  # tasks come and stay by the thousand, and hold no cycles worth the looking for
     if log_path is not None:
         logging.raiseExceptions = False  # no traceback on the operator's screen when there is no room for a line
-        logging.basicConfig(
-            filename=log_path, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", force=True
-        )
+        logging.basicConfig(filename=log_path, level=logging.WARNING, force=True)
+        logging.root.handlers[0].setFormatter(_LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+
+
+class _LineFormatter(logging.Formatter):
+    """What comes from a processor can neither begin a line of its own nor steer the terminal that shows it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _visible(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(f"  {_visible(line)}" for line in super().formatException(ei).split("\n"))
+
+
+def _visible(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _open_queue(hosting: Hosting) -> TaskQueue:

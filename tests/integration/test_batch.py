@@ -237,6 +237,8 @@ def test_a_po_cannot_forge_a_line_of_the_log(tmp_path: Path) -> None:
     assert not [line for line in ended.err.splitlines() if line.startswith("12:00:00 error   [w9.9] forged")]
     assert all(isinstance(line, dict) for line in log_lines(tmp_path))
     assert [line for line in log_lines(tmp_path) if "forged" in line["message"]]
+    [line] = (tmp_path / "r" / "manager.log").read_text(encoding="utf-8").splitlines()
+    assert "PO Y" in line and "forged \\x1b[2J\\u202e" in line and line.isprintable()
 
 
 @pytest.mark.once
