@@ -206,6 +206,7 @@ class Batch:
             if not self._is_whole_program:
                 checking.finish()
             book = self._read()
+            self._check_command(book)
             checking.finish()
         return book
 
@@ -353,10 +354,11 @@ class Batch:
             self._orders, settings.map, settings.sheet, settings.delimiter, settings.encoding,
             settings.duplicates, settings.limit,  # type: ignore[arg-type]  # the settings allow these four only
         )  # fmt: skip
-        book = read_orders(source, on_progress=lambda rows: self._progress.update(Snapshot("reading", total=rows)))
-        if settings.command is not None:
-            command.check_command(settings.command, book.names, is_shell=settings.shell)
-        return book
+        return read_orders(source, on_progress=lambda rows: self._progress.update(Snapshot("reading", total=rows)))
+
+    def _check_command(self, book: OrderBook) -> None:
+        if self._settings.command is not None:
+            command.check_command(self._settings.command, book.names, is_shell=self._settings.shell)
 
     def _nothing_to_do(self, book: OrderBook) -> BatchReport:
         if book.invalid:

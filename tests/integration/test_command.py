@@ -191,13 +191,38 @@ def test_a_signal_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("program", ["no-such-program", "./folder", "./plain.txt"])
-def test_a_program_that_cannot_be_started_fails_at_once(program: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("no-such-program", "was not found"),
+        ("./no-such-program", "was not found"),
+        ("./folder", "is no program that can be started"),
+        ("./plain.txt", "is no program that can be started"),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["--check"]])
+def test_a_program_that_cannot_be_started_runs_nothing(
+    program: str, said: str, words: list[str], tmp_path: Path
+) -> None:
     orders = write_orders(tmp_path / "orders.csv", "A", header="po_number")
     (tmp_path / "folder").mkdir()
     (tmp_path / "plain.txt").write_text("no program")
+    before = tree(tmp_path)
 
-    ended = run_command(f"{program} {{po_number}}", orders, "--retries", "3", "--retry-delay", "1h").check(1)
+    ended = run_command(f"{program} {{po_number}}", orders, *words).check(2)
+
+    assert f"{program!r} {said}" in ended.err
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("program", ["no-such-program", "./folder", "./plain.txt"])
+def test_a_program_of_a_po_that_cannot_be_started_fails_at_once(program: str, tmp_path: Path) -> None:
+    orders = write_orders(tmp_path / "orders.csv", f"A,{program}", header="po_number,tool")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "plain.txt").write_text("no program")
+
+    ended = run_command("{tool} {po_number}", orders, "--retries", "3", "--retry-delay", "1h").check(1)
 
     row = read_csv(tmp_path / "r" / "results.csv")[0]
     assert row["attempts"] == "1" and program in row["error"]

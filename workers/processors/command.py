@@ -8,6 +8,7 @@ The program's output goes into the run's log; exit code 0 is success, any other 
 import io
 import os
 import shlex
+import shutil
 import string
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from workers.post_mortem import signal_name
 from workers.processing import GiveUp, WorkerContext
 from workers.processors.shell_quotes import FIELD_MARK, field_in_quotes
 from workers.quantities import did_you_mean, nearest
+from workers.safe_text import quoted
 
 TARGET = "workers.processors.command:Command"
 OPTION, SHELL_OPTION = "command", "shell"
@@ -66,10 +68,11 @@ def _shell_arguments(template: str, fields: Mapping[str, str]) -> list[str]:
 
 
 def check_command(template: str, names: Iterable[str], *, is_shell: bool = False) -> None:
-    """Whether a template can be filled in from these fields.
+    """Whether a template can be filled in from these fields, and its program started.
 
     Raises:
-        ConfigError: it cannot be split, is empty, names a field that no order has, or one within quotes of a shell.
+        ConfigError: it cannot be split, is empty, names a field that no order has, or one within quotes of a shell; or
+            there is no such program.
     """
     try:
         parts = split_template(template)
@@ -95,6 +98,17 @@ def check_command(template: str, names: Iterable[str], *, is_shell: bool = False
             f"--command {template!r}: {marks[mark]} stands within quotes or arithmetic; "
             "the values are quoted already: take the quotes away"
         )
+    if not is_shell:
+        _check_program(parts[0])
+
+
+def _check_program(word: str) -> None:
+    """A program of which the order is a part shows only when it is started."""
+    has_field = any(name is not None for _, name, _, _ in string.Formatter().parse(word))
+    program = fill_in(word, {})
+    if not has_field and shutil.which(program) is None:
+        what = "is no program that can be started" if os.path.lexists(program) and "/" in program else "was not found"
+        raise ConfigError(f"--command: {quoted(program)} {what}; nothing ran")
 
 
 def bind_program(template: str) -> str:
