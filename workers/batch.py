@@ -622,7 +622,7 @@ class _Run:
         if not match.is_same and not resuming.accept_changes:
             raise ConfigError(
                 f"{self._batch._orders} is not what this run was started with: {match}; "
-                "to go on with it as it is now, add --accept-changes"
+                f"to go on with it as it is now, add --accept-changes; {self._way_back(resuming)}"
             )
         self._place_of = {task_id: place for place, task_id in match.task_of.items()}
         self._match = match
@@ -636,6 +636,14 @@ class _Run:
             self._record.write(self._run_dir)  # before a task goes: from then on, order N is not task tN any more
         supervisor.ask("drop_tasks", match.to_drop)
         failpoint.hit("recovery.after_drop")
+
+    def _way_back(self, resuming: Resuming) -> str:
+        """How to go on with the orders as the run had them."""
+        if resuming.retry_failed:
+            failed = shlex.quote(typed(self._run_dir / "failed.csv"))
+            return f"to run the failures as they were, run them by themselves: poqueue run {failed}"
+        words = [typed(self._run_dir), typed(self._run_dir / self._record.orders_copy)]
+        return f"to go on with what it was: poqueue run --resume {shlex.join(words)}"
 
     def _reconfigure(self, supervisor: Supervisor) -> None:
         """Limits that were given anew hold for the tasks of before as well."""

@@ -145,6 +145,23 @@ def test_an_order_file_that_is_gone_is_replaced_by_the_runs_copy(tmp_path: Path)
 
 
 @pytest.mark.once
+def test_a_run_whose_order_file_is_overwritten_is_told_where_its_own_orders_are(tmp_path: Path) -> None:
+    batch = halted(tmp_path, *ROWS)
+    rows = batch.orders.read_text()
+    batch.write("X,", "Y,")
+
+    resumed = batch.poqueue("run", "--resume", "r").check(2)
+    words = resumed.err.rpartition("to go on with what it was: poqueue ")[2]
+    batch.poqueue(*words.split()).check(0)
+    assert batch.statuses() == dict.fromkeys("ABCDEF", "succeeded")
+
+    retried = batch.poqueue("retry", "r").check(2)
+    assert "run them by themselves: poqueue run r/failed.csv" in retried.err
+    batch.orders.write_text(rows)
+    batch.check()
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("change", ["a row more", "gone"])
 @pytest.mark.parametrize("is_resumed", [False, True])
 def test_the_runs_copy_is_what_was_read_or_nothing_runs(change: str, is_resumed: bool, tmp_path: Path) -> None:
