@@ -45,7 +45,7 @@ class Snapshot:
     """Where the run stands: phase is reading, running, draining, stopping, paused or done.
 
     Attributes:
-        total: POs of the run; while reading, those read so far.
+        total: POs of the run; while reading, the rows read so far.
         retrying: POs that wait for a retry; they count as work that remains.
         to_add: how many of the pending ones the queue is still to be given.
         eta_s: None as long as it is not known.
@@ -260,7 +260,7 @@ class LiveProgress:
 def plain_line(snapshot: Snapshot) -> str:
     """A snapshot as one line without escape codes."""
     if snapshot.phase == "reading":
-        parts = [f"reading, {_plural_pos(snapshot.total)} so far", clock_text(snapshot.elapsed_s)]
+        parts = [f"reading, {_plural_rows(snapshot.total)} so far", clock_text(snapshot.elapsed_s)]
     else:
         parts = [
             f"{safe_text(snapshot.phase)} {snapshot.done}/{snapshot.total}{_percentage(snapshot)}",
@@ -297,7 +297,7 @@ def bar_line(snapshot: Snapshot, columns: int) -> "Text":
     from rich.text import Text
 
     if snapshot.phase == "reading":
-        text = f"reading  {_plural_pos(snapshot.total)}  {clock_text(snapshot.elapsed_s)}"
+        text = f"reading  {_plural_rows(snapshot.total)}  {clock_text(snapshot.elapsed_s)}"
         return _text(text, "", columns)
     count = f"{snapshot.done}/{snapshot.total}{_percentage(snapshot)}"
     # (text, style, rank): the highest rank gives way first.
@@ -413,8 +413,8 @@ def _percentage(snapshot: Snapshot) -> str:
     return f" ({100 * snapshot.done // snapshot.total}%)" if snapshot.total else ""
 
 
-def _plural_pos(count: int) -> str:
-    return "1 PO" if count == 1 else f"{count} POs"
+def _plural_rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 def _outlet(stream: "TextIO | Outlet | None") -> Outlet:

@@ -219,7 +219,7 @@ def test_a_plain_line_says_everything_without_escape_codes() -> None:
         "running 121/500 (24%), 118 ok, 3 failed, 2 retrying, 2 running, 4.1/s, elapsed 0:29, ETA 1:32, " + SAFE
     )
     assert "ETA" not in plain_line(snapshot(eta_s=None))
-    assert plain_line(Snapshot("reading", total=1, elapsed_s=2)) == "reading, 1 PO so far, 0:02"
+    assert plain_line(Snapshot("reading", total=1, elapsed_s=2)) == "reading, 1 row so far, 0:02"
     assert plain_line(Snapshot("running")).startswith("running 0/0, 0 ok")
 
 
@@ -532,7 +532,7 @@ def test_no_eta_is_shown_until_it_is_known() -> None:
 
 
 def test_reading_shows_how_much_was_read() -> None:
-    assert bar_line(Snapshot("reading", total=12_345, elapsed_s=3), 80).plain == "reading  12345 POs  0:03"
+    assert bar_line(Snapshot("reading", total=12_345, elapsed_s=3), 80).plain == "reading  12345 rows  0:03"
 
 
 def test_clocks_and_memory_are_short() -> None:
