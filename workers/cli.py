@@ -274,7 +274,9 @@ def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resu
     raise_interrupts()
     batch = Batch(orders, resolved, progress=progress, resuming=resuming, is_whole_program=True)
     if settings.check:
-        return _report_check(batch.check(), as_json=arguments.json)
+        book = batch.check()
+        to_run = len(book.orders) if resuming is None else _count_left(book, resuming)
+        return _report_check(book, to_run, as_json=arguments.json)
     progress.start()
     try:
         report = batch.run()
@@ -358,7 +360,23 @@ def _config_show(arguments: argparse.Namespace) -> int:
 # ---------------------------------------------------------------------- what people see at the end
 
 
-def _report_check(book: OrderBook, *, as_json: bool) -> int:
+def _count_left(book: OrderBook, resuming: Resuming) -> int:
+    """How many POs would run if the run went on with the orders that it had."""
+    from poqueue.errors import JournalError
+    from workers.report_files import read_history
+    from workers.run_record import read_run_record
+
+    try:
+        counts = read_history(resuming.run_dir, on_wait=_say).counts
+    except JournalError as error:
+        raise _usage(str(error)) from None
+    if book.sha256 != read_run_record(resuming.run_dir).orders_sha256:
+        _say("note: the order file is not what the run had; what has changed in it is not counted")
+    failed, ended = counts["failed"], counts["failed"] + counts["completed"]
+    return failed if resuming.retry_failed else max(0, len(book.orders) - ended)
+
+
+def _report_check(book: OrderBook, to_run: int, *, as_json: bool) -> int:
     """--check: what would run and what would not."""
     rows = len(book.invalid)
     if as_json:
@@ -366,6 +384,7 @@ def _report_check(book: OrderBook, *, as_json: bool) -> int:
         found = {
             "rows": book.row_count,
             "pos": len(book.orders),
+            "to_run": to_run,
             "duplicate": len(book.duplicate_rows),
             "invalid": invalid,
         }
@@ -374,13 +393,14 @@ def _report_check(book: OrderBook, *, as_json: bool) -> int:
         for note in book.notes:
             _say(f"note: {note}")
         _list_invalid(book)
+        of_all = f" of {len(book.orders)}" if to_run != len(book.orders) else ""
         _say(
-            f"{book.row_count} rows: {len(book.orders)} POs to run, {len(book.duplicate_rows)} duplicate rows, "
+            f"{book.row_count} rows: {to_run}{of_all} POs to run, {len(book.duplicate_rows)} duplicate rows, "
             f"{rows} invalid rows, {book.blank_rows} blank lines skipped"
         )
     if rows:
         return EXIT_ORDERS
-    return 0 if book.orders else 5
+    return 0 if to_run else 5
 
 
 def _list_invalid(book: OrderBook) -> None:

@@ -288,6 +288,8 @@ def test_retry_runs_what_failed_and_nothing_else(tmp_path: Path) -> None:
         run.wait().check(1)
     assert batch.statuses() == {"A": "succeeded", "B": "failed", "C": "failed", "D": "succeeded"}
 
+    checks = [batch.poqueue(*words, "--check") for words in (["retry", "r"], ["run", "--resume", "r"])]
+    assert "4 rows: 2 of 4 POs to run" in checks[0].check(0).err and "0 of 4 POs to run" in checks[1].check(5).err
     retried = batch.poqueue("retry", "r", "--json")
     assert retried.code == 1 and json.loads(retried.out)["resumed"]["requeued"] == 2
 
