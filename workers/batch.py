@@ -16,7 +16,7 @@ import os
 import shlex
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -225,18 +225,18 @@ class Batch:
             return self._nothing_to_do(book)
         self._check_outputs(self._settings.run_dir)
         failpoint.hit("batch.before_run_dir")
-        with SignalInbox() as signals, contextlib.ExitStack() as until_the_end:  # there is something to be written now
-            with new_run_dir(self._settings.run_dir, self._orders) as run_dir:
-                lock = RunLock(run_dir)
-                until_the_end.callback(lock.release)
-                lock.acquire()
-                record = self._new_record(run_dir, book)
-                record.write(run_dir)
-                failpoint.hit("batch.after_record")
-                until_the_end.enter_context(self._logging(run_dir))
-                run = _Run(self, book, run_dir, signals, record, early)
-                run.open_results()
-            return run.go()
+        with SignalInbox() as signals, contextlib.ExitStack() as until_the_end, contextlib.ExitStack() as until_begun:
+            run_dir = until_begun.enter_context(new_run_dir(self._settings.run_dir, self._orders))
+            lock = RunLock(run_dir)
+            until_the_end.callback(lock.release)
+            lock.acquire()
+            record = self._new_record(run_dir, book)
+            record.write(run_dir)
+            failpoint.hit("batch.after_record")
+            until_the_end.enter_context(self._logging(run_dir))
+            run = _Run(self, book, run_dir, signals, record, early)
+            run.open_results()
+            return run.go(until_begun.close)
 
     def _check_outputs(self, run_dir: Path | None) -> None:
         for path in (*self._settings.report, *([self._settings.results] if self._settings.results else [])):
@@ -412,10 +412,14 @@ class _Run:
         self._not_run: list[dict[str, Any]] | None = None
         self._begun = time.monotonic()
 
-    def go(self) -> BatchReport:
-        """Run the batch, or what is left of it; the results of a new run have been begun."""
+    def go(self, on_begun: Callable[[], None] = lambda: None) -> BatchReport:
+        """Run the batch, or what is left of it; the results of a new run have been begun.
+
+        Args:
+            on_begun: called when there is a queue, with a journal if it has one.
+        """
         try:
-            return self._go()
+            return self._go(on_begun)
         finally:
             if hasattr(self, "_results"):
                 close = self._results.close if self._unwritten is None else self._results.close_anyhow
@@ -427,10 +431,10 @@ class _Run:
             (self._run_dir / name).unlink(missing_ok=True)
         self._results = ResultsWriter(self._run_dir, self._book, self._batch._settings.results)
 
-    def _go(self) -> BatchReport:
+    def _go(self, on_begun: Callable[[], None]) -> BatchReport:
         self._announce()
         was_through = _is_through(self._run_dir)
-        end = self._run_workers()
+        end = self._run_workers(on_begun)
         if was_through and not self._had_work:
             end = RunEnd("nothing to do", message=f"nothing to do: every PO of {self._run_dir.name} had ended")
         seconds = time.monotonic() - self._begun
@@ -499,7 +503,7 @@ class _Run:
         if len(self._book.invalid) > SHOWN_ROWS:
             logger.warning("… and %d more invalid rows; all are in results.csv", len(self._book.invalid) - SHOWN_ROWS)
 
-    def _run_workers(self) -> RunEnd:
+    def _run_workers(self, on_begun: Callable[[], None]) -> RunEnd:
         supervisor = self._batch.supervisor(
             self._run_dir,
             len(self._book.orders),
@@ -513,6 +517,7 @@ class _Run:
                 if self._resuming is None:
                     self._feed(supervisor, *self._places_to_add(0))
                 supervisor.start_queue(prepares_workers=self._resuming is None)
+                on_begun()
                 failpoint.hit("batch.after_start_queue")
                 if self._resuming is not None:
                     self._feed(supervisor, *self._take_up(supervisor, self._resuming))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from poqueue.errors import ConfigError, OrdersError
+from poqueue.errors import ConfigError, JournalError, OrdersError
 from workers.whole_file import temporary_prefix
 
 DEFAULT_PARENT = Path("runs")
@@ -40,8 +40,9 @@ def new_run_dir(chosen: Path | None, orders: Path) -> Iterator[Path]:
         yield path.resolve()
     except BaseException as error:
         _remove(path if is_ours else None, missing)
-        if isinstance(error, OSError):
-            raise ConfigError(f"the run directory {str(path)!r} cannot be made: {error.strerror}") from None
+        if isinstance(error, OSError | JournalError):
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"the run directory {str(path)!r} cannot be made: {reason}") from None
         raise
 
 

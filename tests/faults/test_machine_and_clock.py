@@ -193,15 +193,20 @@ def fill(folder: Path) -> Path:
 
 
 @pytest.mark.once
-def test_a_run_that_finds_no_room_to_begin_leaves_nothing_behind_and_may_begin_again(small_disk: Path) -> None:
+@pytest.mark.parametrize("room", [0, 40], ids=["for nothing", "for all but the journal"])
+def test_a_run_that_finds_no_room_to_begin_leaves_nothing_behind_and_may_begin_again(
+    room: int, small_disk: Path
+) -> None:
     folder = small_disk / "new" / "run"
     batch = Batch(small_disk.parent, *numbered(3), words=("--run-dir", str(folder), *UNGUARDED))
     ballast = fill(small_disk)
+    os.truncate(ballast, ballast.stat().st_size - room * 1024)
 
     with batch.start() as run:
         refused = run.wait().check(2)
 
-    assert f"the run directory '{folder}' cannot be made: No space left on device" in refused.err
+    assert f"the run directory '{folder}' cannot be made: " in refused.err
+    assert ("the journal cannot be opened" if room else "No space left on device") in refused.err
     assert tree(small_disk) == {"ballast"}
     ballast.unlink()
     with batch.start() as run:
