@@ -1,4 +1,4 @@
-"""Ending with whoever started this process, and looking whether a process is there."""
+"""Ending with whoever started this process, and looking whether a process is there, or has ended."""
 
 import contextlib
 import fcntl
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+UNKNOWN_EXIT = 256  # of a process that somebody else has waited for; no process has this exit code
 _PR_SET_PDEATHSIG = 1
 
 
@@ -65,7 +66,7 @@ def await_first_word(starter: "Connection[Any, Any]") -> Any:
 
 def tell_first(process: Any, starter: "Connection[Any, Any]", word: Any) -> bool:
     """Tell such a process; False if it has ended."""
-    if not process.is_alive():
+    if has_ended(process):
         return False
     try:
         os.kill(process.pid, signal.SIGCONT)  # it may have been stopped with its starter, and not continued
@@ -80,9 +81,39 @@ def end_untold(process: Any, *pipes: "Connection[Any, Any]") -> None:
     for pipe in pipes:
         pipe.close()
     with contextlib.suppress(ValueError):  # closed
-        process.kill()
-        process.join()
+        kill(process)
         process.close()
+
+
+def has_ended(process: Any) -> bool:
+    """Whether a multiprocessing.Process of this one has ended and is reaped, also by somebody else.
+
+    A handler of SIGCHLD may wait for every child there is. multiprocessing takes such a process to live for ever; it is told
+    the exit code UNKNOWN_EXIT.
+    """
+    if not process.is_alive():
+        return True
+    child = process._popen
+    if child.method == "forkserver":
+        return False  # no child of ours: who reaps it is the fork server, which tells us
+    try:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        child.returncode = UNKNOWN_EXIT
+    return not process.is_alive()
+
+
+def join(process: Any, at_most_s: float | None = None) -> None:
+    """Wait for its end, so that `exitcode` tells it; what has_ended says of others' waiting holds here too."""
+    process.join(at_most_s)
+    has_ended(process)
+
+
+def kill(process: Any) -> None:
+    """End it at once, whatever state it is in, and wait for that."""
+    if not has_ended(process):
+        process.kill()
+    join(process)
 
 
 def is_there(pid: int) -> bool:

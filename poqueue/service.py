@@ -21,7 +21,7 @@ from poqueue import wire
 from poqueue.client import QueueClient, connect
 from poqueue.config import QueueConfig
 from poqueue.errors import ConfigError, JournalError, ManagerLostError, PoqueueError
-from poqueue.parent import await_first_word, end_untold, tell_first
+from poqueue.parent import UNKNOWN_EXIT, await_first_word, end_untold, join, kill, tell_first
 from poqueue.wire import check_address, check_private, dial
 
 __all__ = ["QueueClient", "QueueService", "connect"]
@@ -250,10 +250,11 @@ class QueueService:
             listening.recv()
             return
         except (EOFError, OSError) as error:
-            process.join(1.0)
+            join(process, 1.0)
             if process.exitcode == NO_GUARD_EXIT:
                 raise ConfigError(NO_GUARD) from None
-            if process.exitcode == CANNOT_HOST_EXIT:
+            has_reason = os.path.exists(reason_path(self.address))
+            if process.exitcode == CANNOT_HOST_EXIT or (process.exitcode == UNKNOWN_EXIT and has_reason):
                 raise JournalError(self._take_reason()) from None
             raise ManagerLostError(f"the manager process died while it started: {error!r}") from None
 
@@ -262,8 +263,7 @@ class QueueService:
         if process is not None:
             self._at_exit.cancel()
             pid = process.pid
-            process.kill()
-            process.join()
+            kill(process)
             process.close()
             if self._start_method == "forkserver":
                 with contextlib.suppress(ChildProcessError):  # one that has lost its fork server may have become ours
@@ -365,11 +365,9 @@ def _stop_manager(address: str, key: bytes, process: Any) -> None:
         with contextlib.closing(conn):
             conn.send((None, "shutdown", (), {}))
             conn.recv()
-        process.join(2.0)
+        join(process, 2.0)
     except (PoqueueError, EOFError, OSError):
         logger.debug("the manager does not answer; it is killed")
     finally:  # also after a Ctrl-C: whoever waits for it at the exit would do so for ever
-        if process.is_alive():
-            process.kill()
-        process.join()
+        kill(process)
     process.close()

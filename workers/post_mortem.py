@@ -4,6 +4,7 @@ import signal
 from typing import Any
 
 from poqueue.adaptive import TIMEOUT_ERROR
+from poqueue.parent import UNKNOWN_EXIT
 
 STACK_CHARS = 64_000
 MAX_FRAMES = 100  # of a thread, as faulthandler writes them
@@ -41,6 +42,11 @@ def describe_death(exit_code: int | None, is_out_of_memory: bool, stack: str = "
             "signal": name,
             **evidence,
         }
+    if exit_code == UNKNOWN_EXIT:
+        message = (
+            "the worker ended in the middle of the PO; nobody knows how, since this program waits for all its children"
+        )
+        return {"error_type": "WorkerExited", "message": message, "exit_code": None, **evidence}
     return {
         "error_type": "WorkerExited",
         "message": f"the worker ended with exit code {exit_code} in the middle of the PO",
@@ -53,6 +59,8 @@ def ended_by(exit_code: int | None) -> str:
     """How a process ended, for people."""
     if exit_code is not None and exit_code < 0:
         return signal_name(-exit_code)
+    if exit_code == UNKNOWN_EXIT:
+        return "an unknown exit code"
     return "SIGTERM" if exit_code == 128 + signal.SIGTERM else f"exit code {exit_code}"
 
 

@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from poqueue.errors import ConfigError, ProcessorError
+from poqueue.parent import has_ended, join
 from poqueue.service import NO_GUARD, NO_GUARD_EXIT
 from workers import process_control as control
 from workers.own_process import Adoption, become_worker
@@ -69,7 +70,7 @@ class ProcessorCheck:
             try:
                 message = self._answers.recv()
             except EOFError:
-                self._process.join()
+                join(self._process)
                 if self._process.exitcode == NO_GUARD_EXIT:
                     raise ConfigError(NO_GUARD) from None
                 raise ProcessorError(
@@ -93,9 +94,9 @@ class ProcessorCheck:
         self._adoption.let_go()
 
     def _end(self, pid: int) -> None:
-        if self._process.is_alive():
+        if not has_ended(self._process):
             control.kill_tree(pid, self._id, None, self._since)
-        self._process.join()
+        join(self._process)
         control.kill_belongings(pid, self._id, None, self._since)
         if not control.has_parents_of_others():  # of a supervisor in this process, whose orphans these might be
             control.kill_orphans()

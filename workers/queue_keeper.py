@@ -16,6 +16,7 @@ from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient
 from poqueue.errors import CallTimeoutError, JournalError, ManagerLostError, QueueError, ServiceError
 from poqueue.packing import unpack_events
+from poqueue.parent import has_ended
 from poqueue.service import QueueService
 from poqueue.task import Event
 from poqueue.wire import wait_readable
@@ -156,7 +157,7 @@ class QueueKeeper:
             self.replace(lost)
 
     def _check_alive(self) -> None:
-        if not self.service.process.is_alive():
+        if has_ended(self.service.process):
             raise ManagerLostError("the manager process has ended")
 
     def _noted(self, events: list[Event]) -> list[Event]:

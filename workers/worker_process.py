@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from poqueue.parent import end_untold, tell_first
+from poqueue.parent import UNKNOWN_EXIT, end_untold, has_ended, join, tell_first
 from workers import process_control as control
 from workers.post_mortem import ended_by, is_whole_stack
 from workers.worker import WorkerSettings, main
@@ -132,17 +132,17 @@ class WorkerProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """Exit code, or minus the signal; None while it lives."""
+        """Exit code, minus the signal, or UNKNOWN_EXIT; None while it lives."""
         code: int | None = self._process.exitcode
         return code
 
     def is_dead(self) -> bool:
         """Whether the process has ended and is reaped."""
-        return not self._process.is_alive()
+        return has_ended(self._process)
 
     def join(self, at_most_s: float | None = None) -> None:
         """Wait for its end."""
-        self._process.join(at_most_s)
+        join(self._process, at_most_s)
 
     def status(self) -> Status:
         """What it does now."""
@@ -233,7 +233,8 @@ class WorkerProcess:
             return
         self.is_buried = True
         control.kill_belongings(*self._family)
-        if self.exit_code != 0 or self.kill is not None or self.status().phase < Phase.RECYCLING:
+        is_normal = self.exit_code in (0, UNKNOWN_EXIT) and self.status().phase >= Phase.RECYCLING
+        if not is_normal or self.kill is not None:
             control.remove_owned(self.files.owned(), self.started_at)
 
     def forget(self, *, keep_files: bool = False) -> None:

@@ -883,6 +883,50 @@ def test_a_program_that_ignores_the_ends_of_children_has_runs_that_end(
     assert ended.out.splitlines() == [f"done {[{'code': 1}] * 3}", "True"]
 
 
+@pytest.mark.parametrize("start_method", ["spawn", "fork", "forkserver"])
+def test_a_program_that_waits_for_all_its_children_has_runs_and_batches_that_end(
+    start_method: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import os, signal
+            from poqueue import ProcessingTask
+            from workers import Supervisor, run_batch
+
+            def process(po):
+                if po["po_number"] == "B":
+                    os._exit(3)
+                return {{}}
+
+            def reap(*_):
+                try:
+                    while os.waitpid(-1, os.WNOHANG)[0]:
+                        pass
+                except ChildProcessError:
+                    pass
+
+            if __name__ == "__main__":
+                signal.signal(signal.SIGCHLD, reap)
+                with Supervisor(process, jobs=2, start_method={start_method!r}, max_retries=0) as supervisor:
+                    supervisor.queue.add_tasks([ProcessingTask(n, {{"po_number": n}}) for n in "ABC"])
+                    print(supervisor.run().reason, [supervisor.queue.find_task(task_id=n).status.name for n in "ABC"])
+                    print(supervisor.queue.find_task(task_id="B").error_history[-1]["error_type"])
+                with open("orders.csv", "w") as file:
+                    file.write("po_number\\nA\\nC\\n")
+                report = run_batch("orders.csv", "script:process", start_method={start_method!r}, run_dir="r")
+                print(report.exit_code, report.tasks)
+        """)
+    )
+
+    with running([sys.executable, str(script)], cwd=tmp_path) as run:
+        ended = run.wait(60.0).check(0)
+
+    assert ended.out.splitlines() == [
+        "done ['COMPLETED', 'FAILED', 'COMPLETED']", "WorkerExited", "0 {'succeeded': 2, 'failed': 0, 'not_run': 0}",
+    ]  # fmt: skip
+
+
 def test_a_supervisor_that_is_stopped_twice_gives_back_what_runs_uncharged(tmp_path: Path) -> None:
     tasks = [po("A", "hang", tmp_path), po("B", "ignore_term", tmp_path), po("C", "quick", tmp_path)]
     with on_stage(tmp_path, *tasks, task_timeout=120.0, grace=0.5, stop_grace=60.0) as (supervisor, play):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.post_mortem import is_whole_stack
+from poqueue.parent import UNKNOWN_EXIT
+from workers.post_mortem import describe_death, ended_by, is_whole_stack
 
 DUMPS = """
 import faulthandler, signal, sys, threading
@@ -38,3 +39,10 @@ def test_only_a_whole_stack_counts_as_whole(way: str, levels: int, tmp_path: Pat
     assert is_whole_stack(stack)
     main_thread = stack.rindex("in deep")
     assert not any(is_whole_stack(stack[:end]) for end in range(main_thread))
+
+
+def test_how_a_process_has_ended_that_somebody_else_has_waited_for_nobody_says() -> None:
+    told = describe_death(UNKNOWN_EXIT, is_out_of_memory=True)
+
+    assert told["error_type"] == "WorkerExited" and "nobody knows how" in told["message"] and told["exit_code"] is None
+    assert ended_by(UNKNOWN_EXIT) == "an unknown exit code"

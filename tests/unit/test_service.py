@@ -11,7 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import connection
+from multiprocessing import active_children, connection
 from multiprocessing.managers import Server
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
-from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
+from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus, parent
 from poqueue import client as client_module
 from poqueue import server as server_module
 from poqueue.client import QueueClient
@@ -193,6 +193,19 @@ def test_a_service_whose_end_is_broken_off_has_no_manager_left(monkeypatch: pyte
 
     assert not manager.is_running()
     service.stop()
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "fork"])
+def test_a_service_whose_manager_somebody_else_has_waited_for_is_ended(start_method: str) -> None:
+    service = QueueService(start_method=start_method)
+    service.start()
+    os.kill(service.pid, signal.SIGKILL)
+    os.waitpid(service.pid, 0)
+
+    assert parent.has_ended(service.process) and service.process.exitcode == parent.UNKNOWN_EXIT
+    service.stop()
+
+    assert not os.path.exists(service.address) and active_children() == []
 
 
 def test_a_client_is_closed_while_threads_come_and_go(service: QueueService) -> None:
