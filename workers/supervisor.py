@@ -70,6 +70,7 @@ ORPHAN_CHECK_S = 5.0
 ORPHAN_CHECK_AFTER_DEATH_S = 1.0
 BOOT_TIMEOUT_S = 120.0
 TEARDOWN_S = 10.0
+IDLE_LOOK_S = 12.0  # longer than any call of the queue: who has asked it for something has an answer, or asks again
 WATCH_S = 1.0  # how often the machine and the journal are looked at
 GIVE_UP_S = 5.0  # after everything was stopped, a journal that cannot be written is waited for no longer than this
 JOURNAL_GONE_S = 5.0  # a journal that was moved away may come back within this time
@@ -218,8 +219,7 @@ class Supervisor:
         self._may_be_done, self._has_unread = True, False
         self._halted = ""
         self._ended_before: dict[str, int] | None = None  # in earlier runs, of each kind; None while nobody works
-        self._holds_because = ""
-        self._fault = ""
+        self._holds_because = self._fault = self._note = ""
         self._next_watch = 0.0
         self._is_running = self._is_draining = self._has_run = False
         self._stop_level = self._stop_signal = 0
@@ -227,10 +227,10 @@ class Supervisor:
         self._give_up_at = float("inf")
         self._gaps: list[tuple[float, float]] = []
         self._last_loop = 0.0
-        self._next_show = self._next_memory_check = 0.0
+        self._next_show = self._next_memory_check = self._next_idle_look = 0.0
         self._next_orphan_check = time.monotonic() + ORPHAN_CHECK_S
         self._begun = time.monotonic()
-        self._note = ""
+        self._held_idle: dict[str, set[int]] = {}  # leases of the workers that had nothing in hand at the last look
         self._unwanted: dict[int, str] = {}  # token of a lease that is not to run, also if it has not begun yet: why
 
     # ------------------------------------------------------------------ life
@@ -638,9 +638,8 @@ class Supervisor:
         What will be cleared it may know of: each worker counts as one of a pool from here on, not from its next call.
         """
         leases = self.queue.get_leases()
-        held: dict[str, list[int]] = {}
-        for token, record in leases.items():
-            held.setdefault(record.worker_id or "", []).append(token)
+        held = _tokens_by_worker(leases)
+        self._held_idle = {}  # they have to find the new queue first
         for worker in self._staff.workers:
             token = worker.status().token  # looked at after the leases: one that has ended since was among them
             if token and token not in leases:
@@ -815,6 +814,33 @@ class Supervisor:
         if self._max_memory is not None and now >= self._next_memory_check:
             self._next_memory_check = now + MEMORY_CHECK_S
             self._retire_large()
+        if now >= self._next_idle_look:
+            self._look_at_idle(now)
+
+    def _look_at_idle(self, now: float) -> None:
+        """Who has a lease at two looks in a row, and nothing in hand, hangs between two POs, or was stopped: it is ended."""
+        has_stood_still = self._lost_since(self._next_idle_look - IDLE_LOOK_S)
+        self._next_idle_look = now + IDLE_LOOK_S
+        idle = [worker for worker in self._staff.workers if worker.kill is None and _is_idle(worker.status())]
+        held = _tokens_by_worker(self._ask("get_leases")) if idle else {}
+        before, self._held_idle = self._held_idle, {}
+        for worker in idle:
+            tokens = held.get(worker.worker_id, set())
+            if has_stood_still or not tokens & before.get(worker.worker_id, set()):
+                self._held_idle[worker.worker_id] = tokens
+            else:
+                self._end_idle(worker, now)
+
+    def _end_idle(self, worker: WorkerProcess, now: float) -> None:
+        try:
+            if untold := worker.files.untold_reports():
+                self._report_for(worker.worker_id, untold)
+        except JournalError:
+            return  # it cannot be told for now, and that is what the worker waits for
+        if control.is_same_after_stop(worker.pid, lambda: _is_idle(worker.status())):
+            worker.overdue = f"it has begun none of its leases for {IDLE_LOOK_S:g} s"
+            logger.warning("%s: killing the worker", worker.overdue, extra=_ids(worker, worker.status()))
+            worker.begin_kill("idle", 0, now, wants_evidence=False)
 
     def _end_overdue(self, worker: WorkerProcess, reason: str, now: float) -> None:
         status = worker.status()
@@ -1038,6 +1064,17 @@ def _ids_of(task: TaskRecord) -> dict[str, Any]:
     return {
         "worker_id": task.worker_id, "po_number": task.po_number, "task_id": task.task_id, "attempt": task.attempt,
     }  # fmt: skip
+
+
+def _is_idle(status: Status) -> bool:
+    return status.phase is Phase.WORKING and not status.token
+
+
+def _tokens_by_worker(leases: dict[int, TaskRecord]) -> dict[str, set[int]]:
+    held: dict[str, set[int]] = {}
+    for token, record in leases.items():
+        held.setdefault(record.worker_id or "", set()).add(token)
+    return held
 
 
 def _inode(path: Path) -> int:

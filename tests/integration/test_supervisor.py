@@ -360,6 +360,41 @@ def test_a_worker_that_is_killed_while_idle_is_replaced_and_nobody_is_charged(tm
     assert play.is_completed("A") and not play.tasks["A"].error_history
 
 
+def test_a_worker_that_is_stopped_while_idle_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor_module, "IDLE_LOOK_S", 0.5)
+    tasks = [po("A", "wait_for_go", tmp_path), po("Q", "quick", tmp_path)]
+    with on_stage(tmp_path, *tasks, task_timeout=60.0) as (supervisor, play):
+
+        def stop_the_idle_one() -> None:
+            with contextlib.closing(connect(supervisor.queue._address, supervisor.queue._key)) as other:
+                wait_until(has_begun(tmp_path, 2), "both have begun")
+                wait_until(
+                    lambda: other.get_queue_status()["completed_tasks"] == 1, "Q has ended, and more is asked for"
+                )
+                os.kill(next(line["pid"] for line in history(tmp_path) if line["po"] == "Q"), signal.SIGSTOP)
+                other.add_task(po("B", "quick", tmp_path))
+                wait_until(lambda: other.get_queue_status()["completed_tasks"] == 2, "B has ended")
+            (tmp_path / "go").touch()
+
+        meanwhile(supervisor, stop_the_idle_one)
+
+    assert play.is_completed("A", "B") and not play.tasks["B"].error_history
+    assert "begun none of its leases" in caplog.text
+
+
+def test_a_worker_that_hangs_between_two_pos_is_replaced_and_what_it_had_done_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "IDLE_LOOK_S", 0.5)
+
+    play = perform(tmp_path, po("A", "hang_afterwards", tmp_path), po("B", "quick", tmp_path), jobs=1)
+
+    assert play.is_completed("A", "B") and play.starts() == {"A": 1, "B": 1}
+    assert not play.tasks["A"].error_history + play.tasks["B"].error_history
+
+
 def test_a_run_whose_events_were_closed_by_the_queue_hears_of_every_end_all_the_same(tmp_path: Path) -> None:
     """As the queue does when their connection has been gone for long."""
     ended: list[str] = []

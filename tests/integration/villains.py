@@ -160,6 +160,14 @@ def wait_for_go(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     return {}
 
 
+def hang_afterwards(po: dict[str, Any], context: WorkerContext) -> None:
+    """Not in the PO, but between it and the next one, as what a PO leaves to the garbage collector may do."""
+    from workers.worker_files import WorkerWriter
+
+    idle = WorkerWriter.idle
+    WorkerWriter.idle = lambda self: idle(self) or _long()  # type: ignore[method-assign,func-returns-value]
+
+
 def look_round(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     """What a PO finds that comes after another one; printing must work."""
     print(f"printed by {po['po_number']}")
