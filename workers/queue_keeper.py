@@ -44,13 +44,22 @@ class QueueKeeper:
         service: not started yet.
         on_replaced: called after each replacement, to tell the new queue what the journal does not know; until it calls
             hold_queue, no task starts.
+        on_missed: called after events were missed, to hear what they told from the queue itself.
         brings_data: whether events of completed tasks bring the PO's data.
     """
 
-    def __init__(self, service: QueueService, on_replaced: Callable[[], None], *, brings_data: bool) -> None:
+    def __init__(
+        self,
+        service: QueueService,
+        on_replaced: Callable[[], None],
+        on_missed: Callable[[], None],
+        *,
+        brings_data: bool,
+    ) -> None:
         self.service = service
         self._brings_data = brings_data
-        self._on_replaced = on_replaced
+        self._on_replaced, self._on_missed = on_replaced, on_missed
+        self._has_missed = False  # events, and nobody has heard yet what they told
         self._replaced_at: deque[float] = deque(maxlen=MAX_REPLACEMENTS)
         self._pending: PendingCall | None = None
         self._no_room_since: float | None = None
@@ -96,6 +105,8 @@ class QueueKeeper:
 
     def drain_when_done(self) -> str:
         """Have the queue drain if there is nothing left to do and to tell; as TaskQueue.drain_when_done. Errors as in ask."""
+        if self._has_missed:
+            return "unread"
         return str(self._persist(lambda: self.queue.call("drain_when_done", self._last_event)))
 
     # --- events
@@ -112,6 +123,7 @@ class QueueKeeper:
                 self._pending = self._begin_reading()
             if not wait_readable([self._pending.fileno()], 0.0):
                 self._check_alive()
+                self._tell_missed()
                 return []
             pending, self._pending = self._pending, None
             events = self._noted(unpack_events(pending.result()))
@@ -138,9 +150,13 @@ class QueueKeeper:
             self._events_client.close()
         while True:
             try:
-                return self._noted(unpack_events(self._persist(self._read_now)))
+                events = self._noted(unpack_events(self._persist(self._read_now)))
             except QueueError as error:
                 self._listen_again(error)
+                continue
+            if not events:
+                self._persist(self._tell_missed)
+            return events
 
     def _read_now(self) -> Any:
         """Of the manager in use: another one counts its events anew."""
@@ -152,9 +168,20 @@ class QueueKeeper:
         try:
             self._events_client.close()
             self._open_events()
-            self._on_replaced()
+            self._on_missed()
         except ServiceError as lost:
             self.replace(lost)
+
+    def _tell_missed(self) -> None:
+        """Once what was left of the events has been handed on: nobody is told by them of an end that he knows already."""
+        if not self._has_missed:
+            return
+        reader, _ = self.queue.open_events(
+            brings_data=False
+        )  # whom the queue tells again what is to be cancelled, and us too
+        self.queue.close_events(reader)
+        self._on_missed()
+        self._has_missed = False
 
     def _check_alive(self) -> None:
         if has_ended(self.service.process):
@@ -164,13 +191,14 @@ class QueueKeeper:
         if events:
             missed = events[0].sequence - self._last_event - 1  # within one answer there are no gaps
             if missed > 0:
-                logger.warning("%d events were missed", missed)
+                logger.warning("%d events were missed: what they told is asked for", missed)
+                self._has_missed = True
             self._last_event = events[-1].sequence
         return events
 
     def _open_events(self) -> None:
         self._events_client: QueueClient = self.service.client()
-        self._pending = None
+        self._pending, self._has_missed = None, False
         self._reader, self._last_event = self._events_client.open_events(brings_data=self._brings_data)
 
     # --- a lost manager

@@ -200,7 +200,7 @@ class Supervisor:
             **queue_settings,
         )
         self._keeper = QueueKeeper(
-            self._service, self._after_replacement,
+            self._service, self._after_replacement, self._after_missing,
             brings_data=events_bring_data and on_event is not None,
         )  # fmt: skip
         self._feeder = Feeder(self._keeper)
@@ -627,26 +627,37 @@ class Supervisor:
         for worker in self._staff.workers:
             if worker.is_retiring:
                 self.queue.retire_worker(worker.worker_id)
-        self._end_what_was_cleared()
+        self._held_idle = {}  # they have to find the new queue first
+        held = _tokens_by_worker(self._end_what_was_cleared())
+        for worker in self._staff.workers:
+            if tokens := held.get(worker.worker_id):  # one of a pool from here on, not from its next call
+                self.queue.exchange(worker.worker_id, (), 0, 0.0, 1, tokens)
         self.queue.hold_queue(self._holds_because)  # from here on tasks start again
         self._may_be_done = True
         self._tell_finished(self.queue.get_finished)  # should this manager be lost as well, the keeper begins again
 
-    def _end_what_was_cleared(self) -> None:
-        """What still runs though it was cleared the new queue knows nothing of; it would start another task of the same PO.
+    def _after_missing(self) -> None:
+        """The queue has told more than it could keep: hear of the ends, and of what is to be stopped, all the same."""
+        self._end_what_was_cleared()
+        if self._ended_before is not None:
+            self._set_halt(self.queue.call)
+        self._may_be_done = True
+        self._tell_finished(self.queue.get_finished)
 
-        What will be cleared it may know of: each worker counts as one of a pool from here on, not from its next call.
+    def _end_what_was_cleared(self) -> dict[int, TaskRecord]:
+        """What still runs though it was cleared the queue knows nothing of; it would start another task of the same PO.
+
+        Returns:
+            What runs now, as get_leases.
         """
+        in_hand = {worker.worker_id: worker.status().token for worker in self._staff.workers}
         leases = self.queue.get_leases()
-        held = _tokens_by_worker(leases)
-        self._held_idle = {}  # they have to find the new queue first
         for worker in self._staff.workers:
-            token = worker.status().token  # looked at after the leases: one that has ended since was among them
-            if token and token not in leases:
+            token = worker.status().token
+            if token and token == in_hand[worker.worker_id] and token not in leases:  # it ran when they were looked at
                 worker.kill_now(time.monotonic())
                 worker.join(GIVE_UP_S)
-            if tokens := held.get(worker.worker_id):
-                self.queue.exchange(worker.worker_id, (), 0, 0.0, 1, tokens)
+        return leases
 
     def tell_finished(self) -> None:
         """Hand on every task that has ended so far, as if it ended now; the receiver may know some of them."""

@@ -414,6 +414,37 @@ def test_a_run_whose_events_were_closed_by_the_queue_hears_of_every_end_all_the_
     assert set(ended) == {task.task_id for task in tasks}
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_run_that_stood_still_while_more_events_came_than_are_kept_hears_of_every_end_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of what is to be cancelled. The queue has kept the last 50 events for it."""
+    monkeypatch.setattr("poqueue.events.MAX_FEED", 50)
+    lots, on_its_way = 4, 250  # one answer may hold so many
+    floods = [[po(f"P{lot}.{n}", "quick", tmp_path) for n in range(on_its_way)] for lot in range(lots)]
+    ended: dict[str, str] = {}
+
+    def stand_still(event: Event) -> None:
+        if event.task:
+            ended[event.task.task_id] = event.kind
+        if event.kind == "completed" and event.task and event.task.task_id == "F" and len(ended) == 1:
+            with contextlib.closing(connect(supervisor.queue._address, supervisor.queue._key)) as other:
+                for lot, flood in enumerate(floods):
+                    other.add_tasks(flood)
+                    count = 1 + (lot + 1) * on_its_way
+                    wait_until(lambda: other.get_queue_status()["completed_tasks"] == count, "they have ended")  # noqa: B023
+                    if lot == lots // 2:
+                        assert other.cancel_task("A") == "stopping"
+
+    tasks = [po("A", "hang", tmp_path, task_timeout=120.0), po("F", "quick", tmp_path)]
+    with on_stage(tmp_path, *tasks, start_method="fork", on_event=stand_still) as (supervisor, play):
+        play.end = supervisor.run()
+
+    assert play.is_completed("F", *(task.task_id for flood in floods for task in flood))
+    assert play.errors("A") == ["Cancelled"]
+    assert ended == {number: "failed" if number == "A" else "completed" for number in play.tasks}
+
+
 @pytest.mark.slow
 def test_a_flood_of_events_keeps_no_hung_po_alive(tmp_path: Path) -> None:
     """Whoever takes the events takes longer than the POs do: there are always more of them."""

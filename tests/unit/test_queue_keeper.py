@@ -16,7 +16,7 @@ from workers.queue_keeper import QueueKeeper
 
 @pytest.fixture
 def keeper(tmp_path: Path) -> Iterator[QueueKeeper]:
-    keeper = QueueKeeper(QueueService(journal=tmp_path / "journal"), lambda: None, brings_data=True)
+    keeper = QueueKeeper(QueueService(journal=tmp_path / "journal"), lambda: None, lambda: None, brings_data=True)
     keeper.open()
     yield keeper
     keeper.close()
