@@ -458,10 +458,12 @@ class Supervisor:
     def _drain(self, within_s: float) -> None:
         """No PO starts any more; workers end when they have none, or within the time given."""
         self._is_draining = True
-        self._stop_due = time.monotonic() + within_s
+        now = time.monotonic()
+        self._stop_due = now + within_s
         self._ask("drain_queue")
-        for standby in self._staff.standbys:
-            standby.dismiss()
+        for standby in self._staff.standbys:  # they have nothing in hand, and what they import may never come to an end
+            if standby.kill is None:
+                standby.begin_kill("stop", 0, now, wants_evidence=False)
 
     # ------------------------------------------------------------------ signals
 

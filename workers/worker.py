@@ -81,7 +81,7 @@ def main(settings: WorkerSettings | None, orders: "Connection[Any, Any]", life: 
 
     Args:
         settings: None if they come first of all orders.
-        orders: gives its worker id when it may begin, or ends it.
+        orders: gives its worker id when it may begin.
         life: nothing ever comes; when it is closed the supervisor has ended.
     """
     if settings is None:
@@ -103,8 +103,6 @@ def main(settings: WorkerSettings | None, orders: "Connection[Any, Any]", life: 
             worker_id = orders.recv()
         except EOFError:
             return
-        if worker_id is None:
-            os._exit(0)  # never employed: there is nothing to close
         worker.run(worker_id)
     except Terminated:
         os._exit(128 + signal.SIGTERM)

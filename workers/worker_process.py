@@ -1,5 +1,6 @@
 """One worker process as the supervisor holds it: started, employed under a worker id, watched, killed, buried."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -158,17 +159,8 @@ class WorkerProcess:
         """Let it work under this id."""
         self.worker_id, self.slot = worker_id, slot
         self.started = time.monotonic()
-        self._send(worker_id)
-
-    def dismiss(self) -> None:
-        """Let a worker that was never employed go."""
-        self._send(None)
-
-    def _send(self, word: str | None) -> None:
-        try:
-            self._orders.send(word)
-        except OSError:  # it is dead; the next look will find that
-            return
+        with contextlib.suppress(OSError):  # it is dead; the next look will find that
+            self._orders.send(worker_id)
 
     # --- ending it
 

@@ -41,6 +41,7 @@ from workers.feeder import Feeder
 from workers.process_control import helper_pids, marked_processes
 from workers.progress import Snapshot
 from workers.quantities import usable_cores
+from workers.supervisor import Halt
 from workers.worker_files import Phase
 
 ROOT = Path(__file__).parents[2]
@@ -991,6 +992,32 @@ def test_a_program_that_waits_for_all_its_children_has_runs_and_batches_that_end
     assert ended.out.splitlines() == [
         "done ['COMPLETED', 'FAILED', 'COMPLETED']", "WorkerExited", "0 {'succeeded': 2, 'failed': 0, 'not_run': 0}",
     ]  # fmt: skip
+
+
+def test_a_worker_in_reserve_whose_import_hangs_keeps_no_run_from_its_end(tmp_path: Path) -> None:
+    """It is started when the only worker has used half of its time."""
+    (tmp_path / "server_down.py").write_text(
+        textwrap.dedent("""
+            import time
+            from pathlib import Path
+
+            folder = Path(__file__).parent
+            if (folder / "down").exists():
+                (folder / "importing").touch()
+                time.sleep(300.0)
+
+            def process(po):
+                (folder / "down").touch()
+                while not (folder / "importing").exists():
+                    time.sleep(0.01)
+                raise RuntimeError("it is down")
+        """)
+    )
+    settings = {"target": "server_down:process", "app_dir": str(tmp_path), "jobs": 1, "halt": Halt(failed=1)}
+
+    play = perform(tmp_path, po("A", "", tmp_path), task_timeout=2.0, **settings)
+
+    assert play.end is not None and play.end.reason == "halted"
 
 
 def test_a_supervisor_that_is_stopped_twice_gives_back_what_runs_uncharged(tmp_path: Path) -> None:
