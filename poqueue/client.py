@@ -13,7 +13,7 @@ from weakref import ref
 
 from poqueue import wire
 from poqueue.error_log import described
-from poqueue.errors import ManagerLostError, PoqueueError
+from poqueue.errors import CallTimeoutError, ManagerLostError, PoqueueError
 from poqueue.events import UNSET, HandlerSet
 from poqueue.packing import FrozenTask, PackedGrant, pack_reports, pack_task, unpack_events, unpack_grant, unpack_parts
 from poqueue.payload import freeze_result, thaw_task
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 10.0  # above MAX_WAIT_S of the queue: a waiting call is no lost one
 REPORT_TIMEOUT_S = 600.0
+OVERDUE_S = 30.0  # so long after it was asked for, no answer will come
+LOOK_S = 1.0  # at most so much of it passes between two looks: whoever looks may have been stopped, with all others
 MIN_KEY_BYTES = 16
 REOPEN_S = 0.1  # between two tries
 
@@ -389,6 +391,9 @@ class PendingCall:
     Of an exchange that waits for work it may be ready when the answer is only announced, which `result` then waits for.
     """
 
+    _waited_s = 0.0
+    _looked: float | None = None  # when somebody last looked in vain
+
     def __init__(self, client: QueueClient, conn: Any, number: int, name: str, timeout_s: float) -> None:
         self._client = client
         self._connection = conn
@@ -398,6 +403,21 @@ class PendingCall:
 
     def fileno(self) -> int:
         return int(self._connection.fileno())
+
+    def is_ready(self, at_most_s: float = 0.0) -> bool:
+        """Whether the answer is there, within the time; for whoever looks again and again.
+
+        Raises:
+            CallTimeoutError: it is long overdue.
+        """
+        if wire.wait_readable([self.fileno()], at_most_s):
+            return True
+        now = time.monotonic()
+        self._waited_s += min(now - self._looked, LOOK_S) if self._looked is not None else 0.0
+        self._looked = now
+        if self._waited_s >= OVERDUE_S:
+            raise CallTimeoutError(f"{self._name}: the manager process did not answer in time")
+        return False
 
     def result(self) -> Any:
         """Wait for the answer; errors as in QueueClient.call."""

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 SOCKET_NAME = "queue.sock"
 CLOSE_TIMEOUT_S = 5.0
+START_LOOKS = (
+    300  # of a second each: a large journal takes a minute, and looks in which we were stopped as well count once
+)
 
 
 def fits_address(directory: Path) -> bool:
@@ -247,8 +250,11 @@ class QueueService:
     def _await(self, listening: "Connection[Any, Any]", process: Any) -> None:
         """Wait until clients may come."""
         try:
-            listening.recv()
-            return
+            for _ in range(START_LOOKS):
+                if listening.poll(1.0):
+                    listening.recv()
+                    return
+            raise ManagerLostError(f"the manager process has not come to listen for {START_LOOKS} s")
         except (EOFError, OSError) as error:
             join(process, 1.0)
             if process.exitcode == NO_GUARD_EXIT:

@@ -18,7 +18,6 @@ from poqueue.ids import new_id
 from poqueue.packing import FrozenTask
 from poqueue.payload import thaw
 from poqueue.task import ProcessingTask
-from poqueue.wire import wait_readable
 from workers.queue_keeper import QueueKeeper
 
 logger = logging.getLogger(__name__)
@@ -167,10 +166,10 @@ class Feeder:
     def _hear(self, wait_s: float) -> bool:
         """Whether an answer was there."""
         answer = self._answer
-        if answer is None or not wait_readable([answer.fileno()], wait_s):
-            return False
-        self._answer = None
         try:
+            if answer is None or not answer.is_ready(wait_s):
+                return False
+            self._answer = None
             answer.result()
             failpoint.hit("supervisor.after_add")
             self._note_added()

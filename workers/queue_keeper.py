@@ -19,7 +19,6 @@ from poqueue.packing import unpack_events
 from poqueue.parent import has_ended
 from poqueue.service import QueueService
 from poqueue.task import Event
-from poqueue.wire import wait_readable
 from workers import process_control as control
 
 logger = logging.getLogger(__name__)
@@ -62,6 +61,7 @@ class QueueKeeper:
         self._has_missed = False  # events, and nobody has heard yet what they told
         self._replaced_at: deque[float] = deque(maxlen=MAX_REPLACEMENTS)
         self._pending: PendingCall | None = None
+        self._in_a_row = 0  # how many managers were lost since the last one that served
         self._no_room_since: float | None = None
         self._reader = 0
         self._last_event = 0
@@ -76,6 +76,7 @@ class QueueKeeper:
                     start()
                 self.queue = self.service.client()
                 self._open_events()
+                self._in_a_row = 0
                 return
             except ServiceError as error:
                 self._guard_replacements(error)
@@ -121,7 +122,7 @@ class QueueKeeper:
         try:
             if self._pending is None:
                 self._pending = self._begin_reading()
-            if not wait_readable([self._pending.fileno()], 0.0):
+            if not self._pending.is_ready():
                 self._check_alive()
                 self._tell_missed()
                 return []
@@ -220,7 +221,7 @@ class QueueKeeper:
                 failpoint.hit("supervisor.after_replace")
                 self._open_events()
                 self._on_replaced()
-                self._no_room_since = None
+                self._in_a_row, self._no_room_since = 0, None
                 return
             except (JournalError, OSError) as fault:
                 self._wait_for_room(fault)
@@ -238,15 +239,19 @@ class QueueKeeper:
         if now - self._no_room_since > NO_ROOM_S:
             raise fault
         self._replaced_at.pop()  # it was not lost again
+        self._in_a_row -= 1
         time.sleep(NO_ROOM_AGAIN_S)
 
     def _guard_replacements(self, error: ServiceError) -> None:
         now = time.monotonic()
         if not self.service.has_journal:
             raise error
-        if len(self._replaced_at) == MAX_REPLACEMENTS and now - self._replaced_at[0] < REPLACEMENT_SPAN_S:
+        is_full = len(self._replaced_at) == MAX_REPLACEMENTS
+        if is_full and (now - self._replaced_at[0] < REPLACEMENT_SPAN_S or self._in_a_row == MAX_REPLACEMENTS):
             raise ManagerLostError(
-                f"the manager process was lost {MAX_REPLACEMENTS} times within {REPLACEMENT_SPAN_S:.0f} s, last: {error}"
+                f"the manager process was lost {MAX_REPLACEMENTS} times within {now - self._replaced_at[0]:.0f} s, "
+                f"last: {error}"
             )
         self._replaced_at.append(now)
+        self._in_a_row += 1
         logger.warning("the manager process is lost (%s): starting another one from the journal", error)

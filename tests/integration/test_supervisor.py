@@ -775,7 +775,7 @@ def test_what_was_held_back_for_a_look_is_added_after_it(tmp_path: Path, monkeyp
 def test_the_last_view_is_shown_though_a_lot_is_still_on_its_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feeder_module, "wait_readable", lambda descriptors, at_most_s: [])  # no answer is ever heard
+    monkeypatch.setattr(Feeder, "_hear", lambda self, wait_s: False)  # no answer is ever heard
     seen: list[Snapshot] = []
 
     with on_stage(tmp_path, on_show=seen.append) as (supervisor, _):
@@ -1118,6 +1118,20 @@ def test_a_manager_that_is_killed_ends_the_run_with_a_clear_error(tmp_path: Path
 
     assert living(started_pids(tmp_path)) == []
     assert marked(mark) == []
+
+
+def test_a_manager_that_hangs_while_the_last_pos_are_added_is_replaced_and_has_them_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poqueue.client.OVERDUE_S", 1.0)
+    tasks = [po(f"P{n}", "quick", tmp_path) for n in range(600)]
+    with contextlib.closing(Supervisor("tests.integration.villains:process", journal=tmp_path / "j")) as supervisor:
+        supervisor.feed(tasks, len(tasks))
+        supervisor.start_queue()
+        os.kill(supervisor._service.pid, signal.SIGSTOP)
+        supervisor.take_rest()
+
+        assert supervisor.queue.get_queue_status()["pending_tasks"] == len(tasks)
 
 
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])

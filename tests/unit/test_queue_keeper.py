@@ -1,5 +1,8 @@
 """The supervisor's hold on the events: what has come is handed on, whatever happens to the next request."""
 
+import contextlib
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +10,7 @@ from typing import Any
 import pytest
 
 from poqueue import ProcessingTask
-from poqueue.errors import ManagerLostError
+from poqueue.errors import CallTimeoutError, ManagerLostError
 from poqueue.service import QueueService
 from poqueue.task import Event
 from tests.integration.stage import wait_until
@@ -49,3 +52,17 @@ def test_events_that_have_come_are_not_lost_with_the_next_request(
     assert requests >= 4
     assert [event.kind for event in found] == ["failed", "empty"] * 3
     assert [event.sequence for event in found] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_manager_that_hangs_is_lost_though_nobody_asks_it_anything_but_for_its_events(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("poqueue.client.OVERDUE_S", 1.0)
+    keeper = QueueKeeper(QueueService(), lambda: None, lambda: None, brings_data=True)
+    with contextlib.closing(keeper):
+        keeper.open()
+        keeper.take_events()
+        os.kill(keeper.service.pid, signal.SIGSTOP)
+
+        with pytest.raises(CallTimeoutError):
+            wait_until(keeper.take_events, "it is found out")

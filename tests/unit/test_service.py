@@ -195,6 +195,16 @@ def test_a_service_whose_end_is_broken_off_has_no_manager_left(monkeypatch: pyte
     service.stop()
 
 
+def test_a_manager_that_hangs_while_it_starts_is_killed_and_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poqueue.service.START_LOOKS", 1)
+    service = QueueService()
+
+    with pytest.raises(ManagerLostError, match="has not come to listen"):
+        service.start(meanwhile=lambda: os.kill(service.pid, signal.SIGSTOP))
+
+    assert active_children() == []
+
+
 @pytest.mark.parametrize("start_method", ["spawn", "fork"])
 def test_a_service_whose_manager_somebody_else_has_waited_for_is_ended(start_method: str) -> None:
     service = QueueService(start_method=start_method)
