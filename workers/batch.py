@@ -34,7 +34,7 @@ from poqueue.service import leave_if_imported_again
 from poqueue.task import Event, ReportParts, TaskRecord, TaskStatus
 from workers.early_start import EarlyStart, early_workers
 from workers.guards import MachineGuard
-from workers.log import RunLogging
+from workers.log import RunLogging, ShieldedLogger
 from workers.orders import OrderBook, OrderSource, read_orders
 from workers.processing import ProcessorSpec
 from workers.processor_check import ProcessorCheck
@@ -54,7 +54,7 @@ from workers.supervisor import Halt, RunEnd, Supervisor
 from workers.whole_file import check_output, write_whole
 from workers.worker_files import Usage
 
-logger = logging.getLogger(__name__)
+logger = ShieldedLogger(__name__)
 
 SHOWN_ROWS = 20
 OWN_FILES = frozenset({*RESULT_FILES, RECORD_NAME, REPORT_NAME, CONTROL_NAME, LOCK_NAME, "run.log", "manager.log"})

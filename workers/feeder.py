@@ -4,7 +4,6 @@ What is in a lot is in the queue once or not at all, whatever is lost on the way
 """
 
 import contextlib
-import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -18,9 +17,10 @@ from poqueue.ids import new_id
 from poqueue.packing import FrozenTask
 from poqueue.payload import thaw
 from poqueue.task import ProcessingTask
+from workers.log import ShieldedLogger
 from workers.queue_keeper import QueueKeeper
 
-logger = logging.getLogger(__name__)
+logger = ShieldedLogger(__name__)
 
 FIRST_LOT = 20  # small: nobody works before it is there
 ADD_AT_ONCE = 250  # a message that fits the caches of the processors on its way

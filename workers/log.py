@@ -124,7 +124,33 @@ def _parts(text: str) -> Iterator[str]:
     yield part
 
 
-def log_each(logger: logging.Logger, level: int, message: str, each: Sequence[Mapping[str, Any]]) -> None:
+class ShieldedLogger(logging.LoggerAdapter[logging.Logger]):
+    """Writes lines of a run, which no filter, handler or record factory of the embedding program can break off."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(logging.getLogger(name))
+
+    def log(
+        self, level: int, msg: object, *args: object, extra: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """As Logger.log, but for what it raises."""
+        if not self.isEnabledFor(level):
+            return
+        with contextlib.suppress(Exception):
+            try:
+                self.logger.log(level, msg, *args, extra=extra, stacklevel=2, **kwargs)
+            except KeyError:  # the factory of the program sets attributes of the same names
+                self._log_over(level, msg, args, extra or {})
+
+    def _log_over(self, level: int, msg: object, args: tuple[Any, ...], extra: Mapping[str, Any]) -> None:
+        record = self.logger.makeRecord(self.logger.name, level, "", 0, msg, args, None)
+        record.__dict__.update(extra)
+        self.logger.handle(record)
+
+
+def log_each(
+    logger: logging.Logger | ShieldedLogger, level: int, message: str, each: Sequence[Mapping[str, Any]]
+) -> None:
     """A line for each of these POs: by one record for the run's log, by a record each for handlers of the program's own."""
     if RunLogging.active:
         logger.log(level, message, extra={"each": each})

@@ -5,7 +5,6 @@ address and with the same key: workers and clients just connect again. Without a
 """
 
 import contextlib
-import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,8 +19,9 @@ from poqueue.parent import has_ended
 from poqueue.service import QueueService
 from poqueue.task import Event
 from workers import process_control as control
+from workers.log import ShieldedLogger
 
-logger = logging.getLogger(__name__)
+logger = ShieldedLogger(__name__)
 
 EVENTS_AT_ONCE = 250  # a message that fits the caches of the processors on its way
 EVENTS_WAIT_S = 5.0

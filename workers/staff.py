@@ -1,17 +1,17 @@
 """The worker processes of a run: a slot each, replaced when they end, with some in reserve, and a brake on bad starts."""
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from poqueue.errors import PoqueueError
+from workers.log import ShieldedLogger
 from workers.worker import WorkerSettings
 from workers.worker_files import Phase
 from workers.worker_process import WorkerProcess, WorkerStart
 
-logger = logging.getLogger(__name__)
+logger = ShieldedLogger(__name__)
 
 MAX_BOOT_FAILURES = 3
 MAX_BOOT_DELAY_S = 5.0

@@ -41,7 +41,7 @@ from poqueue.wire import wait_readable
 from workers import own_process
 from workers import process_control as control
 from workers.feeder import ADD_AT_ONCE, Feeder
-from workers.log import OUTPUT_LOGGER, log_each
+from workers.log import OUTPUT_LOGGER, ShieldedLogger, log_each
 from workers.post_mortem import describe_death, describe_timeout, is_whole_stack, signal_name
 from workers.processing import ProcessorSpec, check_importable, load_target
 from workers.queue_keeper import QueueKeeper
@@ -57,8 +57,8 @@ if TYPE_CHECKING:  # what only some programs use: the others start the sooner
     from workers.progress import Snapshot, WorkerView
     from workers.recovery import LeftBehind
 
-logger = logging.getLogger(__name__)
-output_logger = logging.getLogger(OUTPUT_LOGGER)
+logger = ShieldedLogger(__name__)
+output_logger = ShieldedLogger(OUTPUT_LOGGER)
 
 TICK_S = 0.2
 QUEUE_TURN_S = 0.05

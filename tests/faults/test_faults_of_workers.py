@@ -258,7 +258,9 @@ def refuse_processes(monkeypatch: pytest.MonkeyPatch, start_method: str, refusal
 def test_a_refused_process_is_asked_for_again_and_leaks_nothing(
     start_method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staff.logger, "disabled", True)  # pytest keeps records, and they the error, and that the pipes
+    monkeypatch.setattr(
+        staff.logger.logger, "disabled", True
+    )  # pytest keeps records, and they the error, and that the pipes
     supervisor = Supervisor(mischief.process, jobs=2, start_method=start_method)
     with contextlib.closing(supervisor):
         supervisor.start_queue()
@@ -280,7 +282,9 @@ def test_a_refused_process_is_asked_for_again_and_leaks_nothing(
 def test_a_start_without_descriptors_leaves_neither_folder_nor_pipe(
     pipes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staff.logger, "disabled", True)  # pytest keeps records, and they the error, and that the pipes
+    monkeypatch.setattr(
+        staff.logger.logger, "disabled", True
+    )  # pytest keeps records, and they the error, and that the pipes
     make, tries = os.pipe, list[int]()
 
     def refuse() -> tuple[int, int]:
@@ -299,7 +303,9 @@ def test_a_start_without_descriptors_leaves_neither_folder_nor_pipe(
 
 def test_no_process_for_too_long_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staff, "NO_PROCESS_LIMIT_S", 0.3)
-    monkeypatch.setattr(staff.logger, "disabled", True)  # pytest keeps records, and they the error, and that the pipes
+    monkeypatch.setattr(
+        staff.logger.logger, "disabled", True
+    )  # pytest keeps records, and they the error, and that the pipes
     supervisor = Supervisor(mischief.process, jobs=2)
     with contextlib.closing(supervisor):
         supervisor.start_queue()
@@ -314,7 +320,7 @@ def test_no_process_for_too_long_ends_the_run(tmp_path: Path, monkeypatch: pytes
 def test_a_current_folder_that_was_removed_ends_the_run_at_once_and_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staff.logger, "disabled", True)  # as above
+    monkeypatch.setattr(staff.logger.logger, "disabled", True)  # as above
     monkeypatch.setattr(staff, "NO_PROCESS_LIMIT_S", math.inf)  # for that it does not wait
     here = tmp_path / "here"
     here.mkdir()

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import itertools
+import logging
 import os
 import shutil
 import signal
@@ -992,6 +993,37 @@ def test_a_program_that_waits_for_all_its_children_has_runs_and_batches_that_end
     assert ended.out.splitlines() == [
         "done ['COMPLETED', 'FAILED', 'COMPLETED']", "WorkerExited", "0 {'succeeded': 2, 'failed': 0, 'not_run': 0}",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ["factory", "handler", "filter"])
+def test_what_a_program_has_done_to_logging_ends_no_run(fault: str, tmp_path: Path) -> None:
+    def breaks(*args: Any) -> bool:
+        raise RuntimeError("it is broken")
+
+    make = logging.getLogRecordFactory()
+    handler = logging.StreamHandler()
+    if fault == "factory":
+
+        def make_ours(*args: Any, **words: Any) -> logging.LogRecord:
+            record = make(*args, **words)
+            record.task_id = record.worker_id = record.traceback = "the program's"
+            return record
+
+        logging.setLogRecordFactory(make_ours)
+    elif fault == "handler":
+        handler.emit = breaks  # type: ignore[method-assign]
+    else:
+        handler.addFilter(breaks)
+    logging.getLogger("workers").addHandler(handler)
+    try:
+        play = perform(
+            tmp_path, po("A", "fail", tmp_path), po("B", "kill_itself", tmp_path), po("C", "look_round", tmp_path)
+        )
+    finally:
+        logging.getLogger("workers").removeHandler(handler)
+        logging.setLogRecordFactory(make)
+
+    assert play.errors("A") == ["RuntimeError"] and play.errors("B") == ["WorkerKilled"] and play.is_completed("C")
 
 
 def test_a_worker_in_reserve_whose_import_hangs_keeps_no_run_from_its_end(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from workers.log import RunLogging, log_each
+from workers.log import RunLogging, ShieldedLogger, log_each
 
 EACH = (
     {"worker_id": "w1.1", "po_number": "A\nB", "task_id": "t1", "attempt": 1},
@@ -85,3 +85,40 @@ def test_handlers_of_the_program_get_a_record_for_each(caplog: pytest.LogCapture
 
     found = [(record.message, vars(record)["task_id"]) for record in caplog.records]
     assert found == [("completed", "t1"), ("completed", "t2"), ("completed", "t3")]
+
+
+def test_what_the_program_does_to_records_breaks_no_line_off(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = ShieldedLogger("workers.supervisor")
+    make = logging.getLogRecordFactory()
+
+    def make_ours(*args: Any, **words: Any) -> logging.LogRecord:
+        record = make(*args, **words)
+        record.task_id = "the program's"
+        return record
+
+    logging.setLogRecordFactory(make_ours)
+    try:
+        logger.warning("%s failed", "it", extra=EACH[0])
+    finally:
+        logging.setLogRecordFactory(make)
+    for fault in (KeyError("odd"), RuntimeError("broken")):
+        monkeypatch.setattr(logger.logger, "filters", [_Raises(fault)])
+        logger.warning("nobody hears it", extra=EACH[1])
+    monkeypatch.undo()
+    logger.info("not wanted")
+    logger.warning("wanted")
+
+    found = [(record.name, record.message, getattr(record, "task_id", None)) for record in caplog.records]
+    assert found == [("workers.supervisor", "it failed", "t1"), ("workers.supervisor", "wanted", None)]
+    assert caplog.records[-1].funcName == "test_what_the_program_does_to_records_breaks_no_line_off"
+
+
+class _Raises(logging.Filter):
+    def __init__(self, fault: Exception) -> None:
+        super().__init__()
+        self._fault = fault
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        raise self._fault
