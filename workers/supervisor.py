@@ -820,8 +820,8 @@ class Supervisor:
                     "no end after %.3g s: killing the worker", now - status.started, extra=_ids(worker, status)
                 )
                 worker.begin_kill("timeout", status.token, now, wants_evidence=True)
-            elif status.token not in (0, worker.relieved_token) and now - status.started > RELIEF_S:
-                self._relieve(worker, status)
+            elif status.token and now - status.started > _relief_s(worker, status):
+                self._relieve(worker, status, now)
         for standby in self._staff.standbys:
             standby.advance_kill(now, self._grace_s)
         if self._max_memory is not None and now >= self._next_memory_check:
@@ -861,14 +861,14 @@ class Supervisor:
         logger.warning("%s: killing the worker", worker.overdue, extra=_ids(worker, status))
         worker.begin_kill(reason, 0, now, wants_evidence=False)
 
-    def _relieve(self, worker: WorkerProcess, status: Status) -> None:
+    def _relieve(self, worker: WorkerProcess, status: Status, now: float) -> None:
         """A PO takes its time: what its worker finished before it is told, what it holds behind it goes to others.
 
         The worker begins none of those any more (Worker._process says why), and what it tells again changes nothing.
         """
         with contextlib.suppress(JournalError):  # then others have to wait with it
             self._relieve_now(worker, status)
-        worker.relieved_token = status.token
+        worker.relieved = (status.token, now - status.started)
 
     def _relieve_now(self, worker: WorkerProcess, status: Status) -> None:
         if untold := worker.files.untold_reports():
@@ -1077,6 +1077,12 @@ def _ids_of(task: TaskRecord) -> dict[str, Any]:
     return {
         "worker_id": task.worker_id, "po_number": task.po_number, "task_id": task.task_id, "attempt": task.attempt,
     }  # fmt: skip
+
+
+def _relief_s(worker: WorkerProcess, status: Status) -> float:
+    """After which time in the PO: and again after twice that, since an answer that was on its way may bring leases late."""
+    token, age_s = worker.relieved
+    return 2.0 * age_s if token == status.token else RELIEF_S
 
 
 def _is_idle(status: Status) -> bool:

@@ -109,7 +109,7 @@ class WorkerProcess:
         self.overdue = ""  # what it was killed for that is no PO's fault, for people
         self.is_retiring = False
         self.is_buried = False
-        self.relieved_token = 0
+        self.relieved = (0, 0.0)  # the lease that it was relieved in, and how old that was then, seconds
         self.started = time.monotonic()
         self.started_at = time.time()
         marks = {control.RUN_MARK: run_id, control.PROCESS_MARK: process_id}

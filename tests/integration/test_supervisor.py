@@ -995,6 +995,24 @@ def test_a_program_that_waits_for_all_its_children_has_runs_and_batches_that_end
     ]  # fmt: skip
 
 
+def test_what_is_leased_late_behind_a_po_that_takes_its_time_is_given_to_others(tmp_path: Path) -> None:
+    with on_stage(tmp_path, po("A", "wait_for_go", tmp_path), jobs=1, task_timeout=60.0) as (supervisor, play):
+
+        def lease_late() -> None:
+            wait_until(has_begun(tmp_path, 1), "it has begun")
+            worker = supervisor._staff.workers[0]
+            wait_until(lambda: worker.relieved[0], "all that it held was given to others")
+            with contextlib.closing(connect(supervisor.queue._address, supervisor.queue._key)) as other:
+                other.add_task(po("B", "quick", tmp_path))
+                assert other.get_next_task(worker.worker_id) is not None
+                wait_until(lambda: other.get_queue_status()["pending_tasks"] == 1, "it waits again")
+            (tmp_path / "go").touch()
+
+        meanwhile(supervisor, lease_late)
+
+    assert play.is_completed("A", "B") and not play.tasks["B"].error_history
+
+
 @pytest.mark.parametrize("fault", ["factory", "handler", "filter"])
 def test_what_a_program_has_done_to_logging_ends_no_run(fault: str, tmp_path: Path) -> None:
     def breaks(*args: Any) -> bool:
