@@ -755,7 +755,7 @@ class Supervisor:
 
     def _close_attempt(self, worker: WorkerProcess, status: Status, is_out_of_memory: bool, now: float) -> None:
         """What it had in hand: charged to the PO, unless the worker was ended for another reason."""
-        reason = worker.kill.reason if worker.kill is not None else ""
+        reason = worker.why_killed(status.token)
         if reason == "cancel":
             details = {"error_type": "Cancelled", "message": "cancelled while it ran", "worker_id": worker.worker_id}
             report = Report(status.task_id, status.token, now - status.started, error=details, give_up=True)
@@ -773,7 +773,7 @@ class Supervisor:
         record = self._ask("get_leases").get(status.token)
         if record is None:
             return  # its end was recorded meanwhile, and wins
-        if worker.kill is not None:
+        if worker.kill is not None and worker.why_killed(status.token):
             details = describe_timeout(
                 status.task_timeout, now - status.started, worker.how_it_ended(), worker.kill.stack
             )

@@ -193,6 +193,17 @@ class WorkerProcess:
         self.kill.stage = "kill"
         control.kill_tree(*self._family)
 
+    def why_killed(self, token: int) -> str:
+        """Why it was killed while it had this lease in hand, or nothing if the end was its own.
+
+        The PO that a kill is about may have ended in the last moment. Of the next one's end it is the cause only if a signal
+        had been sent by then, and then it is no fault of that one.
+        """
+        kill = self.kill
+        if kill is None or kill.token in (0, token):
+            return kill.reason if kill is not None else ""
+        return "" if kill.stage == "evidence" else "stop"
+
     def next_step(self) -> float | None:
         """When advance_kill has something to do."""
         if self.kill is None or self.kill.stage == "kill":

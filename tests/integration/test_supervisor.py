@@ -44,6 +44,7 @@ from workers.progress import Snapshot
 from workers.quantities import usable_cores
 from workers.supervisor import Halt
 from workers.worker_files import Phase
+from workers.worker_process import WorkerProcess
 
 ROOT = Path(__file__).parents[2]
 
@@ -993,6 +994,37 @@ def test_a_program_that_waits_for_all_its_children_has_runs_and_batches_that_end
     assert ended.out.splitlines() == [
         "done ['COMPLETED', 'FAILED', 'COMPLETED']", "WorkerExited", "0 {'succeeded': 2, 'failed': 0, 'not_run': 0}",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", ["timeout", "cancel"])
+def test_a_po_that_dies_in_the_moment_of_a_kill_that_was_about_another_one_has_an_end_of_its_own(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_kill = WorkerProcess.begin_kill
+
+    def begin_and_look_away(worker: WorkerProcess, why: str, *args: Any, **words: Any) -> None:
+        begin_kill(worker, why, *args, **words)
+        if why == reason:
+            (tmp_path / "go").touch()
+            wait_until(lambda: not living([worker.pid]), "A has ended, and B has begun and taken the worker along")
+
+    monkeypatch.setattr(WorkerProcess, "begin_kill", begin_and_look_away)
+    limit_s = 0.5 if reason == "timeout" else 60.0
+    tasks = [
+        po("A", "wait_for_go", tmp_path, task_timeout=limit_s),
+        po("B", "kill_itself", tmp_path, task_timeout=60.0),
+    ]
+    with on_stage(tmp_path, *tasks, jobs=1) as (supervisor, play):
+
+        def cancel() -> None:
+            wait_until(has_begun(tmp_path, 1), "it has begun")
+            if reason == "cancel":
+                with contextlib.closing(connect(supervisor.queue._address, supervisor.queue._key)) as other:
+                    assert other.cancel_task("A") == "stopping"
+
+        meanwhile(supervisor, cancel)
+
+    assert play.is_completed("A") and play.errors("B") == ["WorkerKilled"]
 
 
 def test_what_is_leased_late_behind_a_po_that_takes_its_time_is_given_to_others(tmp_path: Path) -> None:
