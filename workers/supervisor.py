@@ -757,8 +757,11 @@ class Supervisor:
         """What it had in hand: charged to the PO, unless the worker was ended for another reason."""
         reason = worker.why_killed(status.token)
         if reason == "cancel":
+            record = self._ask("get_leases").get(status.token)
+            if record is None:
+                return  # its end was recorded meanwhile, and wins
             details = {"error_type": "Cancelled", "message": "cancelled while it ran", "worker_id": worker.worker_id}
-            report = Report(status.task_id, status.token, now - status.started, error=details, give_up=True)
+            report = Report(record.task_id, status.token, now - status.started, error=details, give_up=True)
             self._report_for(worker.worker_id, [report])
         elif reason == "stop":
             self._ask("interrupt_leases", [status.token], "the run was stopped", is_crash=False)

@@ -282,6 +282,24 @@ def test_a_po_that_is_cancelled_or_cleared_before_its_worker_has_begun_it_does_n
         assert LONG_ID not in play.tasks and play.is_completed("next"), "the only worker is free again"
 
 
+@pytest.mark.parametrize("task_id", ["A", LONG_ID])
+def test_a_po_that_was_cancelled_while_it_ran_has_had_an_attempt(task_id: str, tmp_path: Path) -> None:
+    task = po("A", "hang", tmp_path)
+    task.task_id = task_id
+    with on_stage(tmp_path, task, task_timeout=120.0) as (supervisor, play):
+
+        def cancel() -> None:
+            wait_until(has_begun(tmp_path, 1), "it has begun")
+            with contextlib.closing(connect(supervisor.queue._address, supervisor.queue._key)) as other:
+                assert other.cancel_task(task_id) == "stopping"
+
+        meanwhile(supervisor, cancel)
+
+    error = play.tasks[task_id].error_history[-1]
+    assert play.tasks[task_id].attempt == error["attempt"] == 1
+    assert error["message"] == "cancelled while it ran" and error["worker_id"]
+
+
 def test_a_po_that_was_cancelled_while_it_ran_is_stopped_though_the_manager_is_lost_at_once(tmp_path: Path) -> None:
     journal = tmp_path / "journal.sqlite"
     settings = {"task_timeout": 120.0, "journal": journal}
