@@ -124,7 +124,7 @@ class Supervisor:
         control_dir: folder for the control file, through which other terminals reach this run; none when left out.
         work_dir: folder for the socket and the workers' files, made by start and removed by close; a temporary one when
             left out.
-        output_dir: folder for what processors write; one in work_dir when left out.
+        output_dir: folder for what processors write, made by start if it is not there; one in work_dir when left out.
         log_path: file for the manager's own log lines.
         on_event: called with every event of the queue, in order.
         events_bring_data: False leaves the PO's data out of the events of completed POs, for a receiver that knows its POs.
@@ -149,14 +149,14 @@ class Supervisor:
         stop_grace: float = 30.0,
         max_tasks_per_worker: int | None = None,
         max_memory_per_worker: int | None = None,
-        journal: Path | None = None,
+        journal: Path | str | None = None,
         durability: str = "normal",
         halt: Halt | None = None,
         guard: "MachineGuard | None" = None,
-        control_dir: Path | None = None,
-        work_dir: Path | None = None,
-        output_dir: Path | None = None,
-        log_path: Path | None = None,
+        control_dir: Path | str | None = None,
+        work_dir: Path | str | None = None,
+        output_dir: Path | str | None = None,
+        log_path: Path | str | None = None,
         on_event: Callable[[Event], None] | None = None,
         events_bring_data: bool = True,
         on_show: "Callable[[Snapshot], None] | None" = None,
@@ -171,6 +171,8 @@ class Supervisor:
             check_importable(self._spec.target)
             load_target(self._spec)
         _check_numbers(jobs, grace, stop_grace, max_tasks_per_worker, max_memory_per_worker)
+        paths = (journal, control_dir, work_dir, output_dir, log_path)
+        journal, control_dir, work_dir, output_dir, log_path = map(_path_or_none, paths)
         self._grace_s, self._stop_grace_s = grace, stop_grace
         self._max_tasks, self._max_memory = max_tasks_per_worker, max_memory_per_worker
         self._on_event, self._on_show = on_event, on_show
@@ -179,7 +181,6 @@ class Supervisor:
         self._guard, self._spare_workers = guard, spare_workers
         self._control_dir = control_dir
         self._journal = journal
-        self._journal_inode = 0
         self._journal_gone_since: float | None = None
         self.run_id = f"{os.getpid()}-{os.urandom(4).hex()}"
         self._work_dir = (work_dir or Path(tempfile.gettempdir(), f"poqueue-run-{self.run_id}")).resolve()
@@ -212,7 +213,7 @@ class Supervisor:
             jobs, get_context(start_method), self._work_dir, self.run_id, self._worker_settings,
             early.workers if early is not None else None,
         )  # fmt: skip
-        self._oom_kills = 0
+        self._journal_inode = self._oom_kills = 0
         self._dead: list[WorkerProcess] = []  # ended, and not yet settled with the queue
         self.usage = Usage()  # of the workers that have ended by themselves
         self._keeps_files = False  # what workers have left must be read by whoever resumes
@@ -280,7 +281,7 @@ class Supervisor:
         # before the manager's own, and before multiprocessing waits for the workers
         self._at_exit = util.Finalize(None, self.close, exitpriority=1)
         try:
-            self._output_dir.mkdir(mode=0o700, exist_ok=True)
+            self._output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._adoption.hold()
             self._oom_kills = control.oom_kills()
             if self._start_method == "forkserver":
@@ -1061,6 +1062,10 @@ def _check_numbers(jobs: Any, grace: Any, stop_grace: Any, max_tasks: Any, max_m
     for number, name in ((max_tasks, "max_tasks_per_worker"), (max_memory, "max_memory_per_worker")):
         if number is not None:
             check_whole(number, name, minimum=1)
+
+
+def _path_or_none(path: Path | str | None) -> Path | None:
+    return Path(path) if path is not None else None
 
 
 def _check_files(durability: Any, log_path: Path | None, work_dir: Path) -> None:

@@ -1496,10 +1496,21 @@ def test_a_supervisor_that_is_never_closed_ends_with_its_program(start_method: s
     temporary.rmdir()  # nothing is left in it: poqueue-run-..., pymp-...
 
 
-def test_a_start_without_a_folder_for_the_output_leaves_nothing(tmp_path: Path) -> None:
-    supervisor = Supervisor("tests.integration.villains:process", output_dir=tmp_path / "gone" / "output")
+def test_files_and_folders_may_be_named_by_text(tmp_path: Path) -> None:
+    names = {"journal": "j", "control_dir": ".", "work_dir": "work", "output_dir": "deep/output", "log_path": "log"}
+    paths = {key: str(tmp_path / name) for key, name in names.items()}
 
-    with pytest.raises(FileNotFoundError):
+    play = perform(tmp_path, po("A", "where_output_goes", tmp_path), **paths)
+
+    assert play.tasks["A"].result is not None and play.tasks["A"].result.data == {"folder": paths["output_dir"]}
+    assert {path.name for path in tmp_path.iterdir()} >= {"j", "log", "deep"}
+
+
+def test_a_start_without_a_folder_for_the_output_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    supervisor = Supervisor("tests.integration.villains:process", output_dir=tmp_path / "file" / "output")
+
+    with pytest.raises(NotADirectoryError):
         supervisor.start()
 
     assert not adopts_orphans()  # the rest is the leak check's

@@ -160,6 +160,10 @@ def wait_for_go(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     return {}
 
 
+def where_output_goes(po: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
+    return {"folder": str(context.output_dir)}
+
+
 def hang_afterwards(po: dict[str, Any], context: WorkerContext) -> None:
     """Not in the PO, but between it and the next one, as what a PO leaves to the garbage collector may do."""
     from workers.worker_files import WorkerWriter
