@@ -602,15 +602,15 @@ class Supervisor:
             self._stop_running(time.monotonic())
 
     def _obey(self, word: str, value: Any) -> None:
-        """What another terminal asks for."""
+        """What another terminal asks for; a drain and a stop are as Ctrl-C."""
         now = time.monotonic()
         if word == "drain" and not self._is_draining:
             logger.warning("drain: no new PO starts; running ones may end")
             self._note = "drain: no new PO starts; running ones may end"
-            self._stop_level, self._stop_signal = 1, signal.SIGTERM
+            self._stop_level, self._stop_signal = 1, signal.SIGINT
             self._drain(float("inf"))
         elif word == "stop":
-            self._escalate(signal.SIGTERM, now, up_to=3)
+            self._escalate(signal.SIGINT, now, up_to=3)
         elif word == "scale" and type(value) is int and not self._is_draining:
             logger.warning("scale: %d workers from now on", value)
             for worker in self._staff.resize(value):

@@ -132,7 +132,7 @@ def test_drain_lets_running_pos_end_and_ends_the_run(tmp_path: Path) -> None:
         batch.poqueue("drain", "r").check(0)
         wait_until(lambda: view(batch)["phase"] == "draining", "it drains")
         (tmp_path / "go").touch()
-        run.wait().check(143)
+        run.wait().check(130)
     assert batch.statuses() == {"A": "succeeded", "B": "succeeded", "C": "not run", "D": "not run"}
     batch.finish()
     batch.check()
@@ -146,7 +146,7 @@ def test_stop_twice_gives_running_pos_back(tmp_path: Path) -> None:
         batch.poqueue("stop", "r").check(0)
         wait_until(lambda: view(batch)["phase"] == "draining", "it drains")
         batch.poqueue("stop", "r").check(0)
-        run.wait().check(143)
+        run.wait().check(130)
     assert set(batch.statuses().values()) == {"not run"}
     (tmp_path / "go").touch()
     batch.finish()

@@ -116,7 +116,7 @@ def test_its_commands_for_a_live_run_run(folder: Path) -> None:
         for line in lines:
             ended = run([word for word in words_of(line) if word != "--watch"], folder)
             assert ended.returncode == 0, (line, ended.stderr)
-        assert live.wait(60) == 143
+        assert live.wait(60) == 130
     finally:
         live.kill()
         live.wait()
