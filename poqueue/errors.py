@@ -9,6 +9,7 @@
     │   └── JournalGoneError    ... because its file was deleted or replaced
     ├── ServiceError            the queue lives in another process, and ...
     │   ├── ManagerLostError    ... that process is gone or hung up
+    │   │   └── ManagerCannotStartError    ... and no other can be started
     │   └── CallTimeoutError    ... it did not answer in time
     └── InputError              what a person gave cannot be used; nothing ran
         ├── ConfigError         a setting (exit code 2)
@@ -53,6 +54,10 @@ class ServiceError(PoqueueError):
 
 class ManagerLostError(ServiceError):
     """The manager process is gone, or its connection broke."""
+
+
+class ManagerCannotStartError(ManagerLostError):
+    """No manager process can be started, now or later; the text says why."""
 
 
 class CallTimeoutError(ServiceError):

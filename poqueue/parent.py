@@ -125,3 +125,12 @@ def is_there(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def gone_folder() -> str:
+    """The current folder if it was removed: it never comes back, and multiprocessing starts nothing in it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return os.readlink("/proc/self/cwd")
+    return ""

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from poqueue import wire
 from poqueue.client import QueueClient, connect
 from poqueue.config import QueueConfig
-from poqueue.errors import ConfigError, JournalError, ManagerLostError, PoqueueError
-from poqueue.parent import UNKNOWN_EXIT, await_first_word, end_untold, join, kill, tell_first
+from poqueue.errors import ConfigError, JournalError, ManagerCannotStartError, ManagerLostError, PoqueueError
+from poqueue.parent import UNKNOWN_EXIT, await_first_word, end_untold, gone_folder, join, kill, tell_first
 from poqueue.wire import check_address, check_private, dial
 
 __all__ = ["QueueClient", "QueueService", "connect"]
@@ -102,7 +102,7 @@ class ManagerProcess:
     """A manager process; what it is to host may be told later, so that it imports meanwhile.
 
     Raises:
-        ManagerLostError: it cannot be started.
+        ManagerLostError: it cannot be started; ManagerCannotStartError if it never can.
     """
 
     def __init__(self, start_method: str, hosting: Hosting | None = None) -> None:
@@ -113,6 +113,10 @@ class ManagerProcess:
             self.process.start()
         except (EOFError, OSError) as error:
             self.owner.close()
+            if gone := gone_folder():
+                raise ManagerCannotStartError(
+                    f"the manager process cannot be started: the current folder is gone: {gone}"
+                ) from None
             raise ManagerLostError(f"the manager process cannot be started: {error}") from None
         finally:
             told.close()

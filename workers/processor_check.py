@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from poqueue.errors import ConfigError, ProcessorError
-from poqueue.parent import has_ended, join
+from poqueue.parent import gone_folder, has_ended, join
 from poqueue.service import NO_GUARD, NO_GUARD_EXIT
 from workers import process_control as control
 from workers.own_process import Adoption, become_worker
@@ -47,6 +47,11 @@ class ProcessorCheck:
             with control.quiet_start():
                 self._process.start()
             self._since = control.born(self._process.pid)
+        except FileNotFoundError as error:
+            self.close()
+            if gone := gone_folder():
+                raise ConfigError(f"no process can be started: the current folder is gone: {gone}") from error
+            raise
         except BaseException:  # a Ctrl-C too: the process is ours to end
             self.close()
             raise

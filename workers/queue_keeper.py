@@ -13,7 +13,14 @@ from typing import Any
 
 from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient
-from poqueue.errors import CallTimeoutError, JournalError, ManagerLostError, QueueError, ServiceError
+from poqueue.errors import (
+    CallTimeoutError,
+    JournalError,
+    ManagerCannotStartError,
+    ManagerLostError,
+    QueueError,
+    ServiceError,
+)
 from poqueue.packing import unpack_events
 from poqueue.parent import has_ended
 from poqueue.service import QueueService
@@ -244,7 +251,7 @@ class QueueKeeper:
 
     def _guard_replacements(self, error: ServiceError) -> None:
         now = time.monotonic()
-        if not self.service.has_journal:
+        if not self.service.has_journal or isinstance(error, ManagerCannotStartError):
             raise error
         is_full = len(self._replaced_at) == MAX_REPLACEMENTS
         if is_full and (now - self._replaced_at[0] < REPLACEMENT_SPAN_S or self._in_a_row == MAX_REPLACEMENTS):

@@ -6,6 +6,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from poqueue.errors import PoqueueError
+from poqueue.parent import gone_folder
 from workers.log import ShieldedLogger
 from workers.worker import WorkerSettings
 from workers.worker_files import Phase
@@ -190,7 +191,7 @@ class Staff:
         waited_s = now - self._no_process_since
         self._not_before = now + min(MAX_BOOT_DELAY_S, 0.1 + waited_s)
         logger.warning("no worker process can be started (%s); going on with %d", error, len(self.workers))
-        if not self.workers and (gone := _gone_folder()):
+        if not self.workers and (gone := gone_folder()):
             raise WorkersCannotStartError(
                 f"no worker process can be started: the current folder is gone: {gone}"
             ) from error
@@ -198,12 +199,3 @@ class Staff:
             raise WorkersCannotStartError(
                 f"no worker process could be started for {waited_s:.0f} s: {error}"
             ) from error
-
-
-def _gone_folder() -> str:
-    """The current folder if it was removed: it never comes back, and multiprocessing starts nothing in it."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return os.readlink("/proc/self/cwd")
-    return ""

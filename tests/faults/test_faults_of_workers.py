@@ -26,7 +26,7 @@ from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
 from poqueue.service import QueueService, connect
 from tests.faults import mischief
 from tests.faults.batches import Batch
-from tests.integration.console import ROOT, poqueue, running, write_orders
+from tests.integration.console import ROOT, command_line, poqueue, running, write_orders
 from tests.integration.stage import Play, living, on_stage, perform, po, started_pids, wait_until
 from workers import Supervisor, staff, worker
 from workers.staff import WorkersCannotStartError
@@ -336,6 +336,26 @@ def test_a_current_folder_that_was_removed_ends_the_run_at_once_and_is_named(
             supervisor.run()
 
     assert play.status["completed_tasks"] == 1 and play.status["queue_length"] == 2
+
+
+@pytest.mark.parametrize(
+    ("processor", "code"), [((), 70), (("-p", "json:dumps", "--app-dir", "/"), 2)], ids=["shipped", "own"]
+)
+def test_a_run_in_a_folder_that_was_removed_says_so_and_ends_at_once(
+    processor: tuple[str, ...], code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "orders.csv").write_text("po_number\nA\n")
+    here = tmp_path / "here"
+    here.mkdir()
+    words = ["run", str(tmp_path / "orders.csv"), *processor, "--run-dir", str(tmp_path / "r")]
+    remove = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.argv[1], sys.argv[1:])"
+
+    with running([sys.executable, "-c", remove, *command_line(*words)], cwd=here) as run:
+        ended = run.wait()
+
+    assert ended.code == code
+    assert f"the current folder is gone: {here}" in ended.err
+    assert "starting another one" not in ended.err and "Errno" not in ended.err
 
 
 # ── C24: connections that say nothing, and no descriptors for more ───────────────────────────────────────────────────
