@@ -287,7 +287,9 @@ def test_a_damaged_payload_of_a_po_that_is_done_keeps_nobody_from_going_on(tmp_p
 
 def test_a_run_that_is_resumed_years_later_knows_all_that_was_done(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", *(f"P{number},ok" for number in range(4)))
-    poqueue("run", "orders.csv", *BEHAVE, "-j", "1", "--run-dir", "r", "--halt", "soon,success=3", cwd=tmp_path).check(4)
+    poqueue("run", "orders.csv", *BEHAVE, "-j", "1", "--run-dir", "r", "--halt", "soon,success=3", cwd=tmp_path).check(
+        4
+    )
     with contextlib.closing(sqlite3.connect(tmp_path / "r" / "journal.sqlite")) as journal, journal:
         journal.execute("UPDATE log SET at = at - 3 * 366 * 86400")
 
