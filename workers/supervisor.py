@@ -213,7 +213,7 @@ class Supervisor:
             jobs, get_context(start_method), self._work_dir, self.run_id, self._worker_settings,
             early.workers if early is not None else None,
         )  # fmt: skip
-        self._journal_inode = self._oom_kills = 0
+        self._oom_kills, self._journal_inodes = 0, list[int]()
         self._dead: list[WorkerProcess] = []  # ended, and not yet settled with the queue
         self.usage = Usage()  # of the workers that have ended by themselves
         self._keeps_files = False  # what workers have left must be read by whoever resumes
@@ -296,7 +296,7 @@ class Supervisor:
             self.queue: QueueClient = self._keeper.queue
             self._feeder.open()
             if self._journal is not None:
-                self._journal_inode = _inode(self._journal)
+                self._journal_inodes = _inodes(self._journal)
             self._write_control_file()
         except BaseException:
             self.close()
@@ -630,6 +630,8 @@ class Supervisor:
         for worker in self._staff.workers:
             if worker.is_retiring:
                 self.queue.retire_worker(worker.worker_id)
+        if self._journal is not None:
+            self._journal_inodes[1:] = _inodes(self._journal)[1:]  # the new manager may have made another -wal file
         self._held_idle = {}  # they have to find the new queue first
         held = _tokens_by_worker(self._end_what_was_cleared())
         for worker in self._staff.workers:
@@ -952,12 +954,12 @@ class Supervisor:
         if fault != self._fault:
             self._fault = fault
             logger.error("%s", f"the queue stands still: {fault}") if fault else logger.warning("the queue goes on")
-        if _inode(journal) == self._journal_inode:
+        if _inodes(journal) == self._journal_inodes:
             self._journal_gone_since = None
             return
         self._journal_gone_since = self._journal_gone_since or now
         if now - self._journal_gone_since > JOURNAL_GONE_S and not self._halted:
-            self._halted = self._fault = f"{journal} was deleted or replaced: nothing more can be recorded"
+            self._halted = self._fault = f"{journal}, or its -wal file, was deleted or replaced: nothing more can be recorded"
             logger.error("%s", self._halted)
             self._drain(0.0)
             self._stop_running(now)
@@ -1102,6 +1104,11 @@ def _tokens_by_worker(leases: dict[int, TaskRecord]) -> dict[str, set[int]]:
     for token, record in leases.items():
         held.setdefault(record.worker_id or "", set()).add(token)
     return held
+
+
+def _inodes(journal: Path) -> list[int]:
+    """Of its file and of the -wal file beside it; 0 of one that is not there."""
+    return [_inode(journal), _inode(Path(f"{journal}-wal"))]
 
 
 def _inode(path: Path) -> int:

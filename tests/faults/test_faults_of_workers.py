@@ -552,6 +552,22 @@ def test_a_run_whose_journal_is_deleted_says_so_and_ends(what: str, tmp_path: Pa
 
 
 @pytest.mark.once
+def test_a_run_whose_wal_file_is_deleted_says_so_and_can_go_on(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,wait", "C,", jobs=1)
+    with batch.start() as run:
+        batch.wait_begun(2)
+        (batch.run_dir / "journal.sqlite-wal").unlink()
+        ended = run.wait().check(4)
+    assert "-wal file, was deleted or replaced" in ended.err and "--resume" in ended.err
+    (tmp_path / "go").touch()
+
+    batch.finish()
+
+    batch.check()
+    assert batch.begun().count("A") == 1
+
+
+@pytest.mark.once
 def test_a_report_that_cannot_be_written_at_the_end_is_told_and_the_runs_own_is_there(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     batch = Batch(tmp_path, "A,wait", jobs=1, words=("--report", "elsewhere/x.json"))
