@@ -58,7 +58,8 @@ def _put_out(text: str = "") -> bool:
     """To programs, at once. False: it cannot be written, and that is told; not if nobody listens any more."""
     try:
         if sys.stdout is not None:  # started without one (>&-)
-            sys.stdout.write(text)
+            if text:  # a full device refuses to take nothing, too
+                sys.stdout.write(text)
             sys.stdout.flush()
     except OSError as error:
         _leave_stdout()
