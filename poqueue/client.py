@@ -232,8 +232,8 @@ class QueueClient:
     def drain_when_done(self, seen: int) -> str:
         return str(self.call("drain_when_done", seen))
 
-    def get_leases(self) -> dict[int, TaskRecord]:
-        leases: dict[int, TaskRecord] = self.call("get_leases")
+    def get_leases(self, *, brings_data: bool = True) -> dict[int, TaskRecord]:
+        leases: dict[int, TaskRecord] = self.call("get_leases", brings_data=brings_data)
         return leases
 
     def get_finished(self, start: int = 0, limit: int = 1000) -> tuple[list[TaskRecord], int]:

@@ -63,6 +63,7 @@ from poqueue.task import (
     Success,
     TaskRecord,
     TaskResult,
+    instance,
 )
 from poqueue.task import TaskStatus as S
 from poqueue.verdict import (
@@ -505,10 +506,15 @@ class TaskQueue:
             self.drain_queue()
             return "drained"
 
-    def get_leases(self) -> dict[int, TaskRecord]:
-        """What runs now: lease token to the task's record (payload unopened)."""
+    def get_leases(self, *, brings_data: bool = True) -> dict[int, TaskRecord]:
+        """What runs now: lease token to the task's record (payload unopened).
+
+        Args:
+            brings_data: False leaves the POs' data out: their payload is empty.
+        """
         with self._lock:
-            return {entry.token: entry.record() for entry in self._ledger.of_status(PROCESSING)}
+            running = self._ledger.of_status(PROCESSING)
+            return {entry.token: instance(TaskRecord, entry.packed(brings_data=brings_data)) for entry in running}
 
     def get_finished(self, start: int = 0, limit: int = 1000) -> tuple[list[TaskRecord], int]:
         """Tasks that have ended, in the order of their ends, from a place in that order; and the place to go on from.

@@ -269,7 +269,7 @@ class Batch:
             raise ConfigError(f"{error}; run the order file anew") from None
         if not self._settings.journal:
             raise ConfigError("journal cannot be off: a run goes on in the journal that it has; leave out --no-journal")
-        is_other = record.processor != self._spec.name or record.options != dict(self._spec.options)
+        is_other = (record.processor, _bound_options(record)) != (self._spec.name, dict(self._spec.options))
         if is_other and not resuming.accept_changes:
             was = f"{record.processor} {record.options or ''}".strip()
             now = f"{self._spec.name} {dict(self._spec.options) or ''}".strip()
@@ -574,10 +574,7 @@ class _Run:
         places, ids = self._places_to_add(self._count_added(supervisor) if match is None else status["total_tasks"])
         waiting = status["queue_length"] + len(ids)
         if resuming.retry_failed and waiting:
-            raise ConfigError(
-                f"{waiting} POs of this run have not ended yet: finish it with --resume, and then retry what failed; "
-                "or run failed.csv of the run directory by itself"
-            )
+            raise unended(waiting)
         requeued = _requeue_failed(supervisor, status["failed_tasks"]) if resuming.retry_failed else 0
         self._reconfigure(supervisor)
         if status["status"] == "PAUSED":
@@ -828,11 +825,27 @@ def _orders_of(resuming: Resuming | None, record: RunRecord | None) -> Path:
     return path if path.exists() else resuming.run_dir / record.orders_copy
 
 
+def unended(count: int) -> ConfigError:
+    """A retry is for a run that is through."""
+    return ConfigError(
+        f"{count} POs of this run have not ended yet: finish it with --resume, and then retry what failed; "
+        "or run failed.csv of the run directory by itself"
+    )
+
+
 def bound_command(settings: RunSettings) -> str | None:
     """The command, so that it holds wherever the run goes on; what a shell reads is the shell's."""
     if settings.command is None or settings.shell:
         return settings.command
     return command.bind_program(settings.command)
+
+
+def _bound_options(record: RunRecord) -> dict[str, str]:
+    """The processor's, as bound_command has them; an earlier version recorded the command as it was given."""
+    options = dict(record.options)
+    if record.processor == command.TARGET and options.get(command.SHELL_OPTION) != "true":
+        options[command.OPTION] = command.bind_program(options.get(command.OPTION, ""))
+    return options
 
 
 def processor_spec(settings: RunSettings, target: Any = None) -> ProcessorSpec:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -364,17 +365,23 @@ def _config_show(arguments: argparse.Namespace) -> int:
 def _count_left(book: OrderBook, resuming: Resuming) -> int:
     """How many POs would run if the run went on with the orders that it had."""
     from poqueue.errors import JournalError
+    from workers.batch import unended
     from workers.report_files import read_history
     from workers.run_record import read_run_record
 
     try:
-        counts = read_history(resuming.run_dir, on_wait=_say).counts
+        known = read_history(resuming.run_dir, on_wait=_say).orders
     except JournalError as error:
         raise _usage(str(error)) from None
     if book.sha256 != read_run_record(resuming.run_dir).orders_sha256:
         _say("note: the order file is not what the run had; what has changed in it is not counted")
-    failed, ended = counts["failed"], counts["failed"] + counts["completed"]
-    return failed if resuming.retry_failed else max(0, len(book.orders) - ended)
+    ended = Counter(order.po_number for order in known if order.status in ("completed", "failed"))
+    left = sum((Counter(str(order["po_number"]) for order in book.orders) - ended).values())
+    if not resuming.retry_failed:
+        return left
+    if left:
+        raise unended(left)
+    return sum(order.status == "failed" for order in known)
 
 
 def _report_check(book: OrderBook, to_run: int, *, as_json: bool) -> int:

@@ -6,7 +6,7 @@ What is in a lot is in the queue once or not at all, whatever is lost on the way
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -28,7 +28,7 @@ ADD_BYTES_AT_ONCE = 16 * 1024 * 1024  # far below what one call may carry
 LOTS_AHEAD = 8
 GATHER_S = 0.02  # a lot takes a twentieth of this to make, unless what gives the tasks takes its time
 ADD_AGAIN_S = 0.5
-FULL_AGAIN_S = 0.05  # there is room again as soon as workers take something
+FULL_AGAIN_S = 0.005, 0.25  # there is room again as soon as workers take something, or it takes long
 HEAR_S = 0.05  # an answer takes some milliseconds
 Lot = list[tuple[Any, ...]]  # packed tasks
 _ID, _PAYLOAD = map(FrozenTask._fields.index, ("task_id", "payload"))
@@ -49,6 +49,7 @@ class Feeder:
         self._answer: PendingCall | None = None
         self._not_before = 0.0
         self._waits_for_count = False
+        self._full_again_s = FULL_AGAIN_S[0]
         self.is_refused = False  # the journal cannot be written for now, or the queue is full
 
     def open(self) -> None:
@@ -130,12 +131,16 @@ class Feeder:
         self._make()
         return True
 
-    def finish(self) -> None:
-        """Add the rest now, or as much of it as can be written down and finds room. Errors as in turn."""
+    def finish(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Add the rest now, or as much of it as can be written down and finds room. Errors as in turn.
+
+        Args:
+            is_over: whether to leave it at that: who gives the tasks may take long, or never end.
+        """
         self._waits_for_count = False
         if self.is_refused:  # it may be on its way again
             self._hear(CALL_TIMEOUT_S)
-        while not self.is_done and not self.is_refused:
+        while not self.is_done and not self.is_refused and not is_over():
             self.turn(wait_s=1.0)
 
     def give_up(self) -> list[dict[str, Any]]:
@@ -173,13 +178,14 @@ class Feeder:
             answer.result()
             failpoint.hit("supervisor.after_add")
             self._note_added()
-            self.is_refused = False
+            self.is_refused, self._full_again_s = False, FULL_AGAIN_S[0]
         except ServiceError as error:
             self._keeper.replace(error)  # which asks for find_sent
         except QueueFullError:
             self._take_back()
             self._halve_first()  # there may be room for a part of it, and never be room for more
-            self.is_refused, self._not_before = True, time.monotonic() + FULL_AGAIN_S
+            self.is_refused, self._not_before = True, time.monotonic() + self._full_again_s
+            self._full_again_s = min(2.0 * self._full_again_s, FULL_AGAIN_S[1])
         except JournalError as error:
             self._take_back()
             if not self.is_refused:

@@ -89,7 +89,7 @@ class Staff:
         taken = {worker.slot for worker in self.workers}
         missing = [slot for slot in range(1, self.jobs + 1) if slot not in taken]
         if missing and needed is not None:
-            missing = missing[: max(0, needed() - len(taken))]
+            missing = missing[: max(0, needed() - sum(worker.takes_more for worker in self.workers))]
         for slot in missing:
             self._check_boots()
             worker = self._take_standby() or self._start(now)

@@ -320,7 +320,7 @@ class Supervisor:
         Returns:
             How many POs were interrupted in the middle.
         """
-        leases = self._ask("get_leases")
+        leases = self._ask("get_leases", brings_data=False)
         for token, report in left.reports.items():
             if token in leases:
                 self._report_for(leases[token].worker_id or "", [report])
@@ -543,8 +543,11 @@ class Supervisor:
                 return
 
     def take_rest(self) -> None:
-        """Add the rest, if it can be written down, and hand on the last events; harmless when repeated."""
-        self._feeder.finish()
+        """Add the rest, if it can be written down, and hand on the last events; harmless when repeated.
+
+        A second stop ends the adding too: who feeds the run may take long, or never end.
+        """
+        self._feeder.finish(lambda: self._stop_level > 1 or self._signals.is_waiting)
         while events := self._keeper.take_last_events():
             self._take_events(events)
 
@@ -656,7 +659,7 @@ class Supervisor:
             What runs now, as get_leases.
         """
         in_hand = {worker.worker_id: worker.status().token for worker in self._staff.workers}
-        leases = self.queue.get_leases()
+        leases = self.queue.get_leases(brings_data=False)
         for worker in self._staff.workers:
             token = worker.status().token
             if token and token == in_hand[worker.worker_id] and token not in leases:  # it ran when they were looked at
@@ -760,14 +763,15 @@ class Supervisor:
         """What it had in hand: charged to the PO, unless the worker was ended for another reason."""
         reason = worker.why_killed(status.token)
         if reason == "cancel":
-            record = self._ask("get_leases").get(status.token)
+            record = self._ask("get_leases", brings_data=False).get(status.token)
             if record is None:
                 return  # its end was recorded meanwhile, and wins
             details = {"error_type": "Cancelled", "message": "cancelled while it ran", "worker_id": worker.worker_id}
             report = Report(record.task_id, status.token, now - status.started, error=details, give_up=True)
             self._report_for(worker.worker_id, [report])
-        elif reason == "stop":
-            self._ask("interrupt_leases", [status.token], "the run was stopped", is_crash=False)
+        elif reason in ("stop", "another"):
+            why = "the run was stopped" if reason == "stop" else "its worker was ended for the PO before it"
+            self._ask("interrupt_leases", [status.token], why, is_crash=False)
         elif reason in ("", "timeout"):
             self._charge(worker, status, is_out_of_memory, now)
 
@@ -776,7 +780,7 @@ class Supervisor:
         self._ask("exchange_packed", worker_id, pack_reports(reports), 0)
 
     def _charge(self, worker: WorkerProcess, status: Status, is_out_of_memory: bool, now: float) -> None:
-        record = self._ask("get_leases").get(status.token)
+        record = self._ask("get_leases", brings_data=False).get(status.token)
         if record is None:
             return  # its end was recorded meanwhile, and wins
         if worker.kill is not None and worker.why_killed(status.token):
@@ -841,7 +845,7 @@ class Supervisor:
         has_stood_still = self._lost_since(self._next_idle_look - IDLE_LOOK_S)
         self._next_idle_look = now + IDLE_LOOK_S
         idle = [worker for worker in self._staff.workers if worker.kill is None and _is_idle(worker.status())]
-        held = _tokens_by_worker(self._ask("get_leases")) if idle else {}
+        held = _tokens_by_worker(self._ask("get_leases", brings_data=False)) if idle else {}
         before, self._held_idle = self._held_idle, {}
         for worker in idle:
             tokens = held.get(worker.worker_id, set())
@@ -959,7 +963,9 @@ class Supervisor:
             return
         self._journal_gone_since = self._journal_gone_since or now
         if now - self._journal_gone_since > JOURNAL_GONE_S and not self._halted:
-            self._halted = self._fault = f"{journal}, or its -wal file, was deleted or replaced: nothing more can be recorded"
+            self._halted = self._fault = (
+                f"{journal}, or its -wal file, was deleted or replaced: nothing more can be recorded"
+            )
             logger.error("%s", self._halted)
             self._drain(0.0)
             self._stop_running(now)
@@ -1034,8 +1040,10 @@ class Supervisor:
 
     def _wait(self) -> None:
         """Until something happens: a worker's end, an answer, a signal, or the next deadline."""
-        is_over = self._is_draining and not self._staff and not self._dead
-        if self._signals.is_waiting or (self._may_be_done and self._feeder.is_done) or is_over:
+        is_over = (
+            not self._staff and not self._dead if self._is_draining else self._may_be_done and self._feeder.is_done
+        )
+        if self._signals.is_waiting or is_over:
             return
         now = time.monotonic()
         waits_for: list[int] = [self._signals.fileno()]

@@ -155,6 +155,11 @@ class WorkerProcess:
         status = self.status()
         return max(status.started, self.started) if not status.token else status.started
 
+    @property
+    def takes_more(self) -> bool:
+        """Whether it may begin another PO: it is not about to end."""
+        return self.kill is None and not self.is_retiring and self.status().phase <= Phase.WORKING
+
     def employ(self, worker_id: str, slot: int) -> None:
         """Let it work under this id."""
         self.worker_id, self.slot = worker_id, slot
@@ -202,7 +207,7 @@ class WorkerProcess:
         kill = self.kill
         if kill is None or kill.token in (0, token):
             return kill.reason if kill is not None else ""
-        return "" if kill.stage == "evidence" else "stop"
+        return "" if kill.stage == "evidence" else "another"
 
     def next_step(self) -> float | None:
         """When advance_kill has something to do."""

@@ -188,3 +188,14 @@ def test_what_a_reader_of_records_does_changes_nothing_inside() -> None:
     record = next(iter(queue.get_leases().values()))
 
     assert isinstance(record.error_history, tuple) and len(record.error_history) == 2
+
+
+@pytest.mark.contract("R26")
+def test_what_runs_can_be_looked_at_without_its_data(queue: TaskQueue) -> None:
+    queue.add_task(ProcessingTask("a", {"po_number": "PO-1"}))
+    queue.exchange("w1")
+
+    [(token, record)] = queue.get_leases(brings_data=False).items()
+
+    assert (record.task_id, record.worker_id, record.payload) == ("a", "w1", b"")
+    assert queue.get_leases()[token].payload

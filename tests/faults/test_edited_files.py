@@ -119,6 +119,18 @@ def test_a_limit_given_later_leaves_out_what_has_not_ended_and_nothing_else(tmp_
 
 
 @pytest.mark.once
+def test_a_check_counts_what_would_run_whatever_has_ended_beyond_the_limit(tmp_path: Path) -> None:
+    batch = halted(tmp_path, "A,", "B,", "C,wait", "D,wait")
+    batch.write("C,wait", "D,wait", "A,", "B,")
+
+    checked = batch.poqueue("run", "--resume", "r", "--check", "--limit", "2", "--accept-changes").check(0)
+    refused = batch.poqueue("retry", "r", "--check", "--accept-changes").check(2)
+
+    assert "4 rows: 2 POs to run" in checked.err
+    assert "2 POs of this run have not ended yet" in refused.err
+
+
+@pytest.mark.once
 def test_what_has_ended_stays_though_a_new_row_pushes_it_beyond_the_limit(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,", "B,", "C,", words=("--limit", "2"))
     with batch.start() as run:

@@ -177,6 +177,11 @@ def test_a_program_named_by_a_path_is_found_from_wherever_the_run_goes_on(tmp_pa
     again = poqueue("run", "--resume", "../r", "--limit", "2", "--accept-changes", cwd=tmp_path / "elsewhere").check(0)
     poqueue("run", "--resume", "r", "--command", template, cwd=tmp_path).check(5)  # it is the same program
 
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    record["options"]["command"] = template  # as it was given
+    (tmp_path / "r" / "run.json").write_text(json.dumps(record))
+    poqueue("run", "--resume", "r", cwd=tmp_path).check(5)
+
     assert said_by(tmp_path / "seen") == [["P1", "{ }"]], again.err
     assert said_by(tmp_path / "elsewhere" / "seen") == [["P2", "{ }"]]
 

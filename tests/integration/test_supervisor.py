@@ -737,6 +737,25 @@ def test_pos_are_worked_on_while_an_iterator_takes_its_time_for_the_next(tmp_pat
     assert list(play.starts()) == [f"P{number}" for number in range(30)]
 
 
+def test_a_second_stop_ends_the_adding_of_what_never_ends(tmp_path: Path) -> None:
+    most = 50_000  # for whoever goes on
+
+    def tasks() -> Iterator[ProcessingTask]:
+        for number in range(most):
+            made.append(number)
+            if number == 500:
+                supervisor.stop()
+                supervisor.stop()
+            yield po(f"P{number}", "quick", tmp_path)
+
+    made: list[int] = []
+    with on_stage(tmp_path) as (supervisor, _):
+        supervisor.feed(tasks())
+        assert supervisor.run().reason == "interrupted"
+
+    assert len(made) < most
+
+
 def test_a_stop_is_heeded_while_pos_are_still_added_and_none_is_forgotten(tmp_path: Path) -> None:
     count = 20_000
 

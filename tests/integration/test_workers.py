@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from poqueue import TaskStatus
+from poqueue.task import Event
 from tests.integration import villains
-from tests.integration.stage import Play, lines_of, on_stage, perform, po, wait_until
+from tests.integration.stage import Play, history, lines_of, on_stage, perform, po, wait_until
 from tests.integration.test_supervisor import meanwhile
 from workers import Supervisor, WorkersCannotStartError, staff
 from workers.kept_reports import REPORT_FILES
@@ -281,6 +282,43 @@ def test_a_session_is_closed_when_its_worker_is_replaced(tmp_path: Path) -> None
 
     opened, closed = sessions(tmp_path)
     assert len(opened) >= 3 and opened == closed
+
+
+def test_a_po_waits_for_no_session_that_is_closed_beside_a_free_place(tmp_path: Path) -> None:
+    def close(event: Event) -> None:
+        if event.kind == "completed":
+            (tmp_path / "close").touch()
+
+    tasks = [po("P", "later", tmp_path, max_retries=1)]
+    settings = {"max_tasks_per_worker": 1, "spare_workers": False, "on_event": close}
+    play = perform(tmp_path, *tasks, target=villains.TeardownWaits, **settings)
+
+    assert play.is_completed("P") and lines_of(tmp_path / "sessions").count("teardown w1.1") == 1
+
+
+def test_a_run_that_waits_for_a_session_to_be_closed_does_nothing_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[float] = []
+    monkeypatch.setattr(Supervisor, "_watch", lambda self, now: turns.append(now))
+    target = villains.TeardownWaits
+    with on_stage(tmp_path, po("P", "wait_for_go", tmp_path), target=target, task_timeout=60.0) as (supervisor, _):
+
+        def stop() -> None:
+            wait_until(lambda: history(tmp_path), "it has begun")
+            supervisor.stop()
+            wait_until(lambda: supervisor._is_draining, "nothing starts any more")
+            (tmp_path / "go").touch()
+            wait_until(lambda: any("closing" in line for line in lines_of(tmp_path / "sessions")), "it is being closed")
+            until, before = time.monotonic() + 1.0, len(turns)
+            wait_until(lambda: time.monotonic() > until, "a second has gone by")
+            turned.append(len(turns) - before)
+            (tmp_path / "close").touch()
+
+        turned: list[int] = []
+        meanwhile(supervisor, stop)
+
+    assert turned[0] < 100
 
 
 def test_a_session_is_closed_when_its_worker_is_told_to_end(tmp_path: Path) -> None:

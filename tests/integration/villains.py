@@ -658,6 +658,17 @@ class TeardownHangs(Session):
         _long()
 
 
+class TeardownWaits(Session):
+    """Closes once the test has made the file `close`."""
+
+    def teardown(self) -> None:
+        append(self.path, f"closing {self.worker_id}")
+        deadline = time.monotonic() + LONG_S
+        while not self.path.with_name("close").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        append(self.path, f"teardown {self.worker_id}")
+
+
 class TeardownDies(TeardownHangs):
     """Ends its worker while it closes."""
 
