@@ -39,10 +39,21 @@ def test_workers_whose_session_cannot_be_opened_stop_the_run(tmp_path: Path) -> 
     check_brake(tmp_path, "the browser does not start", target=villains.SetupRaises)
 
 
-def test_workers_that_cannot_connect_to_the_queue_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BOOTS", str(tmp_path / "boots"))
+def test_workers_that_cannot_connect_to_the_queue_stop_the_run(tmp_path: Path) -> None:
+    (tmp_path / "no_sockets.py").write_text(
+        textwrap.dedent(f"""
+            import socket
+            with open({str(tmp_path / "boots")!r}, "a") as file:
+                file.write("boot\\n")
+            def refuse(*arguments):
+                raise RuntimeError("there are no sockets here")
+            socket.socket = refuse
+            def process(po):
+                pass
+        """)
+    )
 
-    check_brake(tmp_path, "there are no sockets here", target=villains.BreaksSockets)
+    check_brake(tmp_path, "there are no sockets here", target="no_sockets:process", app_dir=str(tmp_path))
 
 
 def test_workers_that_die_while_they_start_stop_the_run(tmp_path: Path) -> None:

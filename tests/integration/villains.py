@@ -13,7 +13,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -617,17 +616,6 @@ class SetupHangs(SetupRaises):
     def setup(self, context: WorkerContext) -> None:
         append(Path(context.options["folder"], "boots"), str(os.getpid()))
         _long()
-
-
-class BreaksSockets(SetupRaises):
-    """No worker can reach the queue."""
-
-    def __init__(self) -> None:
-        append(Path(os.environ["BOOTS"]), str(os.getpid()))
-        socket.socket = self.refuse  # type: ignore[assignment, misc]
-
-    def refuse(self, *args: object) -> NoReturn:
-        raise RuntimeError("there are no sockets here")
 
 
 class SetupDies(SetupRaises):
