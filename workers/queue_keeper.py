@@ -184,9 +184,7 @@ class QueueKeeper:
         """Once what was left of the events has been handed on: nobody is told by them of an end that he knows already."""
         if not self._has_missed:
             return
-        reader, _ = self.queue.open_events(
-            brings_data=False
-        )  # whom the queue tells again what is to be cancelled, and us too
+        reader, _ = self.queue.open_events(brings_data=False)  # it is told again what is to be cancelled, and so are we
         self.queue.close_events(reader)
         self._on_missed()
         self._has_missed = False

@@ -633,8 +633,6 @@ class Supervisor:
         for worker in self._staff.workers:
             if worker.is_retiring:
                 self.queue.retire_worker(worker.worker_id)
-        if self._journal is not None:
-            self._journal_inodes[1:] = _inodes(self._journal)[1:]  # the new manager may have made another -wal file
         self._held_idle = {}  # they have to find the new queue first
         held = _tokens_by_worker(self._end_what_was_cleared())
         for worker in self._staff.workers:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -269,12 +270,19 @@ def test_a_supervisor_that_is_stopped_longer_than_the_time_limit_times_nothing_o
     assert "killing" not in ended.err and len(batch.begun()) == 12
 
 
+@contextlib.contextmanager
+def journal_of_a_halted_run(folder: Path, pos: int, successes: int) -> Iterator[sqlite3.Connection]:
+    """A run of so many POs that was halted after so many had succeeded; what is changed in its journal stays."""
+    write_orders(folder / "orders.csv", *(f"P{number},ok" for number in range(pos)))
+    words = ["run", "orders.csv", *BEHAVE, "-j", "1", "--run-dir", "r", "--halt", f"soon,success={successes}"]
+    poqueue(*words, cwd=folder).check(4)
+    with contextlib.closing(sqlite3.connect(folder / "r" / "journal.sqlite")) as journal, journal:
+        yield journal
+
+
 @pytest.mark.once
 def test_a_damaged_payload_of_a_po_that_is_done_keeps_nobody_from_going_on(tmp_path: Path) -> None:
-    write_orders(tmp_path / "orders.csv", *(f"P{number},ok" for number in range(20)))
-    words = ["run", "orders.csv", *BEHAVE, "-j", "1", "--run-dir", "r"]
-    poqueue(*words, "--halt", "soon,success=5", cwd=tmp_path).check(4)
-    with contextlib.closing(sqlite3.connect(tmp_path / "r" / "journal.sqlite")) as journal, journal:
+    with journal_of_a_halted_run(tmp_path, pos=20, successes=5) as journal:
         journal.execute("UPDATE tasks SET payload = CAST(CAST(payload AS TEXT) || '\"' AS BLOB) WHERE task_id = 't1'")
 
     poqueue("run", "--resume", "r", cwd=tmp_path).check(4)  # halted again after as many
@@ -286,11 +294,7 @@ def test_a_damaged_payload_of_a_po_that_is_done_keeps_nobody_from_going_on(tmp_p
 
 
 def test_a_run_that_is_resumed_years_later_knows_all_that_was_done(tmp_path: Path) -> None:
-    write_orders(tmp_path / "orders.csv", *(f"P{number},ok" for number in range(4)))
-    poqueue("run", "orders.csv", *BEHAVE, "-j", "1", "--run-dir", "r", "--halt", "soon,success=3", cwd=tmp_path).check(
-        4
-    )
-    with contextlib.closing(sqlite3.connect(tmp_path / "r" / "journal.sqlite")) as journal, journal:
+    with journal_of_a_halted_run(tmp_path, pos=4, successes=3) as journal:
         journal.execute("UPDATE log SET at = at - 3 * 366 * 86400")
 
     poqueue("run", "--resume", "r", "--halt", "never", cwd=tmp_path).check(0)
@@ -300,10 +304,7 @@ def test_a_run_that_is_resumed_years_later_knows_all_that_was_done(tmp_path: Pat
 
 @pytest.mark.once
 def test_a_result_that_cannot_be_opened_is_told_in_its_row_and_spoils_nothing_else(tmp_path: Path) -> None:
-    write_orders(tmp_path / "orders.csv", *(f"P{number},ok" for number in range(4)))
-    words = ["run", "orders.csv", *BEHAVE, "-j", "1", "--run-dir", "r"]
-    poqueue(*words, "--halt", "soon,success=2", cwd=tmp_path).check(4)
-    with contextlib.closing(sqlite3.connect(tmp_path / "r" / "journal.sqlite")) as journal, journal:
+    with journal_of_a_halted_run(tmp_path, pos=4, successes=2) as journal:
         of_p0 = "rank = (SELECT rank FROM tasks WHERE task_id = 't1') AND result IS NOT NULL"
         assert journal.execute(f"UPDATE log SET result = CAST(result || '!' AS BLOB) WHERE {of_p0}").rowcount == 1
     write_orders(tmp_path / "orders.csv", *(f"P{number},ok" for number in range(5)))
