@@ -3,8 +3,6 @@
 TaskQueue is fetched when it is first used: a worker process needs the records only, and starts the sooner.
 """
 
-from typing import TYPE_CHECKING, Any
-
 from poqueue.errors import (
     CallTimeoutError,
     ConfigError,
@@ -21,6 +19,7 @@ from poqueue.errors import (
     TaskNotFoundError,
     WorkerMismatchError,
 )
+from poqueue.hints import TYPE_CHECKING, Any
 from poqueue.task import ProcessingTask, TaskResult, TaskStatus
 
 if TYPE_CHECKING:

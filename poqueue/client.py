@@ -8,13 +8,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
 from weakref import ref
 
 from poqueue import wire
 from poqueue.error_log import described
 from poqueue.errors import CallTimeoutError, ManagerLostError, PoqueueError
 from poqueue.events import UNSET, HandlerSet
+from poqueue.hints import Any
 from poqueue.packing import FrozenTask, PackedGrant, pack_reports, pack_task, unpack_events, unpack_grant, unpack_parts
 from poqueue.payload import freeze_result, thaw_task
 from poqueue.task import (

@@ -1,7 +1,8 @@
 """The queue's settings, checked as a whole before any of them is used."""
 
 import math
-from typing import Any, NamedTuple
+
+from poqueue.hints import Any, NamedTuple
 
 MAX_TIMEOUT_S = 366 * 86400.0
 MAX_RETENTION_S = 100 * MAX_TIMEOUT_S

@@ -2,8 +2,8 @@
 
 import time
 from collections import Counter
-from typing import Any
 
+from poqueue.hints import Any
 from poqueue.plain import plain_details
 
 MAX_TYPES = 1000

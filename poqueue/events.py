@@ -10,9 +10,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
 
 from poqueue.errors import QueueError
+from poqueue.hints import Any
 from poqueue.ledger import Entry
 from poqueue.payload import thaw_task
 from poqueue.task import TaskRecord

@@ -6,7 +6,8 @@ Half the time of json.dumps and json.loads for a result; what comes out is the s
 import json
 from collections.abc import Callable
 from json import encoder, scanner
-from typing import Any, NoReturn
+
+from poqueue.hints import Any, NoReturn
 
 
 def _encoder(*, allow_nan: bool, default: Callable[[Any], Any] | None = None) -> Callable[[Any], str]:

@@ -10,8 +10,8 @@ Everything here is done with the queue's lock held.
 import logging
 import threading
 from collections import deque
-from typing import Any, Protocol
 
+from poqueue.hints import Any, Protocol
 from poqueue.packing import PackedGrant
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
 from poqueue import failpoint
 from poqueue.errors import JournalError, JournalGoneError
+from poqueue.hints import Any, StrPath
 from poqueue.records import NAME_ENDED, Record
 
 APPLICATION_ID = 0x504F5155  # "POQU"
@@ -64,7 +64,7 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, *, durability: str = "normal", must_exist: bool | None = None, any_version: bool = False
+        self, path: StrPath, *, durability: str = "normal", must_exist: bool | None = None, any_version: bool = False
     ) -> None:
         if durability not in DURABILITIES:
             raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, got {durability!r}")
@@ -150,7 +150,7 @@ class Journal:
         """When the latest line was written, UTC seconds; 0 if there is none."""
         return float(next(self._read("SELECT at FROM log ORDER BY seq DESC LIMIT 1"), (0.0,))[0])
 
-    def copy_to(self, path: Path) -> None:
+    def copy_to(self, path: StrPath) -> None:
         """A consistent copy, which others may open, while this one goes on.
 
         Raises:
@@ -306,7 +306,7 @@ def _identity_of(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _make_private(path: Path) -> None:
+def _make_private(path: StrPath) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
 

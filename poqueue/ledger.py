@@ -7,8 +7,8 @@ import math
 from collections import deque
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
 
+from poqueue.hints import Any
 from poqueue.task import PENDING, PROCESSING, TaskRecord, instance
 from poqueue.task import TaskStatus as S
 

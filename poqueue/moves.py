@@ -5,10 +5,10 @@ decides, waits, tells anybody or looks at a clock; `now` is monotonic seconds, `
 """
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from poqueue.adaptive import AdaptiveTimeout
 from poqueue.error_log import ErrorLog
+from poqueue.hints import Any
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import Metrics
 from poqueue.schedule import Schedule

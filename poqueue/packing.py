@@ -8,8 +8,8 @@ than instances of a class. Whoever sends packs, whoever receives unpacks; both e
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
+from poqueue.hints import Any, NamedTuple
 from poqueue.payload import FrozenResult, freeze_po
 from poqueue.task import Event, Grant, Lease, ProcessingTask, Report, ReportParts, Success, TaskRecord, instance
 

@@ -6,7 +6,8 @@ import os
 import pickle
 import select
 import signal
-from typing import TYPE_CHECKING, Any
+
+from poqueue.hints import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -2,11 +2,10 @@
 
 import math
 import pickle
-from collections.abc import Collection
-from copy import deepcopy
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable
 
 from poqueue import fast_json
+from poqueue.hints import Any, NamedTuple
 from poqueue.task import ProcessingTask, TaskRecord, TaskResult, instance
 
 MAX_DURATION_S = 1e12
@@ -191,8 +190,14 @@ def thaw_task(record: TaskRecord) -> ProcessingTask:
         task._frozen_result = [result]
     else:
         task.result = None
-    task.error_history = deepcopy(list(errors)) if errors else []
+    task.error_history = _copies(errors) if errors else []
     return task
+
+
+def _copies(errors: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    from copy import deepcopy  # only here: most tasks have none
+
+    return deepcopy(list(errors))
 
 
 def thaw_for_report(record: TaskRecord) -> ProcessingTask:

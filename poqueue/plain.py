@@ -4,9 +4,8 @@ import math
 import sys
 from collections.abc import Callable
 from enum import Enum
-from pathlib import PurePath
-from typing import Any, NoReturn
 
+from poqueue.hints import Any, NoReturn
 from poqueue.task import Fields
 
 MAX_DEPTH = 50
@@ -123,7 +122,7 @@ def _convert(value: Any, where: str, depth: int, otherwise: Callable[[Any, str, 
             return str(value) if value.is_finite() else otherwise(value, where, "not a finite number")
         if _is_a(value, "datetime", "date", "time"):
             return value.isoformat()
-        if isinstance(value, PurePath) or _is_a(value, "uuid", "UUID"):
+        if _is_a(value, "pathlib", "PurePath") or _is_a(value, "uuid", "UUID"):
             return _checked_text(str(value), where, otherwise)
         if isinstance(value, str | int | float):  # subclasses: keep the value, drop the class
             base = next(b for b in (str, int, float) if isinstance(value, b))

@@ -1,7 +1,8 @@
 """The lines of a journal's log, as values; a queue without a journal decides in them as well."""
 
 from enum import IntEnum
-from typing import NamedTuple
+
+from poqueue.hints import NamedTuple
 
 
 class Kind(IntEnum):

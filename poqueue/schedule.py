@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
 
+from poqueue.hints import Any
 from poqueue.ledger import Entry
 
 PRIORITIES = range(1, 11)

@@ -15,12 +15,11 @@ import threading
 import time
 from multiprocessing import connection
 from multiprocessing.managers import Server
-from pathlib import Path
-from typing import Any
 
 from poqueue import failpoint, wire
 from poqueue.errors import PoqueueError, QueueError
 from poqueue.hand_off import TOLD
+from poqueue.hints import Any
 from poqueue.packing import PACK_ANSWER, UNPACK_REQUEST, PackedGrant
 from poqueue.parent import die_with_parent, is_there
 from poqueue.service import CANNOT_HOST_EXIT, Hosting, reason_path
@@ -242,8 +241,9 @@ def _open_queue(hosting: Hosting) -> TaskQueue:
         queue.hold_queue(hosting.hold)  # before anybody can reach it
         return queue
     except PoqueueError as error:
-        with contextlib.suppress(OSError):  # the disk may be full
-            Path(reason_path(hosting.address)).write_text(str(error), encoding="utf-8", errors="backslashreplace")
+        path = reason_path(hosting.address)
+        with contextlib.suppress(OSError), open(path, "wb") as file:  # the disk may be full
+            file.write(str(error).encode(errors="backslashreplace"))
         os._exit(CANNOT_HOST_EXIT)
 
 

@@ -14,13 +14,12 @@ import tempfile
 from collections.abc import Callable
 from multiprocessing import current_process, get_context, util
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, NamedTuple
 
 from poqueue import wire
 from poqueue.client import QueueClient, connect
 from poqueue.config import QueueConfig
 from poqueue.errors import ConfigError, JournalError, ManagerCannotStartError, ManagerLostError, PoqueueError
+from poqueue.hints import Any, NamedTuple, StrPath
 from poqueue.parent import UNKNOWN_EXIT, await_first_word, end_untold, gone_folder, join, kill, tell_first
 from poqueue.wire import check_address, check_private, dial
 
@@ -35,10 +34,10 @@ START_LOOKS = (
 )
 
 
-def fits_address(directory: Path) -> bool:
+def fits_address(directory: StrPath) -> bool:
     """Whether a socket in this folder has a path that every kernel takes."""
     try:
-        check_address(str(directory / SOCKET_NAME))
+        check_address(os.path.join(directory, SOCKET_NAME))
     except ValueError:
         return False
     return True
@@ -155,8 +154,8 @@ class QueueService:
         self,
         *,
         start_method: str = "spawn",
-        directory: Path | None = None,
-        log_path: Path | None = None,
+        directory: StrPath | None = None,
+        log_path: StrPath | None = None,
         on_orphan: Callable[[], None] | None = None,
         early: list[ManagerProcess] | None = None,
         **settings: Any,
@@ -176,7 +175,7 @@ class QueueService:
         self._process: Any = None
         self._at_exit: Any = None  # ends the manager when this program ends without having done so
         self._has_started = False
-        self._made_files: list[Path] | None = None  # of the journal; None before the first start
+        self._made_files: list[str] | None = None  # of the journal; None before the first start
         self._clients: list[QueueClient] = []
         self._owner_pid = os.getpid()
 
@@ -221,16 +220,15 @@ class QueueService:
         """Settle where the socket will be, for clients that are told before the manager is started; harmless when repeated."""
         directory = self._directory
         if directory is None:
-            directory = Path(self._made_directory or tempfile.mkdtemp(prefix="poqueue-"))
-            self._made_directory = str(directory)
-        self.address = str(directory / SOCKET_NAME)
+            directory = self._made_directory = self._made_directory or tempfile.mkdtemp(prefix="poqueue-")
+        self.address = os.path.join(directory, SOCKET_NAME)
         check_address(self.address)
         check_private(directory)
 
     def _start_manager(self, hold: str = "", meanwhile: Callable[[], None] = lambda: None) -> None:
         hosting = Hosting(self.address, self.key, self._settings, hold, os.getpid(), self._log_path, self._on_orphan)
         if self._made_files is None and self.has_journal:
-            files = [Path(f"{self._settings['journal']}{suffix}") for suffix in ("", "-wal", "-shm")]
+            files = [f"{self._settings['journal']}{suffix}" for suffix in ("", "-wal", "-shm")]
             self._made_files = [file for file in files if not os.path.lexists(file)]
         manager = self._early[-1] if self._early else None
         if manager is None or not manager.is_told(hosting):
@@ -298,17 +296,20 @@ class QueueService:
             self._settings["journal_must_exist"] = True
         elif self._settings.get("journal_must_exist") is False:
             for path in self._made_files or ():  # ours, and perhaps half made: nothing was in it
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
         self._start_manager(hold)
 
     def _take_reason(self) -> str:
-        path = Path(reason_path(self.address))
+        path = reason_path(self.address)
         try:
-            return path.read_text(encoding="utf-8") or NO_REASON
+            with open(path, encoding="utf-8") as file:
+                return file.read() or NO_REASON
         except OSError:
             return NO_REASON
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     @property
     def has_journal(self) -> bool:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from poqueue.hints import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 DEFAULT_PRIORITY = 5
 LEASE_AHEAD_S = 0.035  # how much work a worker may hold ahead,

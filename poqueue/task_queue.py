@@ -22,8 +22,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from poqueue.adaptive import TIMEOUT_ERROR, AdaptiveTimeout
 from poqueue.config import (
@@ -42,6 +40,7 @@ from poqueue.errors import JournalError, QueueError, QueueFullError, TaskNotFoun
 from poqueue.events import UNSET, EventDelivery, EventFeed, log_now
 from poqueue.halt import HaltPolicy
 from poqueue.hand_off import TOLD, Line, Offer, Taker
+from poqueue.hints import TYPE_CHECKING, Any, StrPath
 from poqueue.ids import new_id
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
@@ -134,7 +133,7 @@ class TaskQueue:
         start_delay: float = 0.0,
         timeout_share: float | None = None,
         timeout_floor: float = DEFAULT_TIMEOUT_FLOOR_S,
-        journal: Path | str | None = None,
+        journal: StrPath | None = None,
         durability: str = "normal",
         journal_must_exist: bool | None = None,
         journal_any_version: bool = False,
@@ -179,7 +178,7 @@ class TaskQueue:
         self._journal: Journal | None = None
         if journal is not None:
             self._open_journal(
-                Path(journal), durability=durability, must_exist=journal_must_exist, any_version=journal_any_version
+                journal, durability=durability, must_exist=journal_must_exist, any_version=journal_any_version
             )
 
     # ------------------------------------------------------------------ a task's life
@@ -876,7 +875,7 @@ class TaskQueue:
         with self._lock:
             if self._journal is None:
                 raise QueueError("this queue has no journal")
-            self._journal.copy_to(Path(path))
+            self._journal.copy_to(path)
 
     def close_queue(self) -> None:
         """Let go of the journal, everything in its one file; the queue takes no change any more. Harmless when repeated."""
@@ -1222,7 +1221,7 @@ class TaskQueue:
 
     # ------------------------------------------------------------------ the journal (under the lock)
 
-    def _open_journal(self, path: Path, **how: Any) -> None:
+    def _open_journal(self, path: StrPath, **how: Any) -> None:
         """Take up what the journal holds."""
         from poqueue.journal import Journal
         from poqueue.replay import boot_id

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 from poqueue.config import QueueConfig
 from poqueue.error_log import described
+from poqueue.hints import Any, NamedTuple
 from poqueue.ledger import Entry
 from poqueue.moves import End
 from poqueue.payload import FrozenResult

@@ -16,10 +16,9 @@ import time
 from collections.abc import Iterable
 from multiprocessing import connection
 from multiprocessing.context import AuthenticationError
-from pathlib import Path
-from typing import Any, NoReturn
 
 from poqueue.errors import CallTimeoutError, ManagerLostError
+from poqueue.hints import Any, NoReturn, StrPath
 
 MAX_ADDRESS_BYTES = 100
 MAX_REQUEST_BYTES = 256 * 1024 * 1024
@@ -52,7 +51,7 @@ def check_address(address: Any) -> None:
         raise ValueError(f"the socket's path is longer than {MAX_ADDRESS_BYTES} bytes: {address}")
 
 
-def check_private(directory: Path) -> None:
+def check_private(directory: StrPath) -> None:
     """The directory of a socket must be ours alone.
 
     Raises:

@@ -8,11 +8,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
-from typing import Any
 
 from poqueue import failpoint
 from poqueue.client import CALL_TIMEOUT_S, PendingCall, QueueClient
 from poqueue.errors import JournalError, PoqueueError, QueueFullError, ServiceError
+from poqueue.hints import Any
 from poqueue.ids import new_id
 from poqueue.packing import FrozenTask
 from poqueue.payload import thaw

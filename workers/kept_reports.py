@@ -19,10 +19,10 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from zlib import crc32
 
 from poqueue import fast_json
+from poqueue.hints import StrPath
 from poqueue.payload import refreeze
 from poqueue.task import Report, Success
 
@@ -42,10 +42,10 @@ _ROOM = 15  # behind a record, for zero as the length of none
 class ReportKeeper:
     """The worker's side."""
 
-    def __init__(self, folder: Path) -> None:
-        with open(folder / KEPT_FILE, "r+b") as file:
+    def __init__(self, folder: StrPath) -> None:
+        with open(os.path.join(folder, KEPT_FILE), "r+b") as file:
             self._map = mmap.mmap(file.fileno(), KEPT_BYTES)
-        self._fds = [os.open(folder / name, os.O_WRONLY | os.O_APPEND) for name in REPORT_FILES]
+        self._fds = [os.open(os.path.join(folder, name), os.O_WRONLY | os.O_APPEND) for name in REPORT_FILES]
         self._has_lines = [False, False]
         self._emptied = [0, 0]
         self._filled = 0  # which half is
@@ -126,17 +126,17 @@ class ReportKeeper:
             os.close(fd)
 
 
-def read_kept(folder: Path) -> list[Report]:
+def read_kept(folder: StrPath) -> list[Report]:
     """What a worker has finished and perhaps not told, in the order of its leases; what it died over is left out."""
     reports = []
-    with suppress(FileNotFoundError), open(folder / KEPT_FILE, "rb") as file:
+    with suppress(FileNotFoundError), open(os.path.join(folder, KEPT_FILE), "rb") as file:
         if os.fstat(file.fileno()).st_size == KEPT_BYTES:  # else its making was not finished, and nobody was given it
             with mmap.mmap(file.fileno(), KEPT_BYTES, access=mmap.ACCESS_READ) as kept:
                 halves = [_read_half(kept, start) for start in range(0, KEPT_BYTES, HALF_BYTES)]
             reports = [report for half in halves for report in _records(half)]
     for name in REPORT_FILES:
-        with suppress(FileNotFoundError):
-            reports += _lines((folder / name).read_bytes())
+        with suppress(FileNotFoundError), open(os.path.join(folder, name), "rb") as file:
+            reports += _lines(file.read())
     return sorted(reports, key=lambda report: report.token)
 
 

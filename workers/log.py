@@ -5,12 +5,12 @@ A record may be about many POs at once: its attribute `each` then holds the ID_F
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from poqueue import fast_json
+from poqueue.hints import Any, StrPath
 from workers.safe_text import safe_text
 
 ID_FIELDS = ("run", "worker_id", "po_number", "task_id", "attempt")
@@ -172,9 +172,9 @@ class RunLogging:
 
     active = 0  # how many there are, each in its `with`
 
-    def __init__(self, path: Path, run: str, show: Callable[[str], None], *, verbosity: int, as_json: bool) -> None:
+    def __init__(self, path: StrPath, run: str, show: Callable[[str], None], *, verbosity: int, as_json: bool) -> None:
         self._file = _LogFile(path, encoding="utf-8", delay=False)
-        path.chmod(0o600)
+        os.chmod(path, 0o600)
         self._file.setFormatter(JsonFormatter(run))
         self._screen = _ShowHandler(show)
         self._screen.setFormatter(JsonFormatter(run) if as_json else TextFormatter())

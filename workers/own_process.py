@@ -1,11 +1,9 @@
 """What a process does to itself: becoming a worker, dying with its parent, adopting orphans, looking at its memory."""
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
-from pathlib import Path
 
 from poqueue.parent import die_with_parent, prctl
 
@@ -32,8 +30,8 @@ def become_worker(marks: dict[str, str], *, dies_with_starter: bool) -> None:
         signal.signal(number, signal.SIG_IGN)  # only the supervisor decides
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else a processor would not learn how its children end
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
-    with contextlib.suppress(OSError):  # if memory runs out, rather a worker than the queue
-        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(OOM_SCORE)  # if memory runs out, rather a worker than the queue
 
 
 class Adoption:
@@ -54,6 +52,8 @@ class Adoption:
             return
         self._is_held = True
         if not Adoption._held:
+            import ctypes
+
             flag = ctypes.c_int()
             prctl(_PR_GET_CHILD_SUBREAPER, ctypes.addressof(flag))
             Adoption._before = flag.value
@@ -77,15 +77,27 @@ class Adoption:
 
 def _set_sigchld(action: signal.Handlers) -> None:
     """From any thread; Python, which knows only what its first thread sets, goes on to tell what it was."""
+    import ctypes
+
     set_action = ctypes.CDLL(None).signal
     set_action.argtypes, set_action.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     set_action(signal.SIGCHLD, action)
 
 
+def read_bytes(path: str) -> bytes:
+    """The whole of a file, such as the kernel's.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def rss_bytes(pid: int | None = None) -> int:
     """Resident memory of one process (this one by default), in bytes; 0 if it is gone."""
     try:
-        resident = Path(f"/proc/{pid or 'self'}/statm").read_bytes().split()[1]
+        resident = read_bytes(f"/proc/{pid or 'self'}/statm").split()[1]
     except (OSError, IndexError):
         return 0
     return int(resident) * _PAGE_BYTES
@@ -100,7 +112,7 @@ def cpu_seconds() -> float:
 def queued_seconds() -> float:
     """How long this process's first thread was ready without a core; 0 where the kernel does not say."""
     try:
-        return int(Path("/proc/self/schedstat").read_bytes().split()[1]) / 1e9
+        return int(read_bytes("/proc/self/schedstat").split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
 
@@ -116,7 +128,7 @@ def most_rss_bytes() -> int:
 
 def _peak_rss_bytes() -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+        for line in read_bytes("/proc/self/status").splitlines():
+            if line.startswith(b"VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT

@@ -1,9 +1,9 @@
 """Why a worker ended: by its exit code, by what was done to it, and by what the kernel says about memory."""
 
 import signal
-from typing import Any
 
 from poqueue.adaptive import TIMEOUT_ERROR
+from poqueue.hints import Any
 from poqueue.parent import UNKNOWN_EXIT
 
 STACK_CHARS = 64_000

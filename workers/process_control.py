@@ -8,7 +8,6 @@ Killing goes stop, list, repeat until nobody new appears, kill: a list taken of 
 """
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -16,11 +15,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import active_children, forkserver, resource_tracker
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
-from workers.own_process import HELD_SIGNALS, OOM_SCORE, rss_bytes
+from poqueue.hints import TYPE_CHECKING, Any, NamedTuple, StrPath
+from workers.own_process import HELD_SIGNALS, OOM_SCORE, read_bytes, rss_bytes
 
 if TYPE_CHECKING:  # else where it is used: it would take a tenth of a program's time to its first result
     import psutil
@@ -53,23 +51,24 @@ def start_forkserver() -> None:
     """
     preloads = getattr(forkserver._forkserver, "_preload_modules", None)
     with quiet_start():
-        if preloads == ["__main__"] and not _is_shadowed(Path()):
+        if preloads == ["__main__"] and not _is_shadowed("."):
             forkserver.set_forkserver_preload(PRELOADED)
         forkserver.ensure_running()
 
 
-def _is_shadowed(folder: Path) -> bool:
+def _is_shadowed(folder: StrPath) -> bool:
     """Whether something in the folder goes by the name of a module that is in use here, and is not that module.
 
     The fork server looks for modules in the current folder first: there may be a secrets.py of the user's.
     """
     try:
-        paths = [path for path in folder.absolute().iterdir() if path.name.partition(".")[0] in sys.modules]
+        names = [name for name in os.listdir(folder) if name.partition(".")[0] in sys.modules]
     except OSError:  # it is gone, or closed to us
         return True
-    sources = [path / "__init__.py" if path.is_dir() else path for path in paths]
+    paths = [os.path.join(os.path.abspath(folder), name) for name in names]
+    sources = [os.path.join(path, "__init__.py") if os.path.isdir(path) else path for path in paths]
     in_use = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    return any(source.exists() and str(source) not in in_use for source in sources)
+    return any(os.path.exists(source) and source not in in_use for source in sources)
 
 
 def open_descriptors() -> set[int]:
@@ -119,7 +118,7 @@ def born(pid: int) -> int:
     return seen.born if seen is not None else 0
 
 
-def belongings(pid: int, process_id: str, folder: Path | None = None, since: int = 0) -> "list[psutil.Process]":
+def belongings(pid: int, process_id: str, folder: StrPath | None = None, since: int = 0) -> "list[psutil.Process]":
     """Every living process that belongs to a worker, itself left out; the worker may be dead already.
 
     Args:
@@ -145,11 +144,11 @@ def _family(pid: int, around: Iterable[_Seen]) -> set[int]:
     return found
 
 
-def _has_mark(pid: int, process_id: str, folder: Path | None) -> bool:
+def _has_mark(pid: int, process_id: str, folder: StrPath | None) -> bool:
     return _environ_has(pid, PROCESS_MARK, process_id) or _maps_mark_in(pid, folder)
 
 
-def marked_processes(run_id: str, folder: Path | None = None, since: int = 0) -> "list[psutil.Process]":
+def marked_processes(run_id: str, folder: StrPath | None = None, since: int = 0) -> "list[psutil.Process]":
     """Every living process of a run: its environment carries the run's mark, or it maps a worker's mark below the folder.
 
     Args:
@@ -177,7 +176,7 @@ def _processes(wanted: Iterable[_Seen]) -> "list[psutil.Process]":
     return found
 
 
-def _maps_mark_in(pid: int, folder: Path | None) -> bool:
+def _maps_mark_in(pid: int, folder: StrPath | None) -> bool:
     """Whether a process has a worker's mark file mapped, below this folder.
 
     Only the worker itself maps that file, so only its forks have inherited it, even if they have closed everything.
@@ -185,7 +184,7 @@ def _maps_mark_in(pid: int, folder: Path | None) -> bool:
     if folder is None:
         return False
     try:
-        maps = Path(f"/proc/{pid}/maps").read_bytes()
+        maps = read_bytes(f"/proc/{pid}/maps")
     except OSError:
         return False
     start = os.fsencode(f" {folder}/").replace(b"\n", b"\\012")
@@ -194,7 +193,7 @@ def _maps_mark_in(pid: int, folder: Path | None) -> bool:
 
 def _environ_has(pid: int, name: str, value: str) -> bool:
     try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
+        environ = read_bytes(f"/proc/{pid}/environ")
     except OSError:
         return False
     return f"\0{name}={value}\0".encode() in b"\0" + environ
@@ -223,8 +222,8 @@ def ask_for_stack(pid: int) -> bool:
 def _catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+        status = read_bytes(f"/proc/{pid}/status")
+        caught = next(line.split()[1] for line in status.splitlines() if line.startswith(b"SigCgt:"))
     except (OSError, StopIteration, IndexError):
         return False
     return bool(int(caught, 16) >> (number - 1) & 1)
@@ -249,7 +248,7 @@ def is_same_after_stop(pid: int, check: Callable[[], bool]) -> bool:
     return False
 
 
-def terminate_tree(pid: int, process_id: str, folder: Path | None = None, since: int = 0) -> None:
+def terminate_tree(pid: int, process_id: str, folder: StrPath | None = None, since: int = 0) -> None:
     """Ask a worker and all that belongs to it to end (SIGTERM); stopped ones are woken to hear it."""
     others = {process.pid for process in belongings(pid, process_id, folder, since)}
     _signal_main_thread(pid, signal.SIGTERM)
@@ -261,17 +260,19 @@ def terminate_tree(pid: int, process_id: str, folder: Path | None = None, since:
 
 def _signal_main_thread(pid: int, number: int) -> None:
     """To the thread that runs Python's handlers: a stopped process may give it to another, and sleep on in the first."""
+    import ctypes  # only here: few workers are asked to end
+
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "tgkill") or libc.tgkill(pid, pid, number) != 0:
         _signal(pid, number)
 
 
-def kill_tree(pid: int, process_id: str, folder: Path | None = None, since: int = 0) -> None:
+def kill_tree(pid: int, process_id: str, folder: StrPath | None = None, since: int = 0) -> None:
     """Kill a living worker and all that belongs to it."""
     kill_all(lambda: belongings(pid, process_id, folder, since), [pid])
 
 
-def kill_belongings(dead_pid: int, process_id: str, folder: Path | None = None, since: int = 0) -> int:
+def kill_belongings(dead_pid: int, process_id: str, folder: StrPath | None = None, since: int = 0) -> int:
     """Kill what a dead worker has left; returns how many there were."""
     return kill_all(lambda: belongings(dead_pid, process_id, folder, since), [])
 
@@ -283,13 +284,13 @@ def helper_pids() -> list[int]:
     return [pid for pid in pids if pid]
 
 
-def kill_run(run_id: str, folder: Path | None = None, keep: Iterable[int] = (), since: int = 0) -> int:
+def kill_run(run_id: str, folder: StrPath | None = None, keep: Iterable[int] = (), since: int = 0) -> int:
     """Kill every process that carries a run's mark, this one and `keep` excepted; returns how many there were."""
     spared = set(keep)
     return kill_all(lambda: [one for one in marked_processes(run_id, folder, since) if one.pid not in spared], [])
 
 
-def end_run(run_id: str, work_dir: Path, since: int, *, keeps_files: bool) -> None:
+def end_run(run_id: str, work_dir: StrPath, since: int, *, keeps_files: bool) -> None:
     """In the manager, when the supervisor has died: no process of the run may stay behind, nor, without a journal, a file.
 
     It stands here, and not with the supervisor, since the manager imports the file that it stands in.
@@ -386,7 +387,7 @@ def kill_orphans() -> int:
 
 def _oom_score(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/oom_score_adj").read_text().strip()
+        return read_bytes(f"/proc/{pid}/oom_score_adj").decode().strip()
     except OSError:
         return ""
 
@@ -456,8 +457,8 @@ def started_at(pid: int) -> float:
     ticks = born(pid)
     if not ticks:
         return 0.0
-    lines = Path("/proc/stat").read_text().splitlines()
-    machine_s = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+    lines = read_bytes("/proc/stat").splitlines()
+    machine_s = next(int(line.split()[1]) for line in lines if line.startswith(b"btime "))
     return machine_s + ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -465,7 +466,7 @@ def oom_kills() -> int:
     """How many processes the kernel has killed for want of memory: in this control group, or else on the machine."""
     for path, key in _OOM_COUNTERS:
         try:
-            lines = Path(path).read_text().splitlines()
+            lines = read_bytes(path).decode().splitlines()
         except OSError:
             continue
         for line in lines:
@@ -478,7 +479,7 @@ def oom_kills() -> int:
 def own_cgroup() -> str:
     """The path of this process's control group below the root of them all (cgroup v2)."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = read_bytes("/proc/self/cgroup").decode(errors="surrogateescape").splitlines()
     except OSError:
         return "/"
     return next((line.split("::", 1)[1] for line in lines if "::" in line), "/")

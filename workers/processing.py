@@ -13,19 +13,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poqueue.config import MAX_TIMEOUT_S
 from poqueue.errors import ProcessorError
+from poqueue.hints import TYPE_CHECKING, Any, NamedTuple, StrPath
 from poqueue.payload import FrozenResult, freeze_plain_result, freeze_success, thaw
 from poqueue.plain import NotPlainError, is_flat, plain, plain_details
 from poqueue.task import Fields, Lease, Report, Success, TaskResult, instance
 from workers.signals import Interrupt, Termination
 
-if TYPE_CHECKING:  # else where it is used: to import it takes a tenth of a start
+if TYPE_CHECKING:  # else where they are used: to import inspect takes a tenth of a start
     import inspect
+    from pathlib import Path
 
 MAX_RESULT_BYTES = 10_000_000
 MAX_MESSAGE_CHARS = 8_000
@@ -73,12 +73,12 @@ class WorkerContext(Fields):
     """
 
     _fields = ("worker_id", "output_dir", "options", "po_number", "task_id", "attempt", "max_attempts", "owner")
-    __slots__ = _fields
+    __slots__ = ("_output_dir", *(name for name in _fields if name != "output_dir"))
 
     def __init__(
         self,
         worker_id: str,
-        output_dir: Path,
+        output_dir: StrPath,
         options: dict[str, str] | None = None,
         po_number: str = "",
         task_id: str = "",
@@ -94,6 +94,17 @@ class WorkerContext(Fields):
         self.attempt = attempt
         self.max_attempts = max_attempts
         self.owner = owner
+
+    @property
+    def output_dir(self) -> "Path":
+        """The run's folder for what processors write."""
+        from pathlib import Path  # only here: not every processor writes
+
+        return Path(self._output_dir)
+
+    @output_dir.setter
+    def output_dir(self, folder: StrPath) -> None:
+        self._output_dir = folder
 
     def own(self, *, pid: int | None = None, path: _Path | None = None) -> None:
         """Name a process or a path (file or folder) that the supervisor must remove if this worker dies or is killed.

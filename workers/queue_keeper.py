@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient
@@ -21,6 +20,7 @@ from poqueue.errors import (
     QueueError,
     ServiceError,
 )
+from poqueue.hints import Any
 from poqueue.packing import unpack_events
 from poqueue.parent import has_ended
 from poqueue.service import QueueService

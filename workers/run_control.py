@@ -15,10 +15,10 @@ import stat
 import struct
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from poqueue.client import MIN_KEY_BYTES, QueueClient, connect
 from poqueue.errors import ConfigError, ManagerLostError
+from poqueue.hints import Any, NamedTuple, StrPath
 from poqueue.wire import check_address
 from workers.quantities import MAX_JOBS
 from workers.whole_file import write_whole
@@ -45,9 +45,9 @@ class ControlFile(NamedTuple):
     def __repr__(self) -> str:
         return f"ControlFile({self.address!r}, run_id={self.run_id!r})"  # never the key
 
-    def write(self, run_dir: Path) -> None:
+    def write(self, run_dir: StrPath) -> None:
         """Make the file, or replace it whole."""
-        write_whole(json.dumps(self._asdict()), run_dir / CONTROL_NAME)
+        write_whole(json.dumps(self._asdict()), Path(run_dir, CONTROL_NAME))
 
 
 def read_control_file(run_dir: Path) -> ControlFile | None:

@@ -9,7 +9,8 @@ import os
 import signal
 from collections import deque
 from types import FrameType
-from typing import Any
+
+from poqueue.hints import Any
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _raised: list[int] = []

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
-from pathlib import Path
 
 from poqueue.errors import PoqueueError
 from poqueue.parent import gone_folder
@@ -37,7 +36,7 @@ class Staff:
         self,
         jobs: int,
         context: BaseContext,
-        folder: Path,
+        folder: str,
         run_id: str,
         settings: Callable[..., WorkerSettings],
         early: list[WorkerStart] | None = None,
@@ -172,7 +171,7 @@ class Staff:
     def _start(self, now: float) -> WorkerProcess | None:
         self._serial += 1
         process_id = f"{self._run_id}.{self._serial}"
-        folder = self._folder / f"process-{self._serial}"
+        folder = os.path.join(self._folder, f"process-{self._serial}")
         try:
             early = self._early[-1] if self._early else None
             worker = WorkerProcess(self._context, folder, process_id, self._run_id, self._settings, early)

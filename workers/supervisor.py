@@ -26,14 +26,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from multiprocessing import get_context, util
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poqueue import failpoint
 from poqueue.client import REPORT_TIMEOUT_S, QueueClient
 from poqueue.config import check_seconds, check_whole
 from poqueue.error_log import described
 from poqueue.errors import JournalError, ServiceError, TaskNotFoundError, WorkerMismatchError
+from poqueue.hints import TYPE_CHECKING, Any, NamedTuple, StrPath
 from poqueue.packing import FrozenTask, pack_reports
 from poqueue.service import QueueService, fits_address, leave_if_imported_again
 from poqueue.task import Event, ProcessingTask, Report, TaskRecord, TaskStatus
@@ -149,14 +148,14 @@ class Supervisor:
         stop_grace: float = 30.0,
         max_tasks_per_worker: int | None = None,
         max_memory_per_worker: int | None = None,
-        journal: Path | str | None = None,
+        journal: StrPath | None = None,
         durability: str = "normal",
         halt: Halt | None = None,
         guard: "MachineGuard | None" = None,
-        control_dir: Path | str | None = None,
-        work_dir: Path | str | None = None,
-        output_dir: Path | str | None = None,
-        log_path: Path | str | None = None,
+        control_dir: StrPath | None = None,
+        work_dir: StrPath | None = None,
+        output_dir: StrPath | None = None,
+        log_path: StrPath | None = None,
         on_event: Callable[[Event], None] | None = None,
         events_bring_data: bool = True,
         on_show: "Callable[[Snapshot], None] | None" = None,
@@ -172,7 +171,7 @@ class Supervisor:
             load_target(self._spec)
         _check_numbers(jobs, grace, stop_grace, max_tasks_per_worker, max_memory_per_worker)
         paths = (journal, control_dir, work_dir, output_dir, log_path)
-        journal, control_dir, work_dir, output_dir, log_path = map(_path_or_none, paths)
+        journal, control_dir, work_dir, output_dir, log_path = map(_text_or_none, paths)
         self._grace_s, self._stop_grace_s = grace, stop_grace
         self._max_tasks, self._max_memory = max_tasks_per_worker, max_memory_per_worker
         self._on_event, self._on_show = on_event, on_show
@@ -183,15 +182,15 @@ class Supervisor:
         self._journal = journal
         self._journal_gone_since: float | None = None
         self.run_id = f"{os.getpid()}-{os.urandom(4).hex()}"
-        self._work_dir = (work_dir or Path(tempfile.gettempdir(), f"poqueue-run-{self.run_id}")).resolve()
-        self._output_dir = output_dir or self._work_dir / "output"
+        self._work_dir = os.path.realpath(work_dir or os.path.join(tempfile.gettempdir(), f"poqueue-run-{self.run_id}"))
+        self._output_dir = output_dir or os.path.join(self._work_dir, "output")
         _check_files(durability, log_path, self._work_dir)
         self._start_method = start_method
         self._since = control.born(os.getpid())
         self._service = QueueService(
             start_method=start_method,
             directory=self._work_dir if fits_address(self._work_dir) else None,
-            log_path=log_path or Path(os.devnull),
+            log_path=log_path or os.devnull,
             on_orphan=functools.partial(
                 control.end_run, self.run_id, self._work_dir, self._since, keeps_files=journal is not None
             ),
@@ -277,11 +276,11 @@ class Supervisor:
         leave_if_imported_again(self._start_method)
         if self._at_exit is not None:
             raise RuntimeError(ONE_RUN)
-        self._work_dir.mkdir(mode=0o700)
+        os.mkdir(self._work_dir, 0o700)
         # before the manager's own, and before multiprocessing waits for the workers
         self._at_exit = util.Finalize(None, self.close, exitpriority=1)
         try:
-            self._output_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.makedirs(self._output_dir, 0o700, exist_ok=True)
             self._adoption.hold()
             self._oom_kills = control.oom_kills()
             if self._start_method == "forkserver":
@@ -384,7 +383,8 @@ class Supervisor:
         if self._control_dir is not None:
             from workers.run_control import CONTROL_NAME
 
-            (self._control_dir / CONTROL_NAME).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._control_dir, CONTROL_NAME))
         if self._at_exit is not None:
             self._at_exit.cancel()
 
@@ -920,7 +920,7 @@ class Supervisor:
         status = self._ask("get_queue_status")
         return int(status["queue_length"] + status["processing_tasks"] + self._feeder.unsent)
 
-    def _worker_settings(self, folder: Path, marks: dict[str, str], mark: str) -> WorkerSettings:
+    def _worker_settings(self, folder: str, marks: dict[str, str], mark: str) -> WorkerSettings:
         return WorkerSettings(
             self._service.address, self._service.key, folder, self._output_dir, self._spec, marks, mark, os.getpid(),
             self._max_tasks, self._max_memory, self._lease_ahead, self._outlives_workers(),
@@ -950,7 +950,7 @@ class Supervisor:
         if self._journal is not None:
             self._watch_journal(self._journal, now)
 
-    def _watch_journal(self, journal: Path, now: float) -> None:
+    def _watch_journal(self, journal: str, now: float) -> None:
         status = self._ask("get_queue_status")
         fault = status["reason"] if status["reason"] != self._holds_because else ""
         if fault != self._fault:
@@ -1072,15 +1072,16 @@ def _check_numbers(jobs: Any, grace: Any, stop_grace: Any, max_tasks: Any, max_m
             check_whole(number, name, minimum=1)
 
 
-def _path_or_none(path: Path | str | None) -> Path | None:
-    return Path(path) if path is not None else None
+def _text_or_none(path: StrPath | None) -> str | None:
+    return os.fsdecode(path) or "." if path is not None else None
 
 
-def _check_files(durability: Any, log_path: Path | None, work_dir: Path) -> None:
+def _check_files(durability: Any, log_path: str | None, work_dir: str) -> None:
     if durability not in ("normal", "full"):
         raise ValueError(f"durability must be normal or full, got {durability!r}")
-    if log_path is not None and log_path.parent.resolve() != work_dir and not log_path.parent.is_dir():
-        raise ValueError(f"log_path must be in a folder that is there, got {str(log_path)!r}")
+    folder = os.path.realpath(os.path.dirname(log_path)) if log_path is not None else work_dir
+    if folder != work_dir and not os.path.isdir(folder):
+        raise ValueError(f"log_path must be in a folder that is there, got {log_path!r}")
 
 
 def _ids(worker: WorkerProcess, status: Status) -> dict[str, Any]:
@@ -1112,13 +1113,13 @@ def _tokens_by_worker(leases: dict[int, TaskRecord]) -> dict[str, set[int]]:
     return held
 
 
-def _inodes(journal: Path) -> list[int]:
+def _inodes(journal: str) -> list[int]:
     """Of its file and of the -wal file beside it; 0 of one that is not there."""
-    return [_inode(journal), _inode(Path(f"{journal}-wal"))]
+    return [_inode(journal), _inode(f"{journal}-wal")]
 
 
-def _inode(path: Path) -> int:
+def _inode(path: str) -> int:
     try:
-        return path.stat().st_ino
+        return os.stat(path).st_ino
     except OSError:
         return 0

@@ -20,12 +20,11 @@ from _signal import getsignal, pthread_sigmask  # type: ignore[import-not-found]
 from _thread import get_ident
 from collections import deque
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
 
 from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient, connect
 from poqueue.errors import JournalError, PoqueueError, ServiceError
+from poqueue.hints import Any, NamedTuple, NoReturn
 from poqueue.packing import unpack_grant
 from poqueue.parent import await_first_word, die_when_closed, is_there
 from poqueue.task import LEASE_AHEAD_S, MAX_LEASES, Grant, Lease, Report, Success
@@ -64,8 +63,8 @@ class WorkerSettings(NamedTuple):
 
     address: str
     key: bytes
-    folder: Path
-    output_dir: Path
+    folder: str
+    output_dir: str
     spec: ProcessorSpec
     marks: dict[str, str]
     mark: str
@@ -476,7 +475,7 @@ class _Streams:
         _flush()
         self._connect_descriptors()
         self._open()
-        self._stack = open(files.folder / "stack", "w", opener=private)  # noqa: SIM115  (for the life of the process)
+        self._stack = open(os.path.join(files.folder, "stack"), "w", opener=private)  # noqa: SIM115  (for the life of the process)
         signal.signal(signal.SIGUSR1, _stack_is_asked_for)
         self.answer_with_stack()
         faulthandler.enable(file=self._stack)

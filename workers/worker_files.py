@@ -22,9 +22,8 @@ import struct
 import time
 from collections.abc import Iterator
 from enum import IntEnum
-from pathlib import Path
-from typing import Any, NamedTuple
 
+from poqueue.hints import Any, NamedTuple, StrPath
 from poqueue.task import Lease, Report
 from workers.kept_reports import KEPT_BYTES, KEPT_FILE, REPORT_FILES, ReportKeeper, read_kept
 
@@ -118,16 +117,16 @@ def _read_status(status: mmap.mmap) -> tuple[Any, ...]:
 class WorkerWriter:
     """The worker's side."""
 
-    def __init__(self, folder: Path, mark: str) -> None:
+    def __init__(self, folder: StrPath, mark: str) -> None:
         self.folder = folder
         self._mark = mark
-        with open(folder / "status", "r+b") as file:
+        with open(os.path.join(folder, "status"), "r+b") as file:
             self._map = mmap.mmap(file.fileno(), _STATUS_BYTES)
-        with open(folder / "mark", "r+b") as file:
+        with open(os.path.join(folder, "mark"), "r+b") as file:
             self._mark_map = mmap.mmap(file.fileno(), 1)  # forks of this process are known by it
         self._phase = Phase.BOOTING
         self._turn = 0
-        self.output_fd = os.open(folder / "output", os.O_WRONLY | os.O_APPEND)
+        self.output_fd = os.open(os.path.join(folder, "output"), os.O_WRONLY | os.O_APPEND)
         self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)
         self.reports = ReportKeeper(folder)
 
@@ -177,18 +176,21 @@ class WorkerWriter:
         owned = {
             "token": token, "pid": pid, "born": born(pid) if pid else None, "path": os.path.abspath(path) if path else None,
         }  # fmt: skip
-        with open(self.folder / "owned", "a", encoding="utf-8", opener=private) as file:
+        with open(os.path.join(self.folder, "owned"), "a", encoding="utf-8", opener=private) as file:
             file.write(json.dumps(owned) + "\n")
 
     def boot_failed(self, reason: str) -> None:
         """Say why the worker could not start."""
         text = reason[:_MAX_BOOT_CHARS].encode(errors="backslashreplace")
-        with open(self.folder / "boot", "wb", opener=private) as file:
+        with open(os.path.join(self.folder, "boot"), "wb", opener=private) as file:
             file.write(text)
 
     def used(self, usage: Usage) -> None:
         """The worker ends by itself; this is worth no failure."""
-        with contextlib.suppress(OSError), open(self.folder / "usage", "w", encoding="utf-8", opener=private) as file:
+        with (
+            contextlib.suppress(OSError),
+            open(os.path.join(self.folder, "usage"), "w", encoding="utf-8", opener=private) as file,
+        ):
             json.dump(usage, file)
 
 
@@ -206,9 +208,9 @@ class OutputLine(NamedTuple):
 class WorkerReader:
     """The supervisor's side; makes the folder and removes it. After an OSError there may be part of it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: StrPath) -> None:
         self.folder = folder
-        folder.mkdir(mode=0o700)
+        os.mkdir(folder, 0o700)
         self._make_files()
         self.mark = f"\x1e{os.urandom(8).hex()} "  # begins the lines that are ours among a processor's output
         self._begin()
@@ -216,22 +218,22 @@ class WorkerReader:
     def _make_files(self) -> None:
         """What the worker needs to start: whoever starts it can wait for room on the disk, it cannot."""
         for name in ("output", *REPORT_FILES, "stack"):
-            os.close(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT, 0o600))
-        with open(self.folder / "mark", "wb", opener=private) as file:
+            os.close(os.open(os.path.join(self.folder, name), os.O_WRONLY | os.O_CREAT, 0o600))
+        with open(os.path.join(self.folder, "mark"), "wb", opener=private) as file:
             file.write(b"\0")
-        with open(self.folder / KEPT_FILE, "wb", opener=private) as file:
+        with open(os.path.join(self.folder, KEPT_FILE), "wb", opener=private) as file:
             file.write(bytes(KEPT_BYTES))  # not a hole: to touch one while the disk is full is a SIGBUS
-        with open(self.folder / "status", "w+b", opener=private) as file:
+        with open(os.path.join(self.folder, "status"), "w+b", opener=private) as file:
             file.write(bytes(_STATUS_BYTES))
             file.flush()
             self._map = mmap.mmap(file.fileno(), _STATUS_BYTES)
 
     @classmethod
-    def of_dead(cls, folder: Path) -> "WorkerReader":
+    def of_dead(cls, folder: StrPath) -> "WorkerReader":
         """The files of a worker that an earlier supervisor has started."""
         files = cls.__new__(cls)
         files.folder = folder
-        with open(folder / "status", "rb") as file:
+        with open(os.path.join(folder, "status"), "rb") as file:
             files._map = mmap.mmap(file.fileno(), _STATUS_BYTES, access=mmap.ACCESS_READ)
         files.mark = ""
         files._begin()
@@ -359,7 +361,7 @@ class WorkerReader:
         """The next piece; small enough not to keep the supervisor from its other workers."""
         if self._output_fd < 0:
             try:
-                self._output_fd = os.open(self.folder / "output", os.O_RDWR)
+                self._output_fd = os.open(os.path.join(self.folder, "output"), os.O_RDWR)
             except FileNotFoundError:
                 return b""
         behind = os.fstat(self._output_fd).st_size - self._read_to
@@ -381,7 +383,8 @@ class WorkerReader:
 
     def _bytes(self, name: str) -> bytes:
         try:
-            return (self.folder / name).read_bytes()
+            with open(os.path.join(self.folder, name), "rb") as file:
+                return file.read()
         except FileNotFoundError:
             return b""
 

@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from pathlib import Path
-from typing import Any
 from weakref import WeakSet
 
+from poqueue.hints import Any
 from poqueue.parent import UNKNOWN_EXIT, end_untold, has_ended, join, tell_first
 from workers import process_control as control
 from workers.post_mortem import ended_by, is_whole_stack
@@ -96,7 +95,7 @@ class WorkerProcess:
     def __init__(
         self,
         context: BaseContext,
-        folder: Path,
+        folder: str,
         process_id: str,
         run_id: str,
         settings: Callable[..., WorkerSettings],

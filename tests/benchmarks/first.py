@@ -22,8 +22,7 @@ def run_executor(method: str) -> None:
 
 def run_poqueue(method: str, has_journal: bool) -> None:
     """A Supervisor with two workers."""
-    import tempfile
-    from pathlib import Path
+    import contextlib
 
     from poqueue import ProcessingTask
     from poqueue.task import Event
@@ -34,8 +33,12 @@ def run_poqueue(method: str, has_journal: bool) -> None:
         if event.kind == "completed":
             print(time.monotonic(), flush=True)
 
-    with tempfile.TemporaryDirectory() as folder:
-        journal = {"journal": Path(folder, "journal.sqlite")} if has_journal else {}
+    with contextlib.ExitStack() as stack:
+        journal = {}
+        if has_journal:
+            from tempfile import TemporaryDirectory
+
+            journal["journal"] = f"{stack.enter_context(TemporaryDirectory())}/journal.sqlite"
         supervisor = Supervisor("tests.benchmarks.work:process", jobs=2, start_method=method, on_event=take, **journal)  # type: ignore[arg-type]
         with supervisor:
             supervisor.queue.add_task(ProcessingTask(po_data=make_po(1, "nothing")))
