@@ -21,10 +21,10 @@ from poqueue.errors import (
     ServiceError,
 )
 from poqueue.hints import Any
-from poqueue.packing import unpack_events
+from poqueue.packing import pack_reports, unpack_events
 from poqueue.parent import has_ended
 from poqueue.service import QueueService
-from poqueue.task import Event
+from poqueue.task import Event, Report
 from workers import process_control as control
 from workers.log import ShieldedLogger
 
@@ -100,6 +100,11 @@ class QueueKeeper:
             ServiceError: the manager is lost and cannot be replaced.
         """
         return self._persist(lambda: self.queue.call(name, *args, **kwargs))
+
+    def report_for(self, worker_id: str, reports: list[Report]) -> None:
+        """Tell what a worker has not told yet; what the queue has taken already changes nothing. Errors as in ask."""
+        if reports:
+            self.ask("exchange_packed", worker_id, pack_reports(reports), 0)
 
     def _persist(self, call: Callable[[], Any]) -> Any:
         timeouts = 0

@@ -27,28 +27,28 @@ import time
 from collections.abc import Callable, Iterable
 from multiprocessing import get_context, util
 
-from poqueue import failpoint
 from poqueue.client import REPORT_TIMEOUT_S, QueueClient
 from poqueue.config import check_seconds, check_whole
-from poqueue.error_log import described
-from poqueue.errors import JournalError, ServiceError, TaskNotFoundError, WorkerMismatchError
+from poqueue.errors import ServiceError
 from poqueue.hints import TYPE_CHECKING, Any, NamedTuple, StrPath
-from poqueue.packing import FrozenTask, pack_reports
+from poqueue.packing import FrozenTask
 from poqueue.service import QueueService, fits_address, leave_if_imported_again
-from poqueue.task import Event, ProcessingTask, Report, TaskRecord, TaskStatus
+from poqueue.task import Event, ProcessingTask, TaskRecord, TaskStatus
 from poqueue.wire import wait_readable
 from workers import own_process
 from workers import process_control as control
 from workers.feeder import ADD_AT_ONCE, Feeder
-from workers.log import OUTPUT_LOGGER, ShieldedLogger, log_each
-from workers.post_mortem import describe_death, describe_timeout, is_whole_stack, signal_name
+from workers.log import ShieldedLogger, log_each
+from workers.post_mortem import is_whole_stack, signal_name
 from workers.processing import ProcessorSpec, check_importable, load_target
 from workers.queue_keeper import QueueKeeper
+from workers.reaper import Reaper
 from workers.signals import SignalInbox
 from workers.staff import Staff
-from workers.worker import RELIEF_S, WorkerSettings
-from workers.worker_files import Phase, Status, Usage
-from workers.worker_process import EVIDENCE_S, EVIDENCE_STEP_S, WorkerProcess
+from workers.time_limits import TEARDOWN_S, TICK_S, TimeLimits, tokens_by_worker
+from workers.worker import WorkerSettings
+from workers.worker_files import Phase, Usage
+from workers.worker_process import EVIDENCE_S, EVIDENCE_STEP_S
 
 if TYPE_CHECKING:  # what only some programs use: the others start the sooner
     from workers.early_start import EarlyStart
@@ -57,26 +57,15 @@ if TYPE_CHECKING:  # what only some programs use: the others start the sooner
     from workers.recovery import LeftBehind
 
 logger = ShieldedLogger(__name__)
-output_logger = ShieldedLogger(OUTPUT_LOGGER)
 
-TICK_S = 0.2
 QUEUE_TURN_S = 0.05
 SHOW_S = 0.25
 SHOW_IDLE_S = 0.5  # while nobody works
-GAP_S = 2.0  # a loop that stood still for longer was stopped, or the machine was; no PO is to blame
-MEMORY_CHECK_S = 1.0
-ORPHAN_CHECK_S = 5.0
-ORPHAN_CHECK_AFTER_DEATH_S = 1.0
-BOOT_TIMEOUT_S = 120.0
-TEARDOWN_S = 10.0
-IDLE_LOOK_S = 12.0  # longer than any call of the queue: who has asked it for something has an answer, or asks again
 WATCH_S = 1.0  # how often the machine and the journal are looked at
 GIVE_UP_S = 5.0  # after everything was stopped, a journal that cannot be written is waited for no longer than this
 JOURNAL_GONE_S = 5.0  # a journal that was moved away may come back within this time
 FINISHED_AT_ONCE = 1000
 ONE_RUN = "a Supervisor is for one run, and this one has been used: make another one"
-_WORDS = {Phase.SETTING_UP: "setup", Phase.RECYCLING: "teardown", Phase.ENDING: "teardown"}
-_LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 
 
 class Halt(NamedTuple):
@@ -212,9 +201,9 @@ class Supervisor:
             jobs, get_context(start_method), self._work_dir, self.run_id, self._worker_settings,
             early.workers if early is not None else None,
         )  # fmt: skip
-        self._oom_kills, self._journal_inodes = 0, list[int]()
-        self._dead: list[WorkerProcess] = []  # ended, and not yet settled with the queue
-        self.usage = Usage()  # of the workers that have ended by themselves
+        self._reaper = Reaper(self._staff, self._keeper)
+        self._limits = TimeLimits(self._staff, self._keeper, grace, max_memory_per_worker)
+        self._journal_inodes = list[int]()
         self._keeps_files = False  # what workers have left must be read by whoever resumes
         self._may_be_done, self._has_unread = True, False
         self._halted = ""
@@ -225,13 +214,8 @@ class Supervisor:
         self._stop_level = self._stop_signal = 0
         self._stop_due = 0.0
         self._give_up_at = float("inf")
-        self._gaps: list[tuple[float, float]] = []
-        self._last_loop = 0.0
-        self._next_show = self._next_memory_check = self._next_idle_look = 0.0
-        self._next_orphan_check = time.monotonic() + ORPHAN_CHECK_S
+        self._next_show = 0.0
         self._begun = time.monotonic()
-        self._held_idle: dict[str, set[int]] = {}  # leases of the workers that had nothing in hand at the last look
-        self._unwanted: dict[int, str] = {}  # token of a lease that is not to run, also if it has not begun yet: why
 
     # ------------------------------------------------------------------ life
 
@@ -282,7 +266,7 @@ class Supervisor:
         try:
             os.makedirs(self._output_dir, 0o700, exist_ok=True)
             self._adoption.hold()
-            self._oom_kills = control.oom_kills()
+            self._reaper.begin()
             if self._start_method == "forkserver":
                 control.start_forkserver()
 
@@ -322,7 +306,7 @@ class Supervisor:
         leases = self._ask("get_leases", brings_data=False)
         for token, report in left.reports.items():
             if token in leases:
-                self._report_for(leases[token].worker_id or "", [report])
+                self._keeper.report_for(leases[token].worker_id or "", [report])
         return int(self._ask("interrupt_leases", left.begun, reason, is_crash=True, all_others=True))
 
     def add_tasks(self, tasks: list[ProcessingTask]) -> None:
@@ -352,6 +336,11 @@ class Supervisor:
         self._keeper.replace(error)
         return self.queue.find_task(task_id=tasks[0].task_id) is not None
 
+    @property
+    def usage(self) -> Usage:
+        """Of the workers that have ended by themselves."""
+        return self._reaper.usage
+
     def ask(self, name: str, *args: Any, **words: Any) -> Any:
         """Call a method of the queue that may be repeated; answers are as the queue's process gives them, unopened.
 
@@ -369,9 +358,8 @@ class Supervisor:
             with contextlib.suppress(Exception):
                 worker.bury()
             worker.forget(keep_files=self._keeps_files)
-        for worker in self._dead:
-            worker.forget(keep_files=self._keeps_files)
-        self._staff.workers, self._staff.standbys, self._dead = [], [], []
+        self._reaper.forget(keep_files=self._keeps_files)
+        self._staff.workers, self._staff.standbys = [], []
         self._keeper.close()
         control.kill_run(self.run_id, self._work_dir, control.helper_pids(), self._since)
         if not control.has_parents_of_others():  # of another supervisor in this process, whose orphans these might be
@@ -419,20 +407,20 @@ class Supervisor:
                 gc.unfreeze()
             self._is_running = False
         self._has_run = True
-        self._keeps_files = bool(self._dead)
+        self._keeps_files = bool(self._reaper.dead)
         if self._stop_level:
             return RunEnd("interrupted", self._stop_signal)
         return RunEnd("halted", message=self._halted) if self._halted else RunEnd("done")
 
     def _loop(self) -> None:
-        self._last_loop = time.monotonic()
+        self._limits.begin(time.monotonic())
         while not self._is_finished():
             now = time.monotonic()
-            self._note_gap(now)
+            self._limits.note_gap(now)
             self._handle_signals(now)
             self._talk_to_queue()
-            self._reap(now)
-            self._enforce(now)
+            self._reaper.reap(now, is_draining=self._is_draining)
+            self._limits.enforce(now)
             self._top_up(now)
             self._watch(now)
             self._show(now)
@@ -442,7 +430,7 @@ class Supervisor:
 
     def _is_finished(self) -> bool:
         if self._is_draining:
-            return not self._staff and (not self._dead or self._gives_up())
+            return not self._staff and (not self._reaper.dead or self._gives_up())
         if not self._may_be_done or not self._feeder.is_done:
             return False
         self._may_be_done = False
@@ -507,7 +495,7 @@ class Supervisor:
         self._give_up_at = min(self._give_up_at, now + self._grace_s + GIVE_UP_S)
         for worker in self._staff:
             if worker.kill is None and worker.status().phase > Phase.WORKING:
-                self._end_overdue(worker, "stop", now)
+                self._limits.end_overdue(worker, "stop", now)
             elif worker.kill is None:
                 worker.begin_kill("stop", 0, now, wants_evidence=False)
 
@@ -525,7 +513,7 @@ class Supervisor:
             while is_asked and not is_whole_stack(worker.files.stack()[start:]) and time.monotonic() < deadline:
                 time.sleep(EVIDENCE_STEP_S)
             text = worker.files.stack()[start:] or "(no answer)"
-            logger.warning("stack of the worker:\n%s", text, extra=_ids(worker, worker.status()))
+            logger.warning("stack of the worker:\n%s", text, extra=worker.ids(worker.status()))
 
     # ------------------------------------------------------------------ events
 
@@ -571,7 +559,7 @@ class Supervisor:
         if event.kind == "empty":
             self._may_be_done = True
         elif event.kind in ("dropped", "cancel"):
-            self._unwanted[int(event.error)] = event.kind
+            self._limits.unwanted[int(event.error)] = event.kind
         elif event.kind == "halted":
             self._halt_run(event.error)
         elif event.kind == "notice":
@@ -633,8 +621,8 @@ class Supervisor:
         for worker in self._staff.workers:
             if worker.is_retiring:
                 self.queue.retire_worker(worker.worker_id)
-        self._held_idle = {}  # they have to find the new queue first
-        held = _tokens_by_worker(self._end_what_was_cleared())
+        self._limits.forget_idle()
+        held = tokens_by_worker(self._end_what_was_cleared())
         for worker in self._staff.workers:
             if tokens := held.get(worker.worker_id):  # one of a pool from here on, not from its next call
                 self.queue.exchange(worker.worker_id, (), 0, 0.0, 1, tokens)
@@ -708,206 +696,6 @@ class Supervisor:
         ControlFile(
             self._service.address, self._service.key.hex(), self.run_id, os.getpid(), pid, control.started_at(pid)
         ).write(self._control_dir)
-
-    # ------------------------------------------------------------------ the dead
-
-    def _reap(self, now: float) -> None:
-        for worker in self._staff.workers:
-            self._hand_on_output(worker, is_dead=False)
-        self._reap_orphans(now)
-        for worker in self._staff.remove_dead():
-            if not self._is_draining and (worker.kill is None or worker.kill.reason != "stop"):
-                self._staff.note_end(worker, now)
-            self._dead.append(worker)
-        for worker in self._dead:
-            worker.bury()
-        while self._dead:
-            worker = self._dead[0]
-            try:
-                if worker.worker_id:
-                    self._settle(worker, now)
-            except JournalError:  # nothing can be written for now: it is settled later, from its files
-                return
-            worker.forget()
-            self._dead.pop(0)
-            self._next_orphan_check = min(self._next_orphan_check, now + ORPHAN_CHECK_AFTER_DEATH_S)
-
-    def _reap_orphans(self, now: float) -> None:
-        """Orphans that end by themselves, of workers alive and dead, would otherwise stay as zombies."""
-        if now >= self._next_orphan_check:
-            self._next_orphan_check = now + ORPHAN_CHECK_S
-            control.reap_orphans()
-
-    def _settle(self, worker: WorkerProcess, now: float) -> None:
-        """After proof of death, and only then: what it had finished counts, what it ran is charged, the rest goes back.
-
-        Each step may be repeated: a report or a charge counts only while its lease is live.
-        """
-        status = worker.status()
-        is_out_of_memory = self._was_out_of_memory()
-        self._hand_on_output(worker, is_dead=True)
-        failpoint.hit("supervisor.before_settle")
-        if untold := worker.files.untold_reports():
-            self._report_for(worker.worker_id, untold)
-        if status.token:
-            self._close_attempt(worker, status, is_out_of_memory, now)
-        failpoint.hit("supervisor.before_release")
-        self._ask("release_worker", worker.worker_id)
-        self.usage = self.usage.with_other(worker.files.usage() or Usage())
-        level = logging.INFO if status.phase >= Phase.RECYCLING else logging.WARNING
-        logger.log(level, "worker ended (%s)", worker.how_it_ended(), extra=_ids(worker, status))
-
-    def _close_attempt(self, worker: WorkerProcess, status: Status, is_out_of_memory: bool, now: float) -> None:
-        """What it had in hand: charged to the PO, unless the worker was ended for another reason."""
-        reason = worker.why_killed(status.token)
-        if reason == "cancel":
-            record = self._ask("get_leases", brings_data=False).get(status.token)
-            if record is None:
-                return  # its end was recorded meanwhile, and wins
-            details = {"error_type": "Cancelled", "message": "cancelled while it ran", "worker_id": worker.worker_id}
-            report = Report(record.task_id, status.token, now - status.started, error=details, give_up=True)
-            self._report_for(worker.worker_id, [report])
-        elif reason in ("stop", "another"):
-            why = "the run was stopped" if reason == "stop" else "its worker was ended for the PO before it"
-            self._ask("interrupt_leases", [status.token], why, is_crash=False)
-        elif reason in ("", "timeout"):
-            self._charge(worker, status, is_out_of_memory, now)
-
-    def _report_for(self, worker_id: str, reports: list[Any]) -> None:
-        """The queue knows the dead worker's live leases; a report that it has already taken changes nothing."""
-        self._ask("exchange_packed", worker_id, pack_reports(reports), 0)
-
-    def _charge(self, worker: WorkerProcess, status: Status, is_out_of_memory: bool, now: float) -> None:
-        record = self._ask("get_leases", brings_data=False).get(status.token)
-        if record is None:
-            return  # its end was recorded meanwhile, and wins
-        if worker.kill is not None and worker.why_killed(status.token):
-            details = describe_timeout(
-                status.task_timeout, now - status.started, worker.how_it_ended(), worker.kill.stack
-            )
-        else:
-            details = describe_death(worker.exit_code, is_out_of_memory, worker.files.stack())
-        details |= {
-            "worker_id": worker.worker_id,
-            "pid": worker.pid,
-            "seconds": round(max(0.0, now - status.started), 3),
-        }
-        details |= {"po_number": status.po_number}
-        error = described(details)
-        with contextlib.suppress(TaskNotFoundError, WorkerMismatchError):  # repeated, after an answer was lost
-            self._ask("retry_task", record.task_id, error)
-
-    def _was_out_of_memory(self) -> bool:
-        kills = control.oom_kills()
-        is_more = kills > self._oom_kills
-        self._oom_kills = kills
-        return is_more
-
-    def _hand_on_output(self, worker: WorkerProcess, is_dead: bool) -> None:
-        for line in worker.files.output(is_dead):
-            ids = {
-                "worker_id": worker.worker_id, "po_number": line.po_number, "task_id": line.task_id, "attempt": line.attempt,
-            }  # fmt: skip
-            text = f"{line.logger}: {line.text}" if line.logger else line.text
-            output_logger.log(_LEVELS.get(line.level, logging.INFO), "%s", text, extra=ids)
-
-    # ------------------------------------------------------------------ time limits
-
-    def _enforce(self, now: float) -> None:
-        for worker in self._staff.workers:
-            if worker.kill is not None:
-                worker.advance_kill(now, self._grace_s)
-                continue
-            status = worker.status()
-            if status.phase is not Phase.WORKING and now - worker.since > self._patience(status.phase, worker.since):
-                self._end_overdue(worker, "phase", now)
-            elif status.token in self._unwanted:
-                worker.begin_kill(self._unwanted.pop(status.token), status.token, now, wants_evidence=False)
-            elif status.token and now >= self._deadline(status):
-                logger.warning(
-                    "no end after %.3g s: killing the worker", now - status.started, extra=_ids(worker, status)
-                )
-                worker.begin_kill("timeout", status.token, now, wants_evidence=True)
-            elif status.token and now - status.started > _relief_s(worker, status):
-                self._relieve(worker, status, now)
-        for standby in self._staff.standbys:
-            standby.advance_kill(now, self._grace_s)
-        if self._max_memory is not None and now >= self._next_memory_check:
-            self._next_memory_check = now + MEMORY_CHECK_S
-            self._retire_large()
-        if now >= self._next_idle_look:
-            self._look_at_idle(now)
-
-    def _look_at_idle(self, now: float) -> None:
-        """Who has a lease at two looks in a row, and nothing in hand, hangs between two POs, or was stopped: it is ended."""
-        has_stood_still = self._lost_since(self._next_idle_look - IDLE_LOOK_S)
-        self._next_idle_look = now + IDLE_LOOK_S
-        idle = [worker for worker in self._staff.workers if worker.kill is None and _is_idle(worker.status())]
-        held = _tokens_by_worker(self._ask("get_leases", brings_data=False)) if idle else {}
-        before, self._held_idle = self._held_idle, {}
-        for worker in idle:
-            tokens = held.get(worker.worker_id, set())
-            if has_stood_still or not tokens & before.get(worker.worker_id, set()):
-                self._held_idle[worker.worker_id] = tokens
-            else:
-                self._end_idle(worker, now)
-
-    def _end_idle(self, worker: WorkerProcess, now: float) -> None:
-        try:
-            if untold := worker.files.untold_reports():
-                self._report_for(worker.worker_id, untold)
-        except JournalError:
-            return  # it cannot be told for now, and that is what the worker waits for
-        if control.is_same_after_stop(worker.pid, lambda: _is_idle(worker.status())):
-            worker.overdue = f"it has begun none of its leases for {IDLE_LOOK_S:g} s"
-            logger.warning("%s: killing the worker", worker.overdue, extra=_ids(worker, worker.status()))
-            worker.begin_kill("idle", 0, now, wants_evidence=False)
-
-    def _end_overdue(self, worker: WorkerProcess, reason: str, now: float) -> None:
-        status = worker.status()
-        worker.overdue = f"no end of its {_WORDS.get(status.phase, 'start')} after {now - worker.since:.3g} s"
-        logger.warning("%s: killing the worker", worker.overdue, extra=_ids(worker, status))
-        worker.begin_kill(reason, 0, now, wants_evidence=False)
-
-    def _relieve(self, worker: WorkerProcess, status: Status, now: float) -> None:
-        """A PO takes its time: what its worker finished before it is told, what it holds behind it goes to others.
-
-        The worker begins none of those any more (Worker._process says why), and what it tells again changes nothing.
-        """
-        with contextlib.suppress(JournalError):  # then others have to wait with it
-            self._relieve_now(worker, status)
-        worker.relieved = (status.token, now - status.started)
-
-    def _relieve_now(self, worker: WorkerProcess, status: Status) -> None:
-        if untold := worker.files.untold_reports():
-            self._report_for(worker.worker_id, untold)
-        self._ask("take_back", worker.worker_id, but=status.token)
-
-    def _patience(self, phase: Phase, since: float) -> float:
-        """How long a worker may take to start, or to end."""
-        return (TEARDOWN_S if phase > Phase.WORKING else BOOT_TIMEOUT_S) + self._lost_since(since)
-
-    def _deadline(self, status: Status) -> float:
-        return status.started + status.task_timeout + self._lost_since(status.started)
-
-    def _note_gap(self, now: float) -> None:
-        """Time in which this process did not run counts against no PO."""
-        gap_s = now - self._last_loop
-        self._last_loop = now
-        if gap_s > GAP_S + TICK_S:
-            logger.warning("the supervisor stood still for %.1f s; every deadline moves by that", gap_s)
-            self._gaps = [*self._gaps[-20:], (now, gap_s)]
-
-    def _lost_since(self, moment: float) -> float:
-        return sum(gap_s for at, gap_s in self._gaps if at > moment) if self._gaps else 0.0
-
-    def _retire_large(self) -> None:
-        """The worker looks at itself after each PO; its children are counted here."""
-        for worker in self._staff.workers:
-            if not worker.is_retiring and control.tree_rss_bytes(worker.pid) > (self._max_memory or 0):
-                worker.is_retiring = True
-                self._ask("retire_worker", worker.worker_id)
-                logger.info("worker holds too much memory: it ends after its PO", extra=_ids(worker, worker.status()))
 
     # ------------------------------------------------------------------ the living
 
@@ -1039,7 +827,9 @@ class Supervisor:
     def _wait(self) -> None:
         """Until something happens: a worker's end, an answer, a signal, or the next deadline."""
         is_over = (
-            not self._staff and not self._dead if self._is_draining else self._may_be_done and self._feeder.is_done
+            not self._staff and not self._reaper.dead
+            if self._is_draining
+            else self._may_be_done and self._feeder.is_done
         )
         if self._signals.is_waiting or is_over:
             return
@@ -1060,7 +850,7 @@ class Supervisor:
             if step is not None:
                 yield step
             elif worker.kill is None and (status := worker.status()).token:
-                yield self._deadline(status)
+                yield self._limits.deadline(status)
 
 
 def _check_numbers(jobs: Any, grace: Any, stop_grace: Any, max_tasks: Any, max_memory: Any) -> None:
@@ -1084,33 +874,10 @@ def _check_files(durability: Any, log_path: str | None, work_dir: str) -> None:
         raise ValueError(f"log_path must be in a folder that is there, got {log_path!r}")
 
 
-def _ids(worker: WorkerProcess, status: Status) -> dict[str, Any]:
-    return {
-        "worker_id": worker.worker_id, "po_number": status.po_number, "task_id": status.task_id, "attempt": status.attempt,
-    }  # fmt: skip
-
-
 def _ids_of(task: TaskRecord) -> dict[str, Any]:
     return {
         "worker_id": task.worker_id, "po_number": task.po_number, "task_id": task.task_id, "attempt": task.attempt,
     }  # fmt: skip
-
-
-def _relief_s(worker: WorkerProcess, status: Status) -> float:
-    """After which time in the PO: and again after twice that, since an answer that was on its way may bring leases late."""
-    token, age_s = worker.relieved
-    return 2.0 * age_s if token == status.token else RELIEF_S
-
-
-def _is_idle(status: Status) -> bool:
-    return status.phase is Phase.WORKING and not status.token
-
-
-def _tokens_by_worker(leases: dict[int, TaskRecord]) -> dict[str, set[int]]:
-    held: dict[str, set[int]] = {}
-    for token, record in leases.items():
-        held.setdefault(record.worker_id or "", set()).add(token)
-    return held
 
 
 def _inodes(journal: str) -> list[int]:

@@ -148,6 +148,12 @@ class WorkerProcess:
         """What it does now."""
         return self.files.status()
 
+    def ids(self, status: Status) -> dict[str, Any]:
+        """What it is, and what it does, for the log."""
+        return {
+            "worker_id": self.worker_id, "po_number": status.po_number, "task_id": status.task_id, "attempt": status.attempt,
+        }  # fmt: skip
+
     @property
     def since(self) -> float:
         """When it came to the phase it is in, monotonic seconds; before it said anything, when it was started."""

@@ -340,7 +340,7 @@ def test_a_retry_that_is_killed_is_resumed(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,", "B,fail_once", "C,fail_once", "D,fail_once", words=("--retries", "0"))
     with batch.start() as run:
         run.wait().check(1)
-    fault = Fault(tmp_path, "supervisor.before_release", 1)
+    fault = Fault(tmp_path, "reaper.before_release", 1)
     with_kill = {**fault.env, "POQUEUE_FAILPOINT": "worker.begun:1:sleep=30"}
     with started("retry", "r", cwd=tmp_path, env=with_kill) as run:
         wait_until(lambda: fault.has_struck, "a PO is in hand")

@@ -21,7 +21,7 @@ WORKER = ("worker.before_exchange", "worker.after_exchange", "worker.begun", "wo
 MANAGER = ("service.before_answer", "journal.write", "journal.before_commit", "journal.after_commit")
 SUPERVISOR = (
     "batch.after_record", "batch.after_start_queue", "supervisor.after_add", "batch.before_finish", "batch.before_report",
-    "results.before_replace", "supervisor.before_settle", "supervisor.before_release",
+    "results.before_replace", "reaper.before_settle", "reaper.before_release",
 )  # fmt: skip
 RESUMING = (
     "recovery.before_take_up", "recovery.before_remove", "recovery.after_record", "batch.after_start_queue",

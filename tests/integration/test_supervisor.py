@@ -42,6 +42,7 @@ from workers.feeder import Feeder
 from workers.process_control import helper_pids, marked_processes
 from workers.progress import Snapshot
 from workers.quantities import usable_cores
+from workers.reaper import Reaper
 from workers.supervisor import Halt
 from workers.worker_files import Phase
 from workers.worker_process import WorkerProcess
@@ -384,7 +385,7 @@ def test_a_worker_that_is_killed_while_idle_is_replaced_and_nobody_is_charged(tm
 def test_a_worker_that_is_stopped_while_idle_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "IDLE_LOOK_S", 0.5)
+    monkeypatch.setattr("workers.time_limits.IDLE_LOOK_S", 0.5)
     tasks = [po("A", "wait_for_go", tmp_path), po("Q", "quick", tmp_path)]
     with on_stage(tmp_path, *tasks, task_timeout=60.0) as (supervisor, play):
 
@@ -408,7 +409,7 @@ def test_a_worker_that_is_stopped_while_idle_holds_up_nobody(
 def test_a_worker_that_hangs_between_two_pos_is_replaced_and_what_it_had_done_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "IDLE_LOOK_S", 0.5)
+    monkeypatch.setattr("workers.time_limits.IDLE_LOOK_S", 0.5)
 
     play = perform(tmp_path, po("A", "hang_afterwards", tmp_path), po("B", "quick", tmp_path), jobs=1)
 
@@ -861,21 +862,21 @@ def test_what_other_threads_start_meanwhile_is_left_alone(method: str, tmp_path:
 def test_what_dead_workers_leave_dies_though_the_journal_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle, is_full = Supervisor._settle, threading.Event()
+    settle, is_full = Reaper._settle, threading.Event()
     is_full.set()
 
-    def settle_if_there_is_room(self: Supervisor, worker: Any, now: float) -> None:
+    def settle_if_there_is_room(self: Reaper, worker: Any, now: float) -> None:
         if is_full.is_set():
             raise JournalError("the disk is full")
         settle(self, worker, now)
 
-    monkeypatch.setattr(Supervisor, "_settle", settle_if_there_is_room)
+    monkeypatch.setattr(Reaper, "_settle", settle_if_there_is_room)
     tasks = [po(name, "shell_daemon_and_die", tmp_path) for name in ("A", "B")]
     with on_stage(tmp_path, *tasks, journal=tmp_path / "journal") as (supervisor, play):
 
         def look() -> None:
             try:
-                wait_until(lambda: len(started_pids(tmp_path)) == 2 and len(supervisor._dead) == 2, "both have died")
+                wait_until(lambda: len(started_pids(tmp_path)) == 2 and len(supervisor._reaper.dead) == 2, "both have died")
                 wait_until(lambda: not living(started_pids(tmp_path)), "what they left is dead as well")
             finally:
                 is_full.clear()  # else the run never ends

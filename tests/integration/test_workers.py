@@ -64,7 +64,7 @@ def test_workers_that_die_while_they_start_stop_the_run(tmp_path: Path) -> None:
 def test_workers_whose_session_is_not_opened_in_time_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.supervisor.BOOT_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("workers.time_limits.BOOT_TIMEOUT_S", 2.0)
 
     check_brake(tmp_path, r"no end of its setup after 2(\.\d+)? s", target=villains.SetupHangs, jobs=1, grace=0.2)
 
@@ -349,7 +349,7 @@ def test_a_session_that_does_not_close_well_changes_no_result(tmp_path: Path) ->
 def test_a_session_that_does_not_close_at_all_is_killed_and_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("workers.supervisor.TEARDOWN_S", 0.3)
+    monkeypatch.setattr("workers.time_limits.TEARDOWN_S", 0.3)
 
     play = perform(
         tmp_path, *(po(f"P{n}", "quick", tmp_path) for n in range(3)), target=villains.TeardownHangs, grace=0.2
@@ -383,7 +383,7 @@ def test_what_an_attempt_owned_stays_once_it_has_ended_by_itself(tmp_path: Path)
 def test_a_worker_that_does_not_end_well_loses_what_its_session_owned_and_nothing_of_its_pos(
     target: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.supervisor.TEARDOWN_S", 0.3)
+    monkeypatch.setattr("workers.time_limits.TEARDOWN_S", 0.3)
 
     play = perform(tmp_path, po("GOOD", "own_and_end", tmp_path), target=target, jobs=1, grace=0.2)
 
