@@ -7,15 +7,12 @@ Plain and single-threaded: the queue holds the lock. A task stands in one place 
 import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
-from itertools import groupby
-from operator import attrgetter
 
 from poqueue.hints import Any
 from poqueue.ledger import Entry
 
 PRIORITIES = range(1, 11)
 FORGET_AT = 1000  # removed tasks, if they are more than the others
-_priority = attrgetter("priority")
 
 
 class _Lane:
@@ -55,8 +52,8 @@ class Schedule:
 
     def add(self, entries: Iterable[Entry]) -> None:
         """New tasks: ready, each behind all others of its priority."""
-        for priority, alike in groupby(entries, _priority):
-            self._lanes[priority - 1 if self._by_priority else 0].fresh.extend(alike)
+        for entry in entries:
+            self._lane(entry).fresh.append(entry)
 
     def put_back(self, entry: Entry) -> None:
         """A task that may run at once, at its original rank."""
