@@ -215,10 +215,10 @@ class TaskQueue:
     def _add(self, admitted: Sequence[Entry], ids: Sequence[str]) -> None:
         try:
             with self._lock:
-                self._guard_new_ids(ids)
-                if self._config.queue_size_limit is not None:
-                    self._guard_size(len(ids))
                 with self._change:
+                    self._guard_new_ids(ids)
+                    if self._config.queue_size_limit is not None:
+                        self._guard_size(len(ids))
                     now, at = self._clock(), self._wall_clock()
                     if self._journal is not None:
                         self._write((), [_row(entry, rank, at) for rank, entry in enumerate(admitted, self._rank + 1)])
@@ -238,11 +238,12 @@ class TaskQueue:
             ValueError: worker_id is not a non-blank text.
         """
         _check_worker_id(worker_id)
-        with self._lock:
+        with self._lock, self._change:
             if self._may_not_lease(worker_id):
                 return None
             leased = self._lease(worker_id, 1)
-            return self._open(leased[0].record()) if leased else None
+            record = leased[0].record() if leased else None
+        return self._open(record) if record is not None else None
 
     def complete_task(self, task_id: str, worker_id: str, result: TaskResult) -> None:
         """End a task with its result: COMPLETED, or FAILED if `result.success` is False (no retry).
@@ -253,7 +254,7 @@ class TaskQueue:
             ValueError: the result is no TaskResult, or cannot be pickled.
         """
         frozen = freeze_result(result, as_json=self._journal is not None)
-        with self._lock:
+        with self._lock, self._change:
             entry = self._require(task_id)
             if entry.status is not PROCESSING or entry.worker_id != worker_id:
                 holder = f"held by {entry.worker_id}" if entry.status is PROCESSING else entry.status.value
@@ -284,7 +285,7 @@ class TaskQueue:
         after_s = error_details.get("retry_after_s")
         if after_s is not None:
             check_delay_asked_for(after_s)
-        with self._lock:
+        with self._lock, self._change:
             is_retrying = self._retry(self._require(task_id), details, after_s)
         self._delivery.deliver()
         return is_retrying
@@ -337,7 +338,7 @@ class TaskQueue:
         _check_asked(reports, limit, wait_s, turn)
         kept = _tokens(keeps)
         if reports or turn:
-            with self._lock:
+            with self._lock, self._change:
                 if turn and turn <= self._turns.get(worker_id, 0):  # it has begun a later one
                     return [], False, 0
                 decisions = self._decide_reports(worker_id, reports, kept if turn else None)
@@ -359,7 +360,8 @@ class TaskQueue:
             while True:
                 if self._is_draining or worker_id in self._retired:
                     return [], True, 0
-                leases = self._lease_many(worker_id, limit) if limit and not self._is_paused else []
+                with self._change:  # not for as long as this waits
+                    leases = self._lease_many(worker_id, limit) if limit and not self._is_paused else []
                 remaining_s = deadline - time.monotonic()
                 if leases or not limit or remaining_s <= 0:
                     return leases, False, self._left_for_each()
@@ -396,7 +398,7 @@ class TaskQueue:
         Returns:
             The ids of the tasks that wait again.
         """
-        with self._lock:
+        with self._lock, self._change:
             held = list(self._ledger.held_by(worker_id).values())
             others = [entry for entry in held if entry.token != but]
             if but and len(others) == len(held):
@@ -421,7 +423,7 @@ class TaskQueue:
         Returns:
             How many were broken off.
         """
-        with self._lock:
+        with self._lock, self._change:
             live = {entry.token: entry for entry in self._ledger.of_status(PROCESSING)}
             broken = [broken_off(live.pop(token), reason, is_crash) for token in begun if token in live]
             others = [verdict for entry in live.values() for verdict in undone(entry)] if all_others else []
@@ -436,8 +438,8 @@ class TaskQueue:
         Returns:
             How many.
         """
-        with self._lock:
-            wanted = set(task_ids) if task_ids is not None else None
+        wanted = set(task_ids) if task_ids is not None else None
+        with self._lock, self._change:
             failed = [e for e in self._ledger.of_status(S.FAILED) if wanted is None or e.task_id in wanted]
             self._settle(Decisions(verdicts=[Verdict(Kind.REQUEUED, entry) for entry in failed]))
             self._work.notify_all()
@@ -449,8 +451,9 @@ class TaskQueue:
         Returns:
             How many were removed.
         """
-        with self._lock:
-            found = [self._ledger.get(task_id) for task_id in dict.fromkeys(task_ids)]
+        wanted = dict.fromkeys(task_ids)
+        with self._lock, self._change:
+            found = [self._ledger.get(task_id) for task_id in wanted]
             dropped = [entry for entry in found if entry is not None and entry.status is not PROCESSING]
             self._settle(Decisions(verdicts=[Verdict(Kind.CLEARED, entry) for entry in dropped]))
         self._delivery.deliver()
@@ -466,7 +469,7 @@ class TaskQueue:
         Raises:
             TaskNotFoundError: no such id.
         """
-        with self._lock:
+        with self._lock, self._change:
             entry = self._require(task_id)
             if entry.status in (COMPLETED, S.FAILED):
                 return "finished"
@@ -552,20 +555,18 @@ class TaskQueue:
 
     def pause_queue(self) -> None:
         """Start no task from now on; running ones go on, reports and new tasks are taken."""
-        with self._lock:
+        with self._lock, self._change:
             if not self._is_paused:
-                with self._change:
-                    self._write([Record(Kind.PAUSED, None, None, self._wall_clock())])
-                    self._is_paused = True
+                self._write([Record(Kind.PAUSED, None, None, self._wall_clock())])
+                self._is_paused = True
         logger.info("queue paused")
 
     def resume_queue(self) -> None:
         """Start tasks again."""
-        with self._lock:
+        with self._lock, self._change:
             if self._is_paused:
-                with self._change:
-                    self._write([Record(Kind.RESUMED, None, None, self._wall_clock())])
-                    self._is_paused = False
+                self._write([Record(Kind.RESUMED, None, None, self._wall_clock())])
+                self._is_paused = False
             self._work.notify_all()
             waiting, running = self._waiting(), self._ledger.counts[PROCESSING]
         logger.info("queue resumed: %d waiting, %d running", waiting, running)
@@ -585,7 +586,7 @@ class TaskQueue:
             How many were removed. They are gone for good: a later report of one raises TaskNotFoundError.
         """
         statuses = [PENDING, S.RETRY_PENDING] if preserve_processing else [PENDING, S.RETRY_PENDING, PROCESSING]
-        with self._lock:
+        with self._lock, self._change:
             dropped = [entry for status in statuses for entry in self._ledger.of_status(status)]
             self._settle(Decisions(verdicts=[Verdict(Kind.CLEARED, entry) for entry in dropped]))
             self._rearm_full()
@@ -716,11 +717,10 @@ class TaskQueue:
             "queue_size_limit": queue_size_limit,
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        with self._lock:
+        with self._lock, self._change:
             config = self._config.changed(changes)
-            with self._change:
-                self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=json.dumps(changes))])
-                self._config = config
+            self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=json.dumps(changes))])
+            self._config = config
             self._rearm_full()
 
     def reconfigure_tasks(
@@ -735,13 +735,12 @@ class TaskQueue:
 
         given = {"max_retries": max_retries, "retry_delay": retry_delay, "task_timeout": task_timeout}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        with self._lock:
+        with self._lock, self._change:
             self._config.changed(changes)  # only to check them
             line = json.dumps({"waiting": changes})
-            with self._change:
-                self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=line)])
-                self._change.has_begun = True
-                reconfigure(self._ledger, changes)
+            self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=line)])
+            self._change.has_begun = True
+            reconfigure(self._ledger, changes)
 
     def optimize_for_workload(
         self, expected_task_count: int, average_task_duration: float, worker_count: int
@@ -887,7 +886,8 @@ class TaskQueue:
 
     def _cleanup_resources(self) -> None:
         """Drop finished tasks beyond the retention period and errors beyond the threshold; runs as tasks complete."""
-        with self._lock:
+        with self._lock, self._change:
+            self._change.has_begun = True
             self._ledger.expire(self._clock() - self._config.retention_s)
             self._errors.trim()
 
@@ -968,21 +968,17 @@ class TaskQueue:
 
         What is decided is settled first, both in one transaction of the journal; what it raises, this raises.
         """
-        with self._change:
-            return self._lease_now(worker_id, limit, decisions)
-
-    def _lease_now(self, worker_id: str, limit: int, decisions: Decisions | None) -> list[Entry]:
         now = self._clock()
         self._change.has_begun = True  # what is taken stands nowhere until it is leased, or untaken
         taken = self._schedule.take(now, 1 if self._config.start_delay else limit) if self._may_start(now) else []
         if decisions is not None and self._schedule.has_aside:
             self._untake(taken)  # a task was passed over that will run once these are settled
-            self._settle_now(decisions)
-            return self._lease_now(worker_id, limit, None)
+            self._settle(decisions)
+            return self._lease(worker_id, limit)
         if not taken:
             self._change.has_begun = False
             if decisions is not None:
-                self._settle_now(decisions)
+                self._settle(decisions)
             return taken
         at, count = self._wall_clock(), len(taken)
         if self._journal is not None and not self._can_write_leases(taken, worker_id, decisions, now, at):
@@ -994,6 +990,7 @@ class TaskQueue:
             self._next_start = now + self._config.start_delay
         self._token = last = self._token + count
         self._moves.lease(taken, last - count + 1, worker_id, now, at)
+        self._change.has_begun = False
         if self._full_was_told:
             self._rearm_full()
         return taken
@@ -1044,9 +1041,9 @@ class TaskQueue:
     def _let_go(self, worker_id: str, keeps: Collection[int]) -> None:
         """Of what was cleared while it ran, a worker has nothing any more but these leases."""
         if self._ledger.has_cleared_leases:  # seldom
-            with self._change:
-                self._change.has_begun = True
-                self._work.notify(self._moves.let_go(worker_id, keeps))
+            self._change.has_begun = True
+            self._work.notify(self._moves.let_go(worker_id, keeps))
+            self._change.has_begun = False
 
     def _left_for_each(self) -> int:
         return -(-self._ledger.counts[PENDING] // max(1, self._ledger.holders))
@@ -1076,7 +1073,8 @@ class TaskQueue:
             token = report[1]
             entry = held.get(token)
             if entry is None or entry.task_id != report[0]:
-                logger.info("report of %s on task %s came too late; ignored", worker_id, report[0])
+                text = "report of %s on task %s came too late; ignored"
+                self._delivery.log(logging.INFO, text, worker_id, report[0])
                 continue
             if token in told:
                 continue
@@ -1134,16 +1132,14 @@ class TaskQueue:
 
     def _settle(self, decisions: Decisions) -> None:
         """Write down what was decided, and then do it. If it cannot be written, nothing has happened."""
-        if decisions.ends or decisions.verdicts:
-            with self._change:
-                self._settle_now(decisions)
-
-    def _settle_now(self, decisions: Decisions) -> None:
+        if not (decisions.ends or decisions.verdicts):
+            return
         now, at = self._clock(), self._wall_clock()
         if self._journal is not None:
             self._write(decisions.records(at, now))
         self._change.has_begun = True
         self._do_all(decisions, now, at)
+        self._change.has_begun = False
 
     def _do_all(self, decisions: Decisions, now: float, at: float) -> None:
         ends, verdicts = decisions
@@ -1310,7 +1306,8 @@ class TaskQueue:
         if taker.turn and self._turns.get(taker.worker_id) != taker.turn:  # its client has hung up and asked again
             return None
         try:
-            return self._lease_many(taker.worker_id, taker.limit)
+            with self._change:
+                return self._lease_many(taker.worker_id, taker.limit)
         except Exception:  # what is wrong is not to be told to who adds, whose tasks are there
             return None
 
@@ -1367,14 +1364,14 @@ class TaskQueue:
 
 
 class _Change:
-    """Between the decision and the last move of a change there must be no other. Threads wait for the lock; a signal handler
-    of the same thread, which has it, is refused. So is everybody after a change that was broken off once it had begun:
-    what is here, and what the journal says, may contradict each other from then on.
+    """From the first look that a change is decided by to its last move there must be no other. Threads wait for the lock; a
+    signal handler of the same thread, which has it, is refused. So is everybody after a change that was broken off once it
+    had begun: what is here, and what the journal says, may contradict each other from then on.
     """
 
     def __init__(self) -> None:
         self._is_open = False
-        self.has_begun = False  # something is written down, or done
+        self.has_begun = False  # something is written down, or done, and something else belongs to it
         self.is_broken = False
 
     def __enter__(self) -> None:

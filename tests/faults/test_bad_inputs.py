@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -621,6 +622,84 @@ def test_a_signal_handler_is_refused_in_the_middle_of_a_change(monkeypatch: pyte
     assert queue.take_back("w") == ["A"]
     monkeypatch.undo()
     assert [queue.get_next_task("w2").task_id for _ in "AB"] == ["A", "B"]  # type: ignore[union-attr]
+
+
+class AtLine:
+    """Calls something before the n-th line of the queue's own that the calls inside run, as a signal handler might be."""
+
+    def __init__(self, nth: int, call: Callable[[], Any]) -> None:
+        self._left = nth
+        self._call = call
+        self.has_called = False
+
+    def __enter__(self) -> "AtLine":
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: Any, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.endswith("poqueue/task_queue.py"):
+            return None
+        self._left -= event == "line"
+        if not self._left and not self.has_called:
+            self.has_called = True
+            sys.settrace(None)
+            with contextlib.suppress(PoqueueError, ValueError):
+                self._call()
+        return self._trace
+
+
+CHANGES: dict[str, Callable[[TaskQueue], Any]] = {
+    "fail": lambda queue: queue.complete_task("A", "w", TaskResult(False)),
+    "retry": lambda queue: queue.retry_task("A", {"error": "x"}),
+    "cancel": lambda queue: queue.cancel_task("A"),
+    "clear": lambda queue: queue.clear_queue(preserve_processing=False),
+    "add": lambda queue: queue.add_task(task("new")),
+    "exchange": lambda queue: queue.exchange("w", [Success("A", 1, 0.1, b"[true, [], 0.1, null, {}]")], 1, 0.0, 1),
+    "take back": lambda queue: queue.take_back("w"),
+    "interrupt": lambda queue: queue.interrupt_leases([1], "why", is_crash=True),
+    "requeue": lambda queue: queue.requeue_failed(),
+    "drop": lambda queue: queue.drop_tasks(["B", "C"]),
+}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("outer", CHANGES)
+def test_a_call_between_any_two_lines_of_a_change_leaves_the_queue_and_its_journal_whole(
+    outer: str, tmp_path: Path
+) -> None:
+    """What the change was decided by would be true no more."""
+
+    def tasks_of(queue: TaskQueue) -> dict[str, Any]:
+        records = queue.get_report_parts().records
+        return {one.task_id: (one.status, one.attempt, one.retry_count, one.worker_id) for one in records}
+
+    made = tmp_path / "made"
+    queue = TaskQueue(journal=made, max_retries=1, retry_delay=0.0)
+    queue.add_tasks([task(name) for name in "ABCD"])
+    for worker_id in ("w", "w2"):
+        queue.get_next_task(worker_id)
+    queue.complete_task("B", "w2", TaskResult(False))
+    queue.close_queue()
+    for inner, call in CHANGES.items():
+        for nth in itertools.count(1):
+            path = tmp_path / f"{inner}{nth}"
+            shutil.copy(made, path)
+            queue = TaskQueue(journal=path, max_retries=1, retry_delay=0.0)
+            caller = AtLine(nth, partial(call, queue))
+            with caller, contextlib.suppress(TaskNotFoundError, WorkerMismatchError, ValueError):
+                CHANGES[outer](queue)
+            found, status = tasks_of(queue), queue.get_queue_status()
+            counted = [status[f"{name}_tasks"] for name in ("pending", "processing", "completed", "failed", "retry")]
+            assert sum(counted) == len(found), (inner, nth)
+            queue.close_queue()
+            again = TaskQueue(journal=path, journal_must_exist=True)
+            assert tasks_of(again) == found, (inner, nth)
+            again.close_queue()
+            if not caller.has_called:
+                break
 
 
 @pytest.mark.parametrize("kind", ["memory", "journal"])
