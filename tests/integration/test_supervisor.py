@@ -876,7 +876,9 @@ def test_what_dead_workers_leave_dies_though_the_journal_cannot_be_written(
 
         def look() -> None:
             try:
-                wait_until(lambda: len(started_pids(tmp_path)) == 2 and len(supervisor._reaper.dead) == 2, "both have died")
+                wait_until(
+                    lambda: len(started_pids(tmp_path)) == 2 and len(supervisor._reaper.dead) == 2, "both have died"
+                )
                 wait_until(lambda: not living(started_pids(tmp_path)), "what they left is dead as well")
             finally:
                 is_full.clear()  # else the run never ends
