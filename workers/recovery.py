@@ -5,6 +5,7 @@ counts, what was in hand was interrupted, and what was only held ahead was never
 """
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -64,10 +65,13 @@ def end_old_run(run_dir: Path, control_file: ControlFile | None) -> None:
     They are known by the run's mark, which nothing else carries, and the manager by its pid and the time it was started.
 
     Raises:
-        ConfigError: one cannot be ended.
+        ConfigError: one cannot be ended, or they are a live run's, of whose directory this one is a copy.
     """
     if control_file is None:
         return
+    pid = control_file.pid
+    if pid != os.getpid() and control.lives(pid, control_file.born):  # it has no lock here: that is ours by now
+        raise ConfigError(f"{run_dir} is a copy of a run that pid {pid} is still at: wait for its end, or stop it")
     folders = _work_dirs(run_dir) or [None]  # type: ignore[list-item]
     deadline = time.monotonic() + WAIT_S
     while (left := _old_processes(control_file, folders)) and time.monotonic() < deadline:
