@@ -1245,7 +1245,10 @@ class TaskQueue:
         moves = Moves(self._ledger, nowhere, self._metrics, self._errors, self._timeouts)
         found = replay(journal, self._ledger, moves, now, self._wall_clock(), self._config.retention_s)
         self._rank, self._token, self._is_paused = found.last_rank, found.last_token, found.is_paused
-        self._config = self._config.changed(found.settings)
+        try:
+            self._config = self._config.changed(found.settings)
+        except ValueError as error:  # another version knows others
+            raise JournalError(f"{journal.path}: the journal's settings cannot be taken up: {error}") from None
         delayed = self._ledger.of_status(S.RETRY_PENDING)
         self._schedule.rebuild(
             self._ledger.of_status(PENDING), [(e.ready, e) for e in delayed], self._ledger.of_status(PROCESSING)

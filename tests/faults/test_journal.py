@@ -999,11 +999,17 @@ def _pragma(statement: str) -> Callable[[Path], None]:
     return spoil
 
 
+def _configured(changes: dict[str, Any]) -> Callable[[Path], None]:
+    return _pragma(f"INSERT INTO log(kind, at, error) VALUES({Kind.CONFIGURED:d}, 1.0, '{json.dumps(changes)}')")
+
+
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "0 bytes": (lambda path: path.write_bytes(b""), "is empty"),
     "no SQLite file": (lambda path: path.write_bytes(b"po_number,amount\n" * 900), "no SQLite file"),
     "another program's": (_pragma("PRAGMA application_id=7"), "not a journal of poqueue"),
     "of a newer poqueue": (_pragma("PRAGMA user_version=99"), "schema version 99"),
+    "settings of a newer poqueue": (_configured({"shiny": 1, "new": 2}), "cannot be taken up: unknown: new, shiny"),
+    "a setting that cannot be": (_configured({"max_retries": "x"}), "cannot be taken up: retry count"),
     "a damaged page": (_flip_a_page_header, "damaged"),
 }
 ALSO_DAMAGED: dict[str, Callable[[Path], Any]] = {
@@ -1016,6 +1022,13 @@ ALSO_DAMAGED: dict[str, Callable[[Path], Any]] = {
     "a token used again": _pragma("UPDATE log SET token=1 WHERE kind=1"),
     "an impossible priority": _pragma("UPDATE tasks SET priority=99"),
     "an impossible time": _pragma("UPDATE log SET at=1e300"),
+    "an impossible last time": _pragma("UPDATE log SET at=9e999 WHERE seq=(SELECT max(seq) FROM log)"),
+    "a task of no day": _pragma("UPDATE tasks SET created_at=1e12"),
+    "retries that are no number": _pragma("UPDATE tasks SET max_retries='x' WHERE task_id='Twin'"),
+    "a delay that is no number": _pragma("UPDATE tasks SET retry_delay=CAST('x' AS BLOB) WHERE task_id='Twin'"),
+    "a time limit below 0": _pragma("UPDATE tasks SET task_timeout=-1 WHERE task_id='Twin'"),
+    "limits that are no numbers": _configured({"waiting": {"max_retries": "x"}}),
+    "limits of the unlimited": _configured({"waiting": {"status": 1}}),
     "no JSON": _pragma("UPDATE log SET error='{' WHERE error IS NOT NULL"),
     "other JSON": _pragma("UPDATE log SET error='[]' WHERE error IS NOT NULL"),
     "one id twice": _pragma("UPDATE tasks SET task_id='Done'"),
