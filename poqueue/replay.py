@@ -166,7 +166,7 @@ class _Reader:
         if record.result is not None:
             _check_json(record.result)
         if kind is Kind.COMPLETED:
-            moves.complete([(entry, record.result or b"", record.delay_s or 0.0, record.seconds)], now, at)
+            moves.complete([(entry, record.result or b"", max(0.0, record.delay_s or 0.0), record.seconds)], now, at)
         elif kind is Kind.FAILED:
             moves.fail(entry, details, record.result, record.seconds, now, at)
         elif kind is Kind.RETRY:

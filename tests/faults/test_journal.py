@@ -1145,6 +1145,22 @@ def test_in_one_boot_a_retry_is_due_when_it_was_whatever_the_wall_clock_says(
         assert seconds_until_leased(again, clock) == expected
 
 
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_an_attempt_in_which_the_clock_was_set_back_took_no_time_as_it_is_read(
+    path: Path, clock: Clock, succeeds: bool
+) -> None:
+    with closing(open_queue(path, clock)) as queue:
+        queue.add_task(task("A"))
+        queue.get_next_task("w1")
+        clock.advance(1.0)
+        clock.set_wall(clock.wall() - 60.0)
+        queue.complete_task("A", "w1", success(0.25)) if succeeds else queue.retry_task("A", {"error": "no"})
+    clock.set_wall(clock.wall() + 60.0)
+
+    with closing(open_queue(path, clock)) as again:
+        assert again.get_performance_metrics()["worker_utilization"] == {"w1": 0.0}
+
+
 @pytest.mark.parametrize(
     ("down_s", "jump_s", "expected"),
     [(0.0, 0.0, 8.0), (3.0, 0.0, 5.0), (3600.0, 0.0, 0.0), (3.0, DAY_S, 0.0), (3.0, -DAY_S, 8.0)],
