@@ -203,6 +203,22 @@ def browsers(batch: Batch) -> list[int]:
 
 
 @pytest.mark.once
+def test_the_folder_of_a_killed_runs_socket_elsewhere_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    batch = Batch(tmp_path / ("x" * 120), "A,wait", "B,")
+    with batch.start() as run:
+        batch.wait_begun(2)
+        address = Path(batch.control()["address"])
+        batch.kill_everything(run)
+    assert address.exists() and not address.is_relative_to(tmp_path)
+    (batch.folder / "go").touch()
+
+    batch.finish()
+
+    assert not address.parent.exists()
+    batch.check()
+
+
+@pytest.mark.once
 def test_a_live_run_cannot_be_resumed_nor_started_again_in_its_directory(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "B,")
     with batch.start() as run:
