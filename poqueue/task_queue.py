@@ -905,8 +905,12 @@ class TaskQueue:
         needs_json, config = self._journal is not None, self._config
         packed: tuple[Any, ...] = task if type(task) is FrozenTask else pack_task(task, needs_json)
         task_id, po_number, payload, own_priority, retries, delay, timeout, group = packed
+        if type(payload) is not bytes:
+            raise ValueError(f"invalid task data: it is frozen to bytes, got {type(payload).__name__}")
         if needs_json and not is_json(payload):
             raise ValueError("invalid task data: a queue with a journal takes it as JSON")
+        if not isinstance(po_number, str) or not po_number.strip():
+            raise ValueError(f"invalid task: po_number must be non-blank text, got {po_number!r}")
         if not isinstance(group, str):
             raise ValueError(f"invalid task: group must be text, got {group!r}")
         if not isinstance(task_id, str):

@@ -452,6 +452,42 @@ def test_what_no_database_takes_is_refused_and_the_next_call_works(
     assert lease(queue) == "B"
 
 
+@pytest.mark.parametrize(
+    "value", [["w1"], None, float("nan"), "x" * 2000], ids=["list", "nothing", "no number", "too long"]
+)
+def test_what_no_column_takes_is_no_fault_of_the_disk(path: Path, value: Any) -> None:
+    row = (1, "A", "PO-A", 5, 3, 5.0, 60.0, 0.0, b"{}", "")
+    with contextlib.closing(Journal(path)) as journal:
+        journal._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)
+        with pytest.raises(ValueError, match="cannot be written down"):
+            journal.write((), [(*row[:7], value, *row[8:])])
+
+        journal.write((), [row])
+        with pytest.raises(JournalError, match="UNIQUE"):  # there is more in it than its queue knows
+            journal.write((), [row])
+
+
+@pytest.mark.parametrize("number", [None, "", " \t", 7, ["A"]])
+def test_a_frozen_task_without_a_po_number_that_is_text_is_refused_and_the_queue_goes_on(
+    queue: TaskQueue, number: Any
+) -> None:
+    before = whole_state(queue)
+
+    with pytest.raises(ValueError, match="po_number must be non-blank text"):
+        queue.add_tasks([FrozenTask("A", number, b"{}", 5, None, None, None, "")])  # type: ignore[list-item]
+
+    assert whole_state(queue) == before
+
+
+@pytest.mark.parametrize("payload", [None, ["{"], "{}", bytearray(b"{}")])
+def test_a_frozen_task_whose_data_are_no_bytes_is_refused(clock: Clock, path: Path, payload: Any) -> None:
+    for journal in (None, path):
+        with closing(open_queue(journal, clock)) as queue:
+            with pytest.raises(ValueError, match="frozen to bytes"):
+                queue.add_tasks([FrozenTask("A", "A", payload, 5, None, None, None, "")])  # type: ignore[list-item]
+            assert lease(queue) is None
+
+
 def test_a_break_in_the_middle_of_a_write_leaves_no_transaction_open(
     queue: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
