@@ -38,7 +38,9 @@ class QueueConfig(NamedTuple):
         return config
 
     def changed(self, changes: dict[str, Any]) -> "QueueConfig":
-        """The same with some of them changed. Errors as in checked."""
+        """The same with some of them changed. Errors as in checked, also for one that there is not."""
+        if unknown := changes.keys() - set(self._fields):
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
         return QueueConfig.checked(**{**self._asdict(), **changes})
 
     def _check(self) -> None:

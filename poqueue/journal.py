@@ -96,11 +96,11 @@ class Journal:
         Raises:
             JournalError: nothing was written; the text names path, reason and free space.
             JournalGoneError: the file, or its -wal file, was deleted or replaced.
-            ValueError: it holds something that no database takes: broken Unicode, a number beyond 64 bits.
+            ValueError: it holds something that no database takes: broken Unicode, a number beyond 64 bits, a list.
         """
         self.has_written = False
         self._check_still_there()
-        db, before = self._db, 0
+        db, before = self._db, -1  # as long as nothing can have been written, and for good if it is closed
         self.has_written = True  # unless it is known not to be so
         try:
             before = db.total_changes
@@ -117,14 +117,14 @@ class Journal:
             db.execute("COMMIT")
         except BaseException as error:  # whatever it is: a transaction left open would refuse all that follow
             is_ours = isinstance(error, sqlite3.Error)
-            self.has_written = not is_ours and not db.in_transaction and db.total_changes != before
+            self.has_written = not is_ours and not db.in_transaction and before not in (-1, db.total_changes)
             self._roll_back()
             if self.has_written:  # it came from a signal handler, after the last step
                 raise
+            if isinstance(error, UnicodeError | OverflowError) or (before >= 0 and _is_of_value(error)):
+                raise ValueError(f"invalid value: it cannot be written down ({error})") from None
             if isinstance(error, sqlite3.Error | OSError):
                 raise JournalError(f"{self.path} cannot be written: {error} ({self._free()})") from None
-            if isinstance(error, UnicodeError | OverflowError):
-                raise ValueError(f"invalid value: it cannot be written down ({error})") from None
             raise
         self._lines += len(records)
         failpoint.hit("journal.after_commit")
@@ -345,6 +345,12 @@ def _has_our_columns(db: sqlite3.Connection) -> bool:
 
 def _columns(db: sqlite3.Connection, table: str) -> list[str]:
     return [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+
+
+def _is_of_value(error: BaseException) -> bool:
+    """Whether an open database says that what it was given cannot be kept by any; a rank that is there already can be."""
+    is_nothing = getattr(error, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_NOTNULL"
+    return is_nothing or isinstance(error, sqlite3.ProgrammingError | sqlite3.DataError)
 
 
 def _opening_error(path: Path, error: sqlite3.Error) -> str:

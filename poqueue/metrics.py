@@ -166,7 +166,7 @@ def _share(worker: _WorkerTime, now: float, held_since: float | None) -> float:
     if elapsed_s <= 0.0:
         return 0.0 if held_since is None else 1.0
     running_s = 0.0 if held_since is None else now - held_since
-    return min(1.0, (worker.busy_s + running_s) / elapsed_s)
+    return min(1.0, max(0.0, worker.busy_s + running_s) / elapsed_s)
 
 
 def percentage(part: int, whole: int) -> float:

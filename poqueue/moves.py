@@ -64,7 +64,7 @@ class Moves:
         """These tasks of one worker are done. As from every end of an attempt: how many others, of the same POs, may run now."""
         entries, durations, worked_s, timeouts = [], [], 0.0, self._timeouts
         for entry, result, stated_s, busy_s in ends:
-            held_s = now - entry.leased
+            held_s = now - entry.leased if now > entry.leased else 0.0  # as read from a journal if a clock was set back
             duration_s = stated_s or held_s
             worked_s += held_s if busy_s is None or busy_s > held_s else busy_s
             entry.result = result
@@ -179,7 +179,7 @@ class Moves:
         return self._schedule.end([entry])
 
     def _note_worked(self, entry: Entry, busy_s: float | None, now: float) -> None:
-        held_s = now - entry.leased
+        held_s = max(0.0, now - entry.leased)
         self._metrics.worked(entry.worker_id or "", held_s if busy_s is None else min(busy_s, held_s))
 
     def _note_error(self, entry: Entry, details: dict[str, Any], at: float) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from poqueue.config import QueueConfig
 from poqueue.errors import JournalError
 from poqueue.journal import Journal
 from poqueue.ledger import Entry, Ledger
@@ -20,6 +21,7 @@ from poqueue.schedule import PRIORITIES
 from poqueue.task import TaskStatus as S
 
 FORGET_EVERY = 4096  # lines
+FARTHEST_AT = 6e10  # UTC seconds from 1970 on, or before: of what is farther away than 1,900 years no date can be told
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -93,6 +95,7 @@ class _Reader:
         self._ask_named_again = named_again
         self._named_again: dict[int, int] | None = None  # None as long as nothing is so old that it might be forgotten
         self._lines = 0
+        self._checked: tuple[Any, ...] = ()  # the limits of the last task
         self._by_token: dict[int, Entry] = {}
 
     def add(self, row: tuple[Any, ...]) -> None:
@@ -100,6 +103,10 @@ class _Reader:
         _check_json(payload)
         if priority not in PRIORITIES:
             raise ValueError(f"priority {priority!r}")
+        if not -FARTHEST_AT < created_at < FARTHEST_AT:
+            raise ValueError(f"a task of {created_at!r}")
+        if (limits := (retries, delay, timeout)) != self._checked:  # most have the same
+            self._checked = QueueConfig.checked(*limits)[:3]
         namesake = self._ledger.get(task_id)
         if namesake is not None:  # it had ended so long ago that the queue had forgotten it
             self._ledger.forget(namesake)
@@ -109,6 +116,8 @@ class _Reader:
 
     def read(self, record: Record) -> None:
         kind = Kind(record.kind)
+        if not -FARTHEST_AT < record.at < FARTHEST_AT:
+            raise ValueError(f"a line of {record.at!r}")
         if kind is Kind.LEASED:
             self._lease(record)
         elif kind in (Kind.PAUSED, Kind.RESUMED):
@@ -157,7 +166,7 @@ class _Reader:
         if record.result is not None:
             _check_json(record.result)
         if kind is Kind.COMPLETED:
-            moves.complete([(entry, record.result or b"", record.delay_s or 0.0, record.seconds)], now, at)
+            moves.complete([(entry, record.result or b"", max(0.0, record.delay_s or 0.0), record.seconds)], now, at)
         elif kind is Kind.FAILED:
             moves.fail(entry, details, record.result, record.seconds, now, at)
         elif kind is Kind.RETRY:
@@ -197,6 +206,7 @@ class _Reader:
         waiting = changes.pop("waiting", None)
         self.found.settings |= changes
         if waiting is not None:
+            QueueConfig().changed(waiting)  # only to check them
             reconfigure(self._ledger, waiting)
 
     def _then(self, at: float) -> float:

@@ -28,6 +28,7 @@ __all__ = ["QueueClient", "QueueService", "connect"]
 logger = logging.getLogger(__name__)
 
 SOCKET_NAME = "queue.sock"
+MADE_PREFIX = "poqueue-"  # of a folder for nothing but the socket
 CLOSE_TIMEOUT_S = 5.0
 START_LOOKS = (
     300  # of a second each: a large journal takes a minute, and looks in which we were stopped as well count once
@@ -220,7 +221,7 @@ class QueueService:
         """Settle where the socket will be, for clients that are told before the manager is started; harmless when repeated."""
         directory = self._directory
         if directory is None:
-            directory = self._made_directory = self._made_directory or tempfile.mkdtemp(prefix="poqueue-")
+            directory = self._made_directory = self._made_directory or tempfile.mkdtemp(prefix=MADE_PREFIX)
         self.address = os.path.join(directory, SOCKET_NAME)
         check_address(self.address)
         check_private(directory)
@@ -343,7 +344,7 @@ class QueueService:
 
     def _remove_made(self) -> None:
         if self._made_directory is not None:
-            _remove_made(self._made_directory)
+            remove_made(self._made_directory)
             self._made_directory = None
 
 
@@ -354,7 +355,7 @@ class ServiceNotStarted(PoqueueError):
     """The service has no process (yet)."""
 
 
-def _remove_made(directory: str) -> None:
+def remove_made(directory: StrPath) -> None:
     """A folder of our own; any other, and the socket in it, may be somebody else's."""
     for name in (SOCKET_NAME, f"{SOCKET_NAME}.reason"):
         with contextlib.suppress(OSError):
@@ -366,7 +367,7 @@ def _remove_made(directory: str) -> None:
 def _end_forgotten(address: str, key: bytes, process: Any, made_directory: str | None) -> None:
     _stop_manager(address, key, process)
     if made_directory is not None:
-        _remove_made(made_directory)
+        remove_made(made_directory)
 
 
 def _stop_manager(address: str, key: bytes, process: Any) -> None:

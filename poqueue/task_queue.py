@@ -905,8 +905,12 @@ class TaskQueue:
         needs_json, config = self._journal is not None, self._config
         packed: tuple[Any, ...] = task if type(task) is FrozenTask else pack_task(task, needs_json)
         task_id, po_number, payload, own_priority, retries, delay, timeout, group = packed
+        if type(payload) is not bytes:
+            raise ValueError(f"invalid task data: it is frozen to bytes, got {type(payload).__name__}")
         if needs_json and not is_json(payload):
             raise ValueError("invalid task data: a queue with a journal takes it as JSON")
+        if not isinstance(po_number, str) or not po_number.strip():
+            raise ValueError(f"invalid task: po_number must be non-blank text, got {po_number!r}")
         if not isinstance(group, str):
             raise ValueError(f"invalid task: group must be text, got {group!r}")
         if not isinstance(task_id, str):
@@ -1241,7 +1245,10 @@ class TaskQueue:
         moves = Moves(self._ledger, nowhere, self._metrics, self._errors, self._timeouts)
         found = replay(journal, self._ledger, moves, now, self._wall_clock(), self._config.retention_s)
         self._rank, self._token, self._is_paused = found.last_rank, found.last_token, found.is_paused
-        self._config = self._config.changed(found.settings)
+        try:
+            self._config = self._config.changed(found.settings)
+        except ValueError as error:  # another version knows others
+            raise JournalError(f"{journal.path}: the journal's settings cannot be taken up: {error}") from None
         delayed = self._ledger.of_status(S.RETRY_PENDING)
         self._schedule.rebuild(
             self._ledger.of_status(PENDING), [(e.ready, e) for e in delayed], self._ledger.of_status(PROCESSING)

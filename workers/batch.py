@@ -276,8 +276,9 @@ class Batch:
             raise ConfigError(
                 f"this run's POs were processed by {was}, not by {now}; to go on all the same, add --accept-changes"
             )
-        end_old_run(run_dir, read_control_file(run_dir))
-        remove_scraps(run_dir)
+        control_file = read_control_file(run_dir)
+        end_old_run(run_dir, control_file)
+        remove_scraps(run_dir, control_file)
 
     def _new_record(self, run_dir: Path, book: OrderBook) -> RunRecord:
         copy = copy_of_orders(run_dir, self._orders, book.sha256).name

@@ -5,13 +5,17 @@
 Two messages with the same reduced text are taken for the same error.
 """
 
+import builtins
 import re
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+from workers.history import LOST_WORKER
+
 MAX_READ_CHARS = 2_000
 MAX_CHARS = 240
 MIN_PO_CHARS = 3  # a PO number "1" would be found everywhere
+MIN_PART_CHARS = 4  # a shorter word is part of many that have nothing to do with it
 
 _PLACEHOLDERS = [  # in this order: what holds other things comes first
     (re.compile(r"""(?<!\w)(?:'[^'\n]*'|"[^"\n]*"|`[^`\n]*`|“[^”\n]*”|‘[^’\n]*’|«[^»\n]*»)(?!\w)"""), "'…'"),
@@ -26,12 +30,15 @@ _PLACEHOLDERS = [  # in this order: what holds other things comes first
 _QUOTED = re.compile(r"""'.*'|".*"|`.*`|“.*”|‘.*’|«.*»""", re.DOTALL)  # greedy: what is quoted may hold a quote
 _ORDINARY = re.compile(r"[A-Za-z]?[a-z]{0,20}")
 _WORD = re.compile(r"\w+")
+_DOTTED = re.compile(r"[\w…#][\w…#-]*(?:\.[\w…#-]+)*\.[\w…#-]{2,}")  # of a host, mostly
+_CUT_OFF = re.compile(r"\w+…$")
 _MIXED = re.compile(r"[^\W\d]\d|\d[^\W\d]")  # letters and digits in one word: a code of somebody's
 _OURS = re.compile(r"SIG[A-Z]{2,6}")
 _TYPE = re.compile(r"[A-Z][A-Za-z]{2,60}(?:\.[A-Z][A-Za-z]{2,60})*")
-_WORD_OR_REST = re.compile(r"<(?:po|url|address|id|path|hex)>|\w+|\W")
+_WORD_OR_REST = re.compile(r"<(?:po|url|address|id|path|hex|name)>|\w+|\W")
 _PLACEHOLDER = re.compile(r"<[a-z]+>|[…#\x20-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7e]")
 _FRAME = re.compile(r'^ {0,8}File "(?P<file>[^"\n]+)", line (?P<line>\d+)(?:,)? in (?P<function>[^\s(]+)', re.MULTILINE)
+_KNOWN_TYPES = LOST_WORKER.union(dir(builtins))
 _LIBRARY_MARK = "<library>/"
 _LIBRARY = re.compile(
     r"^<library>/|/lib(?:64)?/python\d|/site-packages/|/dist-packages/|<frozen |/workers/worker\w*\.py$"
@@ -51,12 +58,12 @@ def normalised(message: str, po_number: str = "") -> str:
 
 
 def without_data(message: str, po_number: str, po_words: Collection[str]) -> str:
-    """The message without anything that could be data of a PO: only ordinary words that stand in no PO's data stay.
+    """The message without anything that could be data of a PO: only ordinary words that hold none of any PO's data stay.
 
     Ordinary is a word of plain lower-case letters, or with a capital in front at the beginning of the message.
     """
     bare = _WORD.sub(_unless_mixed, _QUOTED.sub("'…'", message[:MAX_READ_CHARS]))
-    text = normalised(bare, po_number)
+    text = _CUT_OFF.sub("…", _DOTTED.sub("<name>", normalised(bare, po_number)))
     parts = _WORD_OR_REST.findall(text)
     kept = [part if _is_harmless(part, number == 0, po_words) else "…" for number, part in enumerate(parts)]
     return re.sub(r"…(?:\W*…)+", "…", "".join(kept)).strip()
@@ -67,16 +74,29 @@ def _unless_mixed(word: re.Match[str]) -> str:
 
 
 def type_without_data(error_type: str, po_words: Collection[str]) -> str:
-    """The type of an error if it looks like a class and stands in no PO's data."""
-    parts = {part.casefold() for part in error_type.split(".")}
-    return error_type if _TYPE.fullmatch(error_type) and parts.isdisjoint(po_words) else ""
+    """The type of an error if it is one of Python's or ours, or looks like a class and holds no word of any PO's data."""
+    if error_type in _KNOWN_TYPES:
+        return error_type
+    is_harmless = _TYPE.fullmatch(error_type) and not any(_holds_data(part, po_words) for part in error_type.split("."))
+    return error_type if is_harmless else ""
 
 
 def _is_harmless(part: str, is_first: bool, po_words: Collection[str]) -> bool:
     if _PLACEHOLDER.fullmatch(part) or _OURS.fullmatch(part):
         return True
     is_ordinary = _ORDINARY.fullmatch(part) is not None and (is_first or part.islower())
-    return is_ordinary and part.casefold() not in po_words
+    return is_ordinary and not _holds_data(part, po_words)
+
+
+def _holds_data(word: str, po_words: Collection[str]) -> bool:
+    """Whether it is a word of a PO's data, or has one in it: a name with an ending, or joined with others.
+
+    Each part is looked up: words are short, and POs many.
+    """
+    word = word.casefold()
+    ends = range(MIN_PART_CHARS, len(word) + 1)
+    parts = (word[begin:end] for end in ends for begin in range(end - MIN_PART_CHARS + 1))
+    return word in po_words or any(part in po_words for part in parts)
 
 
 class Frame(NamedTuple):

@@ -27,7 +27,7 @@ Outcome = Literal["completed", "failed", "retry", "interrupted", "running"]
 
 LOST_WORKER = frozenset({TIMEOUT_ERROR, "OutOfMemory", "WorkerKilled", "WorkerExited"})  # as post_mortem.py names them
 NOT_RUNNING = "not running"  # the reason of a pause between the end of one manager and the beginning of the next
-WORD = re.compile(r"\w+")
+WORD = re.compile(r"[^\W_]+")
 NOTHING_KNOWN = {"rows": 0, "succeeded": 0, "failed": 0, "duplicate": 0, "invalid": 0, "not_run": 0}
 
 

@@ -118,6 +118,12 @@ def born(pid: int) -> int:
     return seen.born if seen is not None else 0
 
 
+def lives(pid: int, born: int) -> bool:
+    """Whether the process that was `born` then has not ended; another one may have got its pid."""
+    seen = _look_at(pid)
+    return seen is not None and seen.born == born and not seen.has_ended
+
+
 def belongings(pid: int, process_id: str, folder: StrPath | None = None, since: int = 0) -> "list[psutil.Process]":
     """Every living process that belongs to a worker, itself left out; the worker may be dead already.
 

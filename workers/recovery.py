@@ -5,6 +5,7 @@ counts, what was in hand was interrupted, and what was only held ahead was never
 """
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poqueue.errors import ConfigError
+from poqueue.service import MADE_PREFIX, remove_made
 from poqueue.task import Report
+from poqueue.wire import check_private
 from workers import process_control as control
 from workers.results import RESULT_FILES
 from workers.run_control import CONTROL_NAME, ControlFile
@@ -48,10 +51,15 @@ def next_work_dir(run_dir: Path) -> Path:
     return run_dir / f"{WORK_PREFIX}{max(numbers, default=0) + 1}"
 
 
-def remove_scraps(run_dir: Path) -> None:
+def remove_scraps(run_dir: Path, control_file: ControlFile | None) -> None:
     """Files that a dead supervisor was still writing, each under a name of its own before it takes the real one, and the
     way to its queue, which is gone.
     """
+    folder = Path(control_file.address).parent if control_file is not None else run_dir
+    if folder.name.startswith(MADE_PREFIX) and not folder.is_relative_to(run_dir):
+        with contextlib.suppress(OSError, ValueError):  # it is gone, or another one by now
+            check_private(folder)
+            remove_made(folder)
     for name in (*RESULT_FILES, RECORD_NAME, REPORT_NAME, CONTROL_NAME, "orders"):
         for path in run_dir.glob(f".{name}.*"):
             path.unlink(missing_ok=True)
@@ -64,10 +72,13 @@ def end_old_run(run_dir: Path, control_file: ControlFile | None) -> None:
     They are known by the run's mark, which nothing else carries, and the manager by its pid and the time it was started.
 
     Raises:
-        ConfigError: one cannot be ended.
+        ConfigError: one cannot be ended, or they are a live run's, of whose directory this one is a copy.
     """
     if control_file is None:
         return
+    pid = control_file.pid
+    if pid != os.getpid() and control.lives(pid, control_file.born):  # it has no lock here: that is ours by now
+        raise ConfigError(f"{run_dir} is a copy of a run that pid {pid} is still at: wait for its end, or stop it")
     folders = _work_dirs(run_dir) or [None]  # type: ignore[list-item]
     deadline = time.monotonic() + WAIT_S
     while (left := _old_processes(control_file, folders)) and time.monotonic() < deadline:

@@ -194,17 +194,21 @@ class ResultsWriter:
         self._note((number for number, _ in found), "not run")
         return found
 
-    def _write_not_run(self, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
-        file: _RowFile | None = None
-        for number, row in rows:
-            cells = cells_as_given(self._book.names, row)
-            file = file or _RowFile(self._run_dir / "not_run.csv", self._book.headers, self._book.last_row)
-            file.write(number, cells)
-            self._write(number, cells, ["not run", "0", "", "", ""])
-        if file is not None:
-            code = _STATUSES.index("not run")
+    def _write_not_run(self, rows: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        if not rows:
+            return
+        file = _RowFile(self._run_dir / "not_run.csv", self._book.headers, self._book.last_row)
+        code = _STATUSES.index("not run")
+        try:
+            for number, row in rows:
+                cells = cells_as_given(self._book.names, row)
+                file.write(number, cells)
+                self._write(number, cells, ["not run", "0", "", "", ""])
             file.replace(file.path, (number for number in self._numbers() if self._status[number] == code))
             file.close()
+        except OSError:  # there may be no room for it, and what is not whole would be taken for it
+            file.remove()
+            raise
 
     def _numbers(self) -> Iterator[int]:
         """The rows with an outcome, in the order of the file."""
@@ -309,6 +313,12 @@ class _RowFile:
     def close(self) -> None:
         with _naming(self.path):
             self._file.close()
+
+    def remove(self) -> None:
+        """Close it, and leave no trace."""
+        with suppress(OSError):
+            self._file.close()
+        self.path.unlink(missing_ok=True)
 
     def _mapped(self) -> mmap.mmap:
         return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)  # never empty: there is a header

@@ -33,7 +33,11 @@ _locked_here: set[Path] = set()  # a process's own locks do not stop it
 
 
 class ControlFile(NamedTuple):
-    """Address and key (hex) of a run's queue, and its processes; `manager_started` is UTC seconds."""
+    """Address and key (hex) of a run's queue, and its processes; `manager_started` is UTC seconds.
+
+    Attributes:
+        born: when the supervisor `pid` was born (process_control), which tells it from one that has got its pid later.
+    """
 
     address: str
     key: str
@@ -41,6 +45,7 @@ class ControlFile(NamedTuple):
     pid: int
     manager_pid: int
     manager_started: float
+    born: int = 0  # of a file that an older version has written: nobody's
 
     def __repr__(self) -> str:
         return f"ControlFile({self.address!r}, run_id={self.run_id!r})"  # never the key

@@ -694,8 +694,9 @@ class Supervisor:
         from workers.run_control import ControlFile
 
         ControlFile(
-            self._service.address, self._service.key.hex(), self.run_id, os.getpid(), pid, control.started_at(pid)
-        ).write(self._control_dir)
+            self._service.address, self._service.key.hex(), self.run_id, os.getpid(), pid, control.started_at(pid),
+            self._since,
+        ).write(self._control_dir)  # fmt: skip
 
     # ------------------------------------------------------------------ the living
 

@@ -97,7 +97,9 @@ class TimeLimits:
     def end_overdue(self, worker: WorkerProcess, reason: str, now: float) -> None:
         """Kill a worker that is in its start or end."""
         status = worker.status()
-        worker.overdue = f"no end of its {_WORDS.get(status.phase, 'start')} after {now - worker.since:.3g} s"
+        told = "stopped in its" if reason == "stop" else "no end of its"
+        age_s = max(0.0, now - worker.since)  # it may have come there a moment ago
+        worker.overdue = f"{told} {_WORDS.get(status.phase, 'start')} after {age_s:.3g} s"
         logger.warning("%s: killing the worker", worker.overdue, extra=worker.ids(status))
         worker.begin_kill(reason, 0, now, wants_evidence=False)
 

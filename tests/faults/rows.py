@@ -417,7 +417,7 @@ ROWS: dict[str, Row] = {
         note="--resume with a new input goes on if nothing has changed, or changes are accepted (issue)",
     ),
     "D33": _row(
-        _EDITED + "five_distinct_messages_for_five_ways_of_having_no_journal",
+        _EDITED + "six_distinct_messages_for_six_ways_of_having_no_journal",
         _JOURNAL + "no_other_file_is_taken_for_a_journal",
         note="all done is exit code 5, nothing to do (interface)",
     ),

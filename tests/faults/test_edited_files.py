@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from poqueue.records import Kind
 from tests.faults.batches import Batch
 from tests.faults.test_failpoints import Fault
 from tests.integration.console import read_csv, started, state, tree, wait_until
@@ -222,7 +223,7 @@ def test_another_processor_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
-def test_five_distinct_messages_for_five_ways_of_having_no_journal(tmp_path: Path) -> None:
+def test_six_distinct_messages_for_six_ways_of_having_no_journal(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,", "B,")
     with batch.start() as run:
         run.wait().check(0)
@@ -230,9 +231,9 @@ def test_five_distinct_messages_for_five_ways_of_having_no_journal(tmp_path: Pat
     kept = journal.read_bytes()
     errors = {}
 
-    def resume(name: str, code: int) -> None:
+    def resume(name: str, code: int, *words: str) -> None:
         results = (batch.run_dir / "results.csv").read_bytes()
-        errors[name] = batch.poqueue("run", "--resume", "r").check(code).err
+        errors[name] = batch.poqueue("run", "--resume", "r", *words).check(code).err
         assert (batch.run_dir / "results.csv").read_bytes() == results
 
     resume("through", 5)
@@ -252,10 +253,15 @@ def test_five_distinct_messages_for_five_ways_of_having_no_journal(tmp_path: Pat
         ours.execute("PRAGMA user_version=99")
     ours.close()
     resume("another schema", 2)
+    with sqlite3.connect(journal) as ours:
+        ours.execute(f"INSERT INTO log(kind, at, error) VALUES({Kind.CONFIGURED:d}, 1.0, '{{\"shiny\": 1}}')")
+    ours.close()
+    resume("another setting", 2, "--accept-changes")
 
     words = {
         "through": "nothing to do", "missing": "there is no journal", "empty": "empty", "no SQLite": "no SQLite file",
         "not ours": "not a journal of poqueue", "another schema": "schema version 99",
+        "another setting": "settings cannot be taken up: unknown: shiny\n",
     }  # fmt: skip
     for name, text in words.items():
         assert [other for other, said in errors.items() if text in said] == [name]

@@ -452,6 +452,42 @@ def test_what_no_database_takes_is_refused_and_the_next_call_works(
     assert lease(queue) == "B"
 
 
+@pytest.mark.parametrize(
+    "value", [["w1"], None, float("nan"), "x" * 2000], ids=["list", "nothing", "no number", "too long"]
+)
+def test_what_no_column_takes_is_no_fault_of_the_disk(path: Path, value: Any) -> None:
+    row = (1, "A", "PO-A", 5, 3, 5.0, 60.0, 0.0, b"{}", "")
+    with contextlib.closing(Journal(path)) as journal:
+        journal._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)
+        with pytest.raises(ValueError, match="cannot be written down"):
+            journal.write((), [(*row[:7], value, *row[8:])])
+
+        journal.write((), [row])
+        with pytest.raises(JournalError, match="UNIQUE"):  # there is more in it than its queue knows
+            journal.write((), [row])
+
+
+@pytest.mark.parametrize("number", [None, "", " \t", 7, ["A"]])
+def test_a_frozen_task_without_a_po_number_that_is_text_is_refused_and_the_queue_goes_on(
+    queue: TaskQueue, number: Any
+) -> None:
+    before = whole_state(queue)
+
+    with pytest.raises(ValueError, match="po_number must be non-blank text"):
+        queue.add_tasks([FrozenTask("A", number, b"{}", 5, None, None, None, "")])  # type: ignore[list-item]
+
+    assert whole_state(queue) == before
+
+
+@pytest.mark.parametrize("payload", [None, ["{"], "{}", bytearray(b"{}")])
+def test_a_frozen_task_whose_data_are_no_bytes_is_refused(clock: Clock, path: Path, payload: Any) -> None:
+    for journal in (None, path):
+        with closing(open_queue(journal, clock)) as queue:
+            with pytest.raises(ValueError, match="frozen to bytes"):
+                queue.add_tasks([FrozenTask("A", "A", payload, 5, None, None, None, "")])  # type: ignore[list-item]
+            assert lease(queue) is None
+
+
 def test_a_break_in_the_middle_of_a_write_leaves_no_transaction_open(
     queue: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -999,11 +1035,17 @@ def _pragma(statement: str) -> Callable[[Path], None]:
     return spoil
 
 
+def _configured(changes: dict[str, Any]) -> Callable[[Path], None]:
+    return _pragma(f"INSERT INTO log(kind, at, error) VALUES({Kind.CONFIGURED:d}, 1.0, '{json.dumps(changes)}')")
+
+
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "0 bytes": (lambda path: path.write_bytes(b""), "is empty"),
     "no SQLite file": (lambda path: path.write_bytes(b"po_number,amount\n" * 900), "no SQLite file"),
     "another program's": (_pragma("PRAGMA application_id=7"), "not a journal of poqueue"),
     "of a newer poqueue": (_pragma("PRAGMA user_version=99"), "schema version 99"),
+    "settings of a newer poqueue": (_configured({"shiny": 1, "new": 2}), "cannot be taken up: unknown: new, shiny"),
+    "a setting that cannot be": (_configured({"max_retries": "x"}), "cannot be taken up: retry count"),
     "a damaged page": (_flip_a_page_header, "damaged"),
 }
 ALSO_DAMAGED: dict[str, Callable[[Path], Any]] = {
@@ -1016,6 +1058,13 @@ ALSO_DAMAGED: dict[str, Callable[[Path], Any]] = {
     "a token used again": _pragma("UPDATE log SET token=1 WHERE kind=1"),
     "an impossible priority": _pragma("UPDATE tasks SET priority=99"),
     "an impossible time": _pragma("UPDATE log SET at=1e300"),
+    "an impossible last time": _pragma("UPDATE log SET at=9e999 WHERE seq=(SELECT max(seq) FROM log)"),
+    "a task of no day": _pragma("UPDATE tasks SET created_at=1e12"),
+    "retries that are no number": _pragma("UPDATE tasks SET max_retries='x' WHERE task_id='Twin'"),
+    "a delay that is no number": _pragma("UPDATE tasks SET retry_delay=CAST('x' AS BLOB) WHERE task_id='Twin'"),
+    "a time limit below 0": _pragma("UPDATE tasks SET task_timeout=-1 WHERE task_id='Twin'"),
+    "limits that are no numbers": _configured({"waiting": {"max_retries": "x"}}),
+    "limits of the unlimited": _configured({"waiting": {"status": 1}}),
     "no JSON": _pragma("UPDATE log SET error='{' WHERE error IS NOT NULL"),
     "other JSON": _pragma("UPDATE log SET error='[]' WHERE error IS NOT NULL"),
     "one id twice": _pragma("UPDATE tasks SET task_id='Done'"),
@@ -1130,6 +1179,22 @@ def test_in_one_boot_a_retry_is_due_when_it_was_whatever_the_wall_clock_says(
 
     with closing(after_a_crash(queue, tmp_path / "crash", clock)) as again:
         assert seconds_until_leased(again, clock) == expected
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_an_attempt_in_which_the_clock_was_set_back_took_no_time_as_it_is_read(
+    path: Path, clock: Clock, succeeds: bool
+) -> None:
+    with closing(open_queue(path, clock)) as queue:
+        queue.add_task(task("A"))
+        queue.get_next_task("w1")
+        clock.advance(1.0)
+        clock.set_wall(clock.wall() - 60.0)
+        queue.complete_task("A", "w1", success(0.25)) if succeeds else queue.retry_task("A", {"error": "no"})
+    clock.set_wall(clock.wall() + 60.0)
+
+    with closing(open_queue(path, clock)) as again:
+        assert again.get_performance_metrics()["worker_utilization"] == {"w1": 0.0}
 
 
 @pytest.mark.parametrize(

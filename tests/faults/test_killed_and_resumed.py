@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -202,6 +203,22 @@ def browsers(batch: Batch) -> list[int]:
 
 
 @pytest.mark.once
+def test_the_folder_of_a_killed_runs_socket_elsewhere_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    batch = Batch(tmp_path / ("x" * 120), "A,wait", "B,")
+    with batch.start() as run:
+        batch.wait_begun(2)
+        address = Path(batch.control()["address"])
+        batch.kill_everything(run)
+    assert address.exists() and not address.is_relative_to(tmp_path)
+    (batch.folder / "go").touch()
+
+    batch.finish()
+
+    assert not address.parent.exists()
+    batch.check()
+
+
+@pytest.mark.once
 def test_a_live_run_cannot_be_resumed_nor_started_again_in_its_directory(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "B,")
     with batch.start() as run:
@@ -216,6 +233,26 @@ def test_a_live_run_cannot_be_resumed_nor_started_again_in_its_directory(tmp_pat
     assert "is not empty" in second.err
     batch.check()
     assert sorted(batch.begun()) == ["A", "B"]
+
+
+@pytest.mark.once
+def test_a_copy_of_a_live_runs_directory_does_it_no_harm_and_waits_for_its_end(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,")
+    with batch.start() as run:
+        batch.wait_begun(2)
+        manager = batch.manager_pid()
+        shutil.copytree(batch.run_dir, tmp_path / "copy", ignore=shutil.ignore_patterns("*.sock"))
+        resumed = batch.poqueue("run", "--resume", "copy").check(2)
+        retried = batch.poqueue("retry", "copy").check(2)
+        assert batch.manager_pid() == manager
+        (tmp_path / "go").touch()
+        ended = run.wait().check(0)
+
+    assert all(f"is a copy of a run that pid {run.pid} is still at" in one.err for one in (resumed, retried))
+    assert "lost" not in ended.err
+    batch.check()
+    assert sorted(batch.begun()) == ["A", "B"]
+    batch.poqueue("run", "--resume", "copy").check(0)
 
 
 @pytest.mark.once

@@ -335,6 +335,7 @@ def test_an_interrupted_run_that_cannot_write_its_results_tells_its_accounts_and
     assert "cannot be written: No space left on device" in ended.err
     assert "3 input rows = 0 succeeded + 0 failed + 0 duplicate + 0 invalid + 3 not run" in ended.err
     assert "go on with the rest: poqueue run --resume r" in ended.err
+    assert not (batch.run_dir / "not_run.csv").exists()  # whole, or not there
     (tmp_path / "go").touch()
     batch.finish()
     batch.check()

@@ -19,6 +19,7 @@ from tests.integration.test_supervisor import meanwhile
 from workers import Supervisor, WorkersCannotStartError, staff
 from workers.kept_reports import REPORT_FILES
 from workers.worker_files import Phase
+from workers.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -358,6 +359,27 @@ def test_a_session_that_does_not_close_at_all_is_killed_and_that_is_told(
     check_nobody_was_charged(play)
     told = [record for record in caplog.records if "no end of its teardown after 0." in record.getMessage()]
     assert told and all(record.levelname == "WARNING" for record in told)
+
+
+def test_a_stop_in_a_teardown_is_what_is_told_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with on_stage(tmp_path, po("P", "wait_for_go", tmp_path), target=villains.TeardownWaits, jobs=1) as (supervisor, _):
+
+        def stop() -> None:
+            wait_until(lambda: history(tmp_path), "it has begun")
+            supervisor.stop()
+            wait_until(lambda: supervisor._is_draining, "nothing starts any more")
+            (tmp_path / "go").touch()
+            wait_until(lambda: any("closing" in line for line in lines_of(tmp_path / "sessions")), "it is being closed")
+            came = property(lambda self: time.monotonic() + 9.0)  # since the loop has looked at the clock
+            monkeypatch.setattr(WorkerProcess, "since", came)
+            supervisor.stop()
+
+        meanwhile(supervisor, stop)
+
+    assert "stopped in its teardown after 0 s: killing the worker" in caplog.text
+    assert "no end of its" not in caplog.text
 
 
 def test_what_a_killed_worker_owned_is_removed(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_no_word_of_another_po_is_in_a_redacted_report(tmp_path: Path, told: str
     text, run = "conflicts with umbrella about a merger", {}
     with JournalMaker(tmp_path / "journal.sqlite") as journal:
         rank = journal.add("A1", supplier="Acme")
-        journal.add("B2", supplier="Umbrella", note="Merger")
+        journal.add("B2", supplier="Umbrella", note="the_Merger")
         if told == "message":
             journal.end(Kind.FAILED, journal.lease(rank, "w1.1", at=0.0), at=1.0, error_type="ValueError", message=text)
         elif told == "reason":
