@@ -292,6 +292,29 @@ def test_a_script_may_define_its_processor_itself(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+def test_a_time_limit_that_a_script_sets_for_its_sockets_is_none_for_ours(start_method: str, tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        f"""
+        import socket
+
+        from workers import run_batch
+
+        socket.setdefaulttimeout(30)
+
+        def process(po):
+            return {{}}
+
+        if __name__ == "__main__":
+            report = run_batch("orders.csv", process, workers=2, run_dir="r", start_method="{start_method}")
+            print(report.exit_code, report.message)
+        """,
+    ).check(0)
+
+    assert ended.out == "0 \n", ended.err
+
+
 def test_a_script_may_define_a_class(tmp_path: Path) -> None:
     ended = run_script(
         tmp_path,
