@@ -437,7 +437,7 @@ def _shown_by(show: Callable[[], str], otherwise: str) -> str:
 
 
 def _report_of(error: BaseException, lease: Lease, seconds: float) -> Report:
-    details = describe_exception(error)
+    details = describe_exception(error) | {"seconds": round(seconds, 3)}
     if isinstance(error, NotPlainError):
         details["error_type"] = "ResultNotSerializable"
     after_s = asked_s(error) if isinstance(error, RetryLater) else None

@@ -115,6 +115,32 @@ def test_give_up_fails_at_once_and_anything_else_is_retried(tmp_path: Path) -> N
     assert "1 x GiveUp" in ended.err and "5 x RuntimeError: it went wrong" in ended.err
 
 
+def test_the_seconds_of_a_failed_po_are_those_of_its_last_attempt(tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        """
+        import time
+        from pathlib import Path
+
+        from workers import GiveUp, run_batch
+
+        def process(po):
+            begun = time.monotonic()
+            time.sleep(0.2)
+            Path(po["po_number"]).write_text(str(time.monotonic() - begun))
+            raise GiveUp("no") if po["po_number"] == "A" else ValueError("no")
+
+        if __name__ == "__main__":
+            print(run_batch("orders.csv", process, workers=2, run_dir="r", max_retries=1, retry_delay=0).exit_code)
+        """,
+    ).check(0)
+
+    assert ended.out == "1\n"
+    for number in ("A", "B"):
+        took_s = float((tmp_path / number).read_text())
+        assert float(result(tmp_path, number)["seconds"]) >= round(took_s, 3)
+
+
 def test_a_retry_never_starts_before_its_delay_and_the_delay_doubles(tmp_path: Path) -> None:
     run_orders(tmp_path, "F,fail", options=("--retries", "3", "--retry-delay", "200ms", "--max-retry-delay", "400ms"))
 

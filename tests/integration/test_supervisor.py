@@ -298,7 +298,7 @@ def test_a_po_that_was_cancelled_while_it_ran_has_had_an_attempt(task_id: str, t
 
     error = play.tasks[task_id].error_history[-1]
     assert play.tasks[task_id].attempt == error["attempt"] == 1
-    assert error["message"] == "cancelled while it ran" and error["worker_id"]
+    assert error["message"] == "cancelled while it ran" and error["worker_id"] and error["seconds"] > 0
 
 
 def test_a_po_that_was_cancelled_while_it_ran_is_stopped_though_the_manager_is_lost_at_once(tmp_path: Path) -> None:
