@@ -6,6 +6,7 @@ fail the attempt. Whatever it returns or raises is reduced to plain data here, i
 harm the manager.
 """
 
+import copyreg
 import importlib
 import math
 import os
@@ -51,6 +52,10 @@ class RetryLater(Exception):
         super().__init__(message or f"asked to be tried again after {after} s")
         self.after = max(float(after), 0.0)  # NaN stays NaN, and is no delay
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it comes out of a process pool: made again without a call of __init__, which wants `after` by name."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # it is there
+
 
 class Terminated(BaseException):
     """Raised in a worker by SIGTERM: the supervisor ends this process; `finally` and `teardown` still run."""
@@ -95,6 +100,12 @@ class WorkerContext(Fields):
         self.max_attempts = max_attempts
         self.owner = owner
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, name) for name in self._fields if name != "owner")
+
+    def __copy__(self) -> "WorkerContext":
+        return type(self)(*(getattr(self, name) for name in self._fields))
+
     @property
     def output_dir(self) -> "Path":
         """The run's folder for what processors write."""
@@ -112,6 +123,8 @@ class WorkerContext(Fields):
         What is named in `setup` counts until the worker ends by itself, what is named in a PO until that attempt has ended
         by itself: a file that was finished stays, whatever becomes of the worker. Children of the worker need no naming:
         they die with it. A worker that ends by itself cleans up in `teardown`.
+
+        Only the worker itself can: the copy of a context that a pool is given does nothing here.
         """
         if self.owner is not None:
             self.owner(pid, os.fsdecode(path) if path is not None else None)
