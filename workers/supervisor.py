@@ -160,7 +160,7 @@ class Supervisor:
             load_target(self._spec)
         _check_numbers(jobs, grace, stop_grace, max_tasks_per_worker, max_memory_per_worker)
         paths = (journal, control_dir, work_dir, output_dir, log_path)
-        journal, control_dir, work_dir, output_dir, log_path = map(_text_or_none, paths)
+        journal, control_dir, work_dir, output_dir, log_path = map(_absolute_or_none, paths)
         self._grace_s, self._stop_grace_s = grace, stop_grace
         self._max_tasks, self._max_memory = max_tasks_per_worker, max_memory_per_worker
         self._on_event, self._on_show = on_event, on_show
@@ -862,8 +862,12 @@ def _check_numbers(jobs: Any, grace: Any, stop_grace: Any, max_tasks: Any, max_m
             check_whole(number, name, minimum=1)
 
 
-def _text_or_none(path: StrPath | None) -> str | None:
-    return os.fsdecode(path) or "." if path is not None else None
+def _absolute_or_none(path: StrPath | None) -> str | None:
+    """It is meant from here, wherever the program goes later; ".." stays, as it may lead out of a link."""
+    if path is None:
+        return None
+    text = os.fsdecode(path)
+    return text if os.path.isabs(text) else os.path.join(os.getcwd(), text)
 
 
 def _check_files(durability: Any, log_path: str | None, work_dir: str) -> None:

@@ -1526,6 +1526,25 @@ def test_files_and_folders_may_be_named_by_text(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} >= {"j", "log", "deep"}
 
 
+def test_paths_stay_what_they_are_when_the_program_or_its_session_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    names = {"journal": "j", "control_dir": "", "output_dir": "output", "log_path": "log"}
+
+    with on_stage(tmp_path, po("A", "where_output_goes", tmp_path), **names) as (supervisor, play):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        os.kill(supervisor._service.pid, signal.SIGKILL)  # the next one opens the journal again
+        supervisor.run()
+
+    assert play.tasks["A"].result is not None
+    assert play.tasks["A"].result.data == {"folder": str(tmp_path / "here" / "output")}
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"j", "log", "output"}
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_a_start_without_a_folder_for_the_output_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     supervisor = Supervisor("tests.integration.villains:process", output_dir=tmp_path / "file" / "output")
