@@ -360,6 +360,28 @@ def test_a_session_that_does_not_close_at_all_is_killed_and_that_is_told(
     assert told and all(record.levelname == "WARNING" for record in told)
 
 
+@pytest.mark.parametrize(
+    ("what", "start_method"),
+    [("thread", "spawn"), ("thread", "forkserver"), ("thread", "fork"), ("child", "spawn"), ("short", "spawn")],
+)
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_what_a_processor_has_left_holds_up_no_end_and_what_is_to_be_done_at_the_exit_is_done(
+    what: str, start_method: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    play = perform(
+        tmp_path, po("A", what, tmp_path), target=villains.LeavesSomething, jobs=1, start_method=start_method
+    )
+
+    assert play.is_completed("A")
+    ends = [record.getMessage() for record in caplog.records if record.getMessage().startswith("worker ended")]
+    assert ends == ["worker ended (exit code 0)"] and "teardown" not in caplog.text
+    assert len(lines_of(tmp_path / "ends")) == (2 if what == "short" else 0)
+    if start_method == "spawn":
+        assert lines_of(tmp_path / "exits") == ["exit"]
+
+
 def test_what_a_killed_worker_owned_is_removed(tmp_path: Path) -> None:
     play = perform(tmp_path, po("BAD", "own_and_die", tmp_path))
 

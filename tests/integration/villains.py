@@ -4,6 +4,7 @@ Every attempt leaves a line in the file `history` of the PO's `folder`, and ever
 the file `pids`. No villain lives longer than LONG_S, whatever a test forgets.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import io
@@ -15,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -631,6 +633,33 @@ class TeardownRaises(Session):
 
     def teardown(self) -> None:
         raise RuntimeError("the browser does not close")
+
+
+class LeavesSomething:
+    """As the PO says, a `thread` or a `child` that does not end, or a `short` one of each; and something to do at the exit."""
+
+    def setup(self, context: WorkerContext) -> None:
+        self.folder = Path(context.options["folder"])
+
+    def process(self, po: dict[str, Any], context: WorkerContext) -> None:
+        what = po["do"]
+        if what in ("thread", "short"):
+            threading.Thread(target=_leave_behind, args=(self.folder, what)).start()
+        if what in ("child", "short"):
+            get_context("spawn").Process(target=_leave_behind, args=(self.folder, what)).start()
+        atexit.register(_take_time_at_the_exit, self.folder)
+
+
+def _leave_behind(folder: Path, what: str) -> None:
+    if what != "short":
+        _long()
+    time.sleep(0.2)
+    append(folder / "ends", "end")
+
+
+def _take_time_at_the_exit(folder: Path) -> None:
+    time.sleep(2.5)  # a browser is closed
+    append(folder / "exits", "exit")
 
 
 class TeardownHangs(Session):
