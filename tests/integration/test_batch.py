@@ -341,6 +341,53 @@ def test_a_time_limit_that_a_script_sets_for_its_sockets_is_none_for_ours(start_
     assert ended.out == "0 \n", ended.err
 
 
+def test_the_log_is_whole_though_a_script_sets_up_its_own_logging_later(tmp_path: Path) -> None:
+    run_script(
+        tmp_path,
+        """
+        import logging.config
+
+        from workers import run_batch
+
+        def process(po):
+            print("hello")
+
+        if __name__ == "__main__":
+            logging.config.dictConfig({"version": 1})  # which disables all loggers that there are
+            run_batch("orders.csv", process, workers=1, run_dir="r")
+        """,
+    ).check(0)
+
+    assert [line["po_number"] for line in log_lines(tmp_path) if line["message"] == "hello"] == ["A", "B"]
+    assert count_started(tmp_path) == 1
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "fork"])
+def test_what_loggers_of_ours_say_in_a_worker_is_its_output_and_in_the_manager_its_log(
+    start_method: str, tmp_path: Path
+) -> None:
+    run_script(
+        tmp_path,
+        f"""
+        import logging
+
+        from workers import run_batch
+
+        def process(po):
+            logging.getLogger("workers.mine").info("hello")
+            raise ValueError("it does not work")
+
+        if __name__ == "__main__":
+            run_batch("orders.csv", process, workers=1, run_dir="r", max_retries=0, start_method="{start_method}")
+        """,
+    ).check(0)
+
+    lines = [line for line in log_lines(tmp_path) if line["message"].endswith("hello")]
+    assert [(line["logger"], line["message"]) for line in lines] == [("workers.output", "workers.mine: hello")] * 2
+    assert [line["po_number"] for line in lines] == ["A", "B"]
+    assert (tmp_path / "r" / "manager.log").read_text().count("it does not work") == 2
+
+
 def test_a_script_may_define_a_class(tmp_path: Path) -> None:
     ended = run_script(
         tmp_path,
