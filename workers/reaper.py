@@ -95,7 +95,7 @@ class Reaper:
         failpoint.hit("reaper.before_release")
         self._ask("release_worker", worker.worker_id)
         self.usage = self.usage.with_other(worker.files.usage() or Usage())
-        level = logging.INFO if status.phase >= Phase.RECYCLING else logging.WARNING
+        level = logging.WARNING if status.phase is Phase.WORKING else logging.INFO  # of a bad start the staff has told
         logger.log(level, "worker ended (%s)", worker.how_it_ended(), extra=worker.ids(status))
 
     def _close_attempt(self, worker: WorkerProcess, status: Status, is_out_of_memory: bool, now: float) -> None:

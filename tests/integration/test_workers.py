@@ -140,6 +140,28 @@ def settled(supervisor: Supervisor) -> set[int]:
     return {pid for pid, now in found if now.phase is Phase.WORKING and time.monotonic() - now.started > 0.4}
 
 
+def test_a_worker_that_cannot_start_beside_others_is_tried_less_and_less_and_that_is_told_no_more_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    delays: list[float] = []
+    note_end = staff.Staff.note_end
+
+    def note(self: staff.Staff, worker: Any, now: float) -> None:
+        note_end(self, worker, now)
+        if worker.slot in self._bad_starts:
+            count, until = self._bad_starts[worker.slot]
+            delays.append(round(until - now, 6))
+            (tmp_path / "go").touch() if count == 5 else None
+
+    monkeypatch.setattr(staff.Staff, "note_end", note)
+    play = perform(tmp_path, po("P", "wait_for_go", tmp_path), target=villains.OnlyOneAtATime, task_timeout=60.0)
+
+    assert play.is_completed("P")
+    assert delays[:5] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    told = [line for line in caplog.messages if line.startswith("a worker could not start")]
+    assert len(told) == 3 and "(4 times)" in told[2]
+
+
 def test_a_bad_start_now_and_then_ends_no_run(tmp_path: Path) -> None:
     tasks = [po(f"P{number}", "quick", tmp_path) for number in range(5)]
 

@@ -7,6 +7,7 @@ the file `pids`. No villain lives longer than LONG_S, whatever a test forgets.
 import atexit
 import contextlib
 import faulthandler
+import fcntl
 import io
 import json
 import logging
@@ -610,6 +611,18 @@ class SetupRaisesAtTimes(SetupRaises):
 
     def process(self, po: dict[str, Any]) -> None:
         """Quick."""
+
+
+class OnlyOneAtATime(SetupRaises):
+    """There is one licence, which the first worker holds."""
+
+    def setup(self, context: WorkerContext) -> None:
+        append(Path(context.options["folder"], "boots"), str(os.getpid()))
+        self.licence = open(Path(context.options["folder"], "licence"), "w")  # noqa: SIM115  (held to the end)
+        fcntl.flock(self.licence, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
+        return process(po, context)
 
 
 class SetupHangs(SetupRaises):
