@@ -388,12 +388,13 @@ class Supervisor:
         Raises:
             WorkersCannotStartError: workers die before they take a PO.
             ServiceError: the manager is lost, and could not be replaced.
-            RuntimeError: it is not started, has run, or is closed.
+            RuntimeError: it is not started, runs or has run, or is closed.
         """
         if self._at_exit is None:
             raise RuntimeError("a Supervisor must be started before it runs: by `with`, or by start()")
         if self._has_run or not self._at_exit.still_active():
             raise RuntimeError(ONE_RUN)
+        self._has_run = True
         self._keeps_files = self._journal is not None  # until the end is a good one
         self._is_running = True
         freezes = not gc.get_freeze_count()  # else somebody else does, and means his to stay so
@@ -406,7 +407,6 @@ class Supervisor:
             if freezes:
                 gc.unfreeze()
             self._is_running = False
-        self._has_run = True
         self._keeps_files = bool(self._reaper.dead)
         if self._stop_level:
             return RunEnd("interrupted", self._stop_signal)

@@ -389,6 +389,7 @@ class Worker:
         os.fchdir(self._home)
         os.umask(self._umask)
         signal.alarm(0)  # an alarm of this PO, set by whatever call, must not ring in the next one
+        faulthandler.cancel_dump_traceback_later()  # nor this one; nobody can say whether the session had set it
         pthread_sigmask(_SIG_SETMASK, self._mask)
         if [*map(getsignal, _TENDED)] != self._handlers:
             self._restore_handlers()

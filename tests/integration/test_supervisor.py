@@ -1484,6 +1484,21 @@ def test_a_supervisor_is_for_one_run_and_says_so(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_that_goes_on_is_not_begun_again(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def run_again(event: Event) -> None:
+        if event.kind == "completed":
+            with pytest.raises(RuntimeError, match="one run") as caught:
+                supervisor.run()
+            refused.append(str(caught.value))
+
+    with on_stage(tmp_path, po("A", "quick", tmp_path), on_event=run_again) as (supervisor, play):
+        supervisor.run()
+
+    assert play.is_completed("A") and len(refused) == 1
+
+
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
 def test_a_supervisor_that_is_never_closed_ends_with_its_program(start_method: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
