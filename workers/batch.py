@@ -201,7 +201,7 @@ class Batch:
 
     def check(self) -> OrderBook:
         """Read and report, run nothing. Errors as in run_batch."""
-        checking = ProcessorCheck(self._spec)
+        checking = ProcessorCheck(self._spec, self._settings.start_method)
         with contextlib.closing(checking):
             if not self._is_whole_program:
                 checking.finish()

@@ -14,6 +14,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from pickle import PicklingError
 from types import FunctionType, MethodType
 
 from poqueue.config import MAX_TIMEOUT_S
@@ -205,11 +207,12 @@ def check_constructible(target: Any, name: str) -> None:
         ) from error
 
 
-def check_importable(target: Any) -> None:
+def check_importable(target: Any, start_method: str = "spawn") -> None:
     """A function or class given as an object must be importable by name in a worker.
 
     Raises:
-        ProcessorError: a lambda, a local function, or an attribute of __main__ without a file.
+        ProcessorError: a lambda, a local function, an attribute of __main__ without a file, or what cannot be pickled for
+            a worker that is no fork.
     """
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", "")
     if module is None or "<" in name:
@@ -222,6 +225,15 @@ def check_importable(target: Any) -> None:
             f"processor {name}: workers are processes of their own and cannot import what was typed in or came by -c; "
             "put it into a file, and name it as module:attribute"
         )
+    if start_method == "fork":
+        return
+    try:
+        ForkingPickler.dumps(target)
+    except (PicklingError, AttributeError, TypeError) as error:
+        raise ProcessorError(
+            f"processor {ProcessorSpec(target).name}: workers are processes of their own, and it cannot be pickled for them "
+            f"({error}); name it as module:attribute"
+        ) from error
 
 
 def _import_target(spec: ProcessorSpec) -> Any:

@@ -156,7 +156,7 @@ class Supervisor:
     ) -> None:
         self._spec = processor if isinstance(processor, ProcessorSpec) else ProcessorSpec(processor)
         if not isinstance(self._spec.target, str):
-            check_importable(self._spec.target)
+            check_importable(self._spec.target, start_method)
             load_target(self._spec)
         _check_numbers(jobs, grace, stop_grace, max_tasks_per_worker, max_memory_per_worker)
         paths = (journal, control_dir, work_dir, output_dir, log_path)

@@ -478,6 +478,33 @@ def test_a_mistake_in_a_call_is_one_of_our_errors_and_runs_nothing(call: str, sa
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("processor", ["Site", '"my_batch:Site"'])
+def test_a_class_that_cannot_be_constructed_is_told_before_anything_runs(processor: str, tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        f"""
+        from poqueue.errors import ProcessorError
+        from workers import run_batch
+
+        class Site:
+            def __init__(self):
+                raise RuntimeError("no configuration")
+            def process(self, po):
+                return {{}}
+
+        if __name__ == "__main__":
+            try:
+                run_batch("orders.csv", {processor}, run_dir="r", app_dir=".")
+            except ProcessorError as error:
+                print(error)
+        """,
+    ).check(0)
+
+    assert "constructing it failed: RuntimeError: no configuration" in ended.out
+    assert "r" not in tree(tmp_path)
+
+
+@pytest.mark.once
 def test_two_batches_in_one_process_and_one_in_a_thread(tmp_path: Path) -> None:
     ended = run_script(
         tmp_path,

@@ -134,6 +134,25 @@ def test_a_module_whose_attributes_raise_is_a_processor_error(module: Callable[[
         load("my_site:process", folder)
 
 
+def test_what_has_the_name_of_something_else_is_refused_where_it_must_be_pickled(module: Callable[[str], str]) -> None:
+    folder = module(
+        """
+        import functools
+
+        def _process(po): return {}
+        process = functools.wraps(_process)(lambda po: {})
+        half = functools.partial(_process)
+        """
+    )
+    process, half = load("my_site:process", folder), load("my_site:half", folder)
+
+    for start_method in ("spawn", "forkserver"):
+        with pytest.raises(ProcessorError, match=r"my_site:_process: .*name it as module:attribute"):
+            check_importable(process, start_method)
+    check_importable(process, "fork")
+    check_importable(half, "spawn")
+
+
 def test_lambdas_local_functions_and_classes_are_refused() -> None:
     def local(po: Any) -> None: ...
 
