@@ -236,6 +236,12 @@ def test_a_refusal_whose_body_comes_in_drops_is_not_waited_for(server: Misbehavi
     assert ends.get(timeout=MAX_STALL_S) == "hung up"
 
 
+def test_hosts_with_letters_of_any_language_are_urls() -> None:
+    url = "http://bücher.example/Rechnung.pdf"
+
+    assert find_urls(a_po(url)) == [url]
+
+
 @pytest.mark.parametrize(
     "cell",
     ["file:///etc/passwd", "ftp://x/y", "n/a", "see mail", "http://", "http://[::1", "http://x:99999/", "/etc/x"],
