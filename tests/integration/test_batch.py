@@ -505,6 +505,31 @@ def test_a_class_that_cannot_be_constructed_is_told_before_anything_runs(process
 
 
 @pytest.mark.once
+def test_a_batch_in_a_daemonic_process_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        """
+        import multiprocessing
+        from poqueue.errors import ConfigError
+        from workers import run_batch
+
+        def run(name):
+            try:
+                run_batch(name, "my_batch:run", app_dir=".", run_dir="r")
+            except ConfigError as error:
+                return str(error)
+
+        if __name__ == "__main__":
+            with multiprocessing.Pool(1) as pool:
+                print(pool.map(run, ["orders.csv"]))
+        """,
+    ).check(0)
+
+    assert "a daemonic process may not" in ended.out
+    assert "r" not in tree(tmp_path)
+
+
+@pytest.mark.once
 def test_two_batches_in_one_process_and_one_in_a_thread(tmp_path: Path) -> None:
     ended = run_script(
         tmp_path,
