@@ -39,7 +39,7 @@ class ProcessorCheck:
         self._answers, answer = context.Pipe(duplex=False)
         self._id = f"check-{os.getpid()}-{os.urandom(4).hex()}"
         marks = {control.RUN_MARK: self._id, control.PROCESS_MARK: self._id}
-        self._process = context.Process(target=_check, args=(spec, answer, path, marks))
+        self._process = context.Process(target=_check, args=(spec, spec.name, answer, path, marks))
         try:
             with control.quiet_start():
                 self._process.start()
@@ -124,7 +124,9 @@ def _is_known(spec: ProcessorSpec, start_method: str) -> bool:
     return start_method == "fork" or not isinstance(spec.target, type)  # who forks need not be able to import it anew
 
 
-def _check(spec: ProcessorSpec, answer: "Connection[str, str]", output_path: str, marks: dict[str, str]) -> None:
+def _check(
+    spec: ProcessorSpec, name: str, answer: "Connection[str, str]", output_path: str, marks: dict[str, str]
+) -> None:
     become_worker(marks, dies_with_starter=True)  # a module may start processes while it is imported
     try:
         output = os.open(output_path, os.O_WRONLY | os.O_APPEND)
@@ -133,7 +135,7 @@ def _check(spec: ProcessorSpec, answer: "Connection[str, str]", output_path: str
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:
-        check_constructible(load_target(spec), spec.name)
+        check_constructible(load_target(spec), name)  # __main__ is another one here
     except ProcessorError as error:
         answer.send(str(error))
     else:

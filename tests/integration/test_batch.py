@@ -500,7 +500,8 @@ def test_a_class_that_cannot_be_constructed_is_told_before_anything_runs(process
         """,
     ).check(0)
 
-    assert "constructing it failed: RuntimeError: no configuration" in ended.out
+    name = "__main__:Site" if processor == "Site" else "my_batch:Site"
+    assert f"processor '{name}': constructing it failed: RuntimeError: no configuration" in ended.out
     assert "r" not in tree(tmp_path)
 
 
