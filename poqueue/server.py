@@ -69,6 +69,7 @@ class QueueServer(Server):
                 time.sleep(0.05)
 
     def _serve_connection(self, accepted: socket.socket) -> None:
+        accepted.settimeout(None)  # the program's script, imported here, may have set one for all its sockets
         set_time_limit(accepted, AUTH_TIMEOUT_S)
         conn = connection.Connection(accepted.detach())
         try:

@@ -247,7 +247,9 @@ def lift_time_limit_of(conn: Any) -> None:
 
 def _plug_of(conn: Any) -> socket.socket:
     """The socket of a Connection, to be detached again."""
-    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=conn.fileno())
+    plug = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=conn.fileno())
+    plug.settimeout(None)  # which the program may have set for all its sockets, and so for this connection
+    return plug
 
 
 def peer_uid(plug: socket.socket) -> int:

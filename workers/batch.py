@@ -19,6 +19,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,11 @@ def run_batch(
         ConfigError, ProcessorError, OrdersError: nothing ran; the text says what to do.
     """
     leave_if_imported_again()
+    if current_process().daemon:
+        raise ConfigError(
+            "run_batch starts processes, which a daemonic process may not, such as one of a multiprocessing.Pool; "
+            "call it from another one, of a concurrent.futures.ProcessPoolExecutor for instance"
+        )
     if "workers" in settings and "jobs" in settings:
         raise ConfigError("jobs and workers are two names of one setting: give one of them")
     if "workers" in settings:
@@ -201,7 +207,7 @@ class Batch:
 
     def check(self) -> OrderBook:
         """Read and report, run nothing. Errors as in run_batch."""
-        checking = ProcessorCheck(self._spec)
+        checking = ProcessorCheck(self._spec, self._settings.start_method)
         with contextlib.closing(checking):
             if not self._is_whole_program:
                 checking.finish()

@@ -6,6 +6,7 @@ A record may be about many POs at once: its attribute `each` then holds the ID_F
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -17,6 +18,10 @@ ID_FIELDS = ("run", "worker_id", "po_number", "task_id", "attempt")
 OUTPUT_LOGGER = "workers.output"
 PART_CHARS = 1000  # of a record of many lines: the buffer of a file holds 8192 bytes, and a character takes up to 6
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+_ROOTS = ("poqueue", "workers")
+_lock = threading.Lock()  # for what follows
+_active: "list[RunLogging]" = []  # each in its `with`
+_undo = contextlib.ExitStack()  # leaves the loggers as the program has them
 
 
 def _utc(moment: float) -> str:
@@ -152,11 +157,22 @@ def log_each(
     logger: logging.Logger | ShieldedLogger, level: int, message: str, each: Sequence[Mapping[str, Any]]
 ) -> None:
     """A line for each of these POs: by one record for the run's log, by a record each for handlers of the program's own."""
-    if RunLogging.active:
+    if _active:
         logger.log(level, message, extra={"each": each})
         return
     for ids in each:
         logger.log(level, message, extra=dict(ids))
+
+
+def _forget_runs() -> None:
+    """A fork, a worker for instance, is no part of the runs of its program."""
+    global _lock
+    _lock = threading.Lock()  # whoever held it is not here
+    for run in list(_active):
+        run._end()
+
+
+os.register_at_fork(after_in_child=_forget_runs)
 
 
 class RunLogging:
@@ -170,8 +186,6 @@ class RunLogging:
         as_json: the lines shown are JSON too.
     """
 
-    active = 0  # how many there are, each in its `with`
-
     def __init__(self, path: StrPath, run: str, show: Callable[[str], None], *, verbosity: int, as_json: bool) -> None:
         self._file = _LogFile(path, encoding="utf-8", delay=False)
         os.chmod(path, 0o600)
@@ -179,23 +193,48 @@ class RunLogging:
         self._screen = _ShowHandler(show)
         self._screen.setFormatter(JsonFormatter(run) if as_json else TextFormatter())
         self._screen.setLevel(LEVELS[min(verbosity, len(LEVELS) - 1)])
-        self._loggers = [logging.getLogger("poqueue"), logging.getLogger("workers")]
-        self._before = [(one.level, one.propagate) for one in self._loggers]
+        self._thread = 0
+        for handler in (self._file, self._screen):
+            handler.addFilter(self._is_ours)
 
     def __enter__(self) -> "RunLogging":
-        RunLogging.active += 1
-        for one in self._loggers:
-            one.setLevel(logging.DEBUG)
-            one.propagate = False
-            one.addHandler(self._file)
-            one.addHandler(self._screen)
+        self._thread = threading.get_ident()
+        with _lock:
+            if not _active:
+                _take_over(_undo)
+            _active.append(self)
+            for one in map(logging.getLogger, _ROOTS):
+                one.addHandler(self._file)
+                one.addHandler(self._screen)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        RunLogging.active -= 1
-        for one, (level, propagate) in zip(self._loggers, self._before, strict=True):
+        with _lock:
+            self._end()
+        self._file.close()
+
+    def _end(self) -> None:
+        for one in map(logging.getLogger, _ROOTS):
             one.removeHandler(self._file)
             one.removeHandler(self._screen)
-            one.setLevel(level)
-            one.propagate = propagate
-        self._file.close()
+        _active.remove(self)
+        if not _active:
+            _undo.close()
+
+    def _is_ours(self, record: logging.LogRecord) -> bool:
+        """Runs at the same time have a thread each."""
+        return len(_active) < 2 or threading.get_ident() == self._thread
+
+
+def _take_over(undo: contextlib.ExitStack) -> None:
+    """Have our loggers tell everything, and to nobody but runs."""
+    for one in map(logging.getLogger, _ROOTS):
+        undo.callback(one.setLevel, one.level)
+        undo.callback(setattr, one, "propagate", one.propagate)
+        one.setLevel(logging.DEBUG)
+        one.propagate = False
+    for name, found in list(logging.root.manager.loggerDict.items()):
+        # dictConfig and fileConfig disable whatever logger is there, without being told to
+        if name.partition(".")[0] in _ROOTS and isinstance(found, logging.Logger) and found.disabled:
+            undo.callback(setattr, found, "disabled", True)
+            found.disabled = False

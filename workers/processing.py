@@ -6,6 +6,7 @@ fail the attempt. Whatever it returns or raises is reduced to plain data here, i
 harm the manager.
 """
 
+import copyreg
 import importlib
 import math
 import os
@@ -13,6 +14,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from pickle import PicklingError
 from types import FunctionType, MethodType
 
 from poqueue.config import MAX_TIMEOUT_S
@@ -50,6 +53,10 @@ class RetryLater(Exception):
     def __init__(self, message: str = "", *, after: float) -> None:
         super().__init__(message or f"asked to be tried again after {after} s")
         self.after = max(float(after), 0.0)  # NaN stays NaN, and is no delay
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it comes out of a process pool: made again without a call of __init__, which wants `after` by name."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # it is there
 
 
 class Terminated(BaseException):
@@ -95,6 +102,12 @@ class WorkerContext(Fields):
         self.max_attempts = max_attempts
         self.owner = owner
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, name) for name in self._fields if name != "owner")
+
+    def __copy__(self) -> "WorkerContext":
+        return type(self)(*(getattr(self, name) for name in self._fields))
+
     @property
     def output_dir(self) -> "Path":
         """The run's folder for what processors write."""
@@ -112,6 +125,8 @@ class WorkerContext(Fields):
         What is named in `setup` counts until the worker ends by itself, what is named in a PO until that attempt has ended
         by itself: a file that was finished stays, whatever becomes of the worker. Children of the worker need no naming:
         they die with it. A worker that ends by itself cleans up in `teardown`.
+
+        Only the worker itself can: the copy of a context that a pool is given does nothing here.
         """
         if self.owner is not None:
             self.owner(pid, os.fsdecode(path) if path is not None else None)
@@ -192,11 +207,12 @@ def check_constructible(target: Any, name: str) -> None:
         ) from error
 
 
-def check_importable(target: Any) -> None:
+def check_importable(target: Any, start_method: str = "spawn") -> None:
     """A function or class given as an object must be importable by name in a worker.
 
     Raises:
-        ProcessorError: a lambda, a local function, or an attribute of __main__ without a file.
+        ProcessorError: a lambda, a local function, an attribute of __main__ without a file, or what cannot be pickled for
+            a worker that is no fork.
     """
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", "")
     if module is None or "<" in name:
@@ -209,6 +225,15 @@ def check_importable(target: Any) -> None:
             f"processor {name}: workers are processes of their own and cannot import what was typed in or came by -c; "
             "put it into a file, and name it as module:attribute"
         )
+    if start_method == "fork":
+        return
+    try:
+        ForkingPickler.dumps(target)
+    except (PicklingError, AttributeError, TypeError) as error:
+        raise ProcessorError(
+            f"processor {ProcessorSpec(target).name}: workers are processes of their own, and it cannot be pickled for them "
+            f"({error}); name it as module:attribute"
+        ) from error
 
 
 def _import_target(spec: ProcessorSpec) -> Any:
@@ -437,7 +462,7 @@ def _shown_by(show: Callable[[], str], otherwise: str) -> str:
 
 
 def _report_of(error: BaseException, lease: Lease, seconds: float) -> Report:
-    details = describe_exception(error)
+    details = describe_exception(error) | {"seconds": round(seconds, 3)}
     if isinstance(error, NotPlainError):
         details["error_type"] = "ResultNotSerializable"
     after_s = asked_s(error) if isinstance(error, RetryLater) else None

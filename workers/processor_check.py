@@ -24,25 +24,22 @@ _OUTPUT_LINES = 10
 class ProcessorCheck:
     """Begins at once; `finish` waits for the answer, so that the orders can be read meanwhile."""
 
-    def __init__(self, spec: ProcessorSpec) -> None:
+    def __init__(self, spec: ProcessorSpec, start_method: str = "spawn") -> None:
         self._spec = spec
         self._process: Any = None
         self._since = 0
         self._adoption = Adoption()
-        if not isinstance(spec.target, str) or spec.target.startswith(SHIPPED):
-            load_target(spec)
-            if not isinstance(spec.target, str):
-                check_importable(spec.target)
-            self._adoption.hold()
-            return
+        is_known = _is_known(spec, start_method)
         self._adoption.hold()
+        if is_known:
+            return
         self._output = tempfile.TemporaryFile(prefix="poqueue-check-")  # noqa: SIM115  (closed by close)
         path = f"/proc/{os.getpid()}/fd/{self._output.fileno()}"  # it has no name of its own, which a kill -9 would leave behind
         context = get_context("spawn")
         self._answers, answer = context.Pipe(duplex=False)
         self._id = f"check-{os.getpid()}-{os.urandom(4).hex()}"
         marks = {control.RUN_MARK: self._id, control.PROCESS_MARK: self._id}
-        self._process = context.Process(target=_check, args=(spec, answer, path, marks))
+        self._process = context.Process(target=_check, args=(spec, spec.name, answer, path, marks))
         try:
             with control.quiet_start():
                 self._process.start()
@@ -112,7 +109,24 @@ class ProcessorCheck:
         return "".join(f"\n  | {line}" for line in lines)
 
 
-def _check(spec: ProcessorSpec, answer: "Connection[str, str]", output_path: str, marks: dict[str, str]) -> None:
+def _is_known(spec: ProcessorSpec, start_method: str) -> bool:
+    """Without a process: what is ours, and what the program has imported, unless it is a class that is to be constructed.
+
+    Raises:
+        ProcessorError: it does not fit.
+    """
+    if isinstance(spec.target, str) and not spec.target.startswith(SHIPPED):
+        return False
+    load_target(spec)
+    if isinstance(spec.target, str):
+        return True
+    check_importable(spec.target, start_method)
+    return start_method == "fork" or not isinstance(spec.target, type)  # who forks need not be able to import it anew
+
+
+def _check(
+    spec: ProcessorSpec, name: str, answer: "Connection[str, str]", output_path: str, marks: dict[str, str]
+) -> None:
     become_worker(marks, dies_with_starter=True)  # a module may start processes while it is imported
     try:
         output = os.open(output_path, os.O_WRONLY | os.O_APPEND)
@@ -121,7 +135,7 @@ def _check(spec: ProcessorSpec, answer: "Connection[str, str]", output_path: str
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:
-        check_constructible(load_target(spec), spec.name)
+        check_constructible(load_target(spec), name)  # __main__ is another one here
     except ProcessorError as error:
         answer.send(str(error))
     else:

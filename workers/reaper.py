@@ -95,7 +95,7 @@ class Reaper:
         failpoint.hit("reaper.before_release")
         self._ask("release_worker", worker.worker_id)
         self.usage = self.usage.with_other(worker.files.usage() or Usage())
-        level = logging.INFO if status.phase >= Phase.RECYCLING else logging.WARNING
+        level = logging.WARNING if status.phase is Phase.WORKING else logging.INFO  # of a bad start the staff has told
         logger.log(level, "worker ended (%s)", worker.how_it_ended(), extra=worker.ids(status))
 
     def _close_attempt(self, worker: WorkerProcess, status: Status, is_out_of_memory: bool, now: float) -> None:
@@ -105,8 +105,12 @@ class Reaper:
             record = self._ask("get_leases", brings_data=False).get(status.token)
             if record is None:
                 return  # its end was recorded meanwhile, and wins
-            details = {"error_type": "Cancelled", "message": "cancelled while it ran", "worker_id": worker.worker_id}
-            report = Report(record.task_id, status.token, now - status.started, error=details, give_up=True)
+            seconds = max(0.0, now - status.started)
+            details = {
+                "error_type": "Cancelled", "message": "cancelled while it ran", "worker_id": worker.worker_id,
+                "seconds": round(seconds, 3),
+            }  # fmt: skip
+            report = Report(record.task_id, status.token, seconds, error=details, give_up=True)
             self._keeper.report_for(worker.worker_id, [report])
         elif reason in ("stop", "another"):
             why = "the run was stopped" if reason == "stop" else "its worker was ended for the PO before it"

@@ -37,7 +37,8 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 class SignalInbox:
-    """While it is open, INT, TERM, HUP and QUIT are noted here and do nothing else; HUP is not if it is ignored (nohup).
+    """While it is open, INT, TERM, HUP and QUIT are noted here and do nothing else; HUP is not if it is ignored (nohup), nor
+    any that a library in C has taken: that keeps it.
 
     Only a process's main thread can have handlers; elsewhere the inbox takes what `put` gives it. It may be opened again
     while it is open: the outer one keeps the handlers.
@@ -59,8 +60,13 @@ class SignalInbox:
         os.set_blocking(self._write_end, False)
         with contextlib.suppress(ValueError):  # not the main thread
             self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-            numbers = [n for n in NUMBERS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]  # nohup
-            self._before = {number: signal.signal(number, self._note) for number in numbers}
+            handlers = {number: signal.getsignal(number) for number in NUMBERS}
+            if handlers[signal.SIGHUP] is signal.SIG_IGN:  # nohup
+                del handlers[signal.SIGHUP]
+            # None: a library in C has set it, which Python could not undo
+            self._before = {number: handler for number, handler in handlers.items() if handler is not None}
+            for number in self._before:
+                signal.signal(number, self._note)
             while _raised:  # and we are here all the same
                 self.put(_raised.pop())
         return self

@@ -23,6 +23,10 @@ class WorkersCannotStartError(PoqueueError):
     """Workers end again and again before they take a PO; the text says why."""
 
 
+def _delay_s(bad_starts: int) -> float:
+    return min(MAX_BOOT_DELAY_S, 0.1 * 2.0 ** min(bad_starts - 1, 10))
+
+
 class Staff:
     """Holds `jobs` workers and starts what is missing. Worker ids are w<slot>.<incarnation> and never used twice.
 
@@ -52,9 +56,11 @@ class Staff:
         self._serial = 0
         self._incarnations: dict[int, int] = {}
         self._has_lost_workers = False
-        self._boot_failures = 0
+        self._boot_failures = 0  # in a row, while nobody works
         self._boot_reason = ""
+        self._reason_count = 0  # how often in a row it was this one
         self._not_before = 0.0
+        self._bad_starts: dict[int, tuple[int, float]] = {}  # of a slot: how many in a row, and when it may start again
         self._no_process_since: float | None = None
 
     def __iter__(self) -> Iterator[WorkerProcess]:
@@ -86,7 +92,7 @@ class Staff:
         if now < self._not_before:
             return
         taken = {worker.slot for worker in self.workers}
-        missing = [slot for slot in range(1, self.jobs + 1) if slot not in taken]
+        missing = [slot for slot in range(1, self.jobs + 1) if slot not in taken and not self._is_held_back(slot, now)]
         if missing and needed is not None:
             missing = missing[: max(0, needed() - sum(worker.takes_more for worker in self.workers))]
         for slot in missing:
@@ -120,14 +126,28 @@ class Staff:
         if has_worked or status.phase >= Phase.RECYCLING:
             self._has_lost_workers |= has_worked
             self._boot_failures = 0
+            self._bad_starts.pop(worker.slot, None)
             return
         self._look_at_boots()
         reason = worker.files.boot_failure()
         self._boot_failures += 1
         told = reason.strip() or worker.overdue or f"it ended by {worker.how_it_ended()}"
-        self._boot_reason = told.splitlines()[-1]
-        self._not_before = now + min(MAX_BOOT_DELAY_S, 0.1 * 2.0 ** (self._boot_failures - 1))
-        logger.warning("a worker could not start: %s", self._boot_reason, extra={"traceback": reason})
+        self._not_before = now + _delay_s(self._boot_failures)
+        # others may work all the while, with the only licence for instance
+        count = self._bad_starts.get(worker.slot, (0, 0.0))[0] + 1
+        self._bad_starts[worker.slot] = count, now + _delay_s(count)
+        self._tell_bad_start(told.splitlines()[-1], reason)
+
+    def _tell_bad_start(self, told: str, reason: str) -> None:
+        """Of one and the same reason the 1st, 2nd, 4th, 8th, ... time."""
+        self._reason_count = self._reason_count + 1 if told == self._boot_reason else 1
+        self._boot_reason = told
+        if self._reason_count & (self._reason_count - 1) == 0:
+            times = f" ({self._reason_count} times)" if self._reason_count > 1 else ""
+            logger.warning("a worker could not start%s: %s", times, told, extra={"traceback": reason})
+
+    def _is_held_back(self, slot: int, now: float) -> bool:
+        return now < self._bad_starts.get(slot, (0, 0.0))[1]
 
     def _employ(self, worker: WorkerProcess, slot: int) -> None:
         incarnation = self._incarnations[slot] = self._incarnations.get(slot, 0) + 1

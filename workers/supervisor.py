@@ -156,11 +156,11 @@ class Supervisor:
     ) -> None:
         self._spec = processor if isinstance(processor, ProcessorSpec) else ProcessorSpec(processor)
         if not isinstance(self._spec.target, str):
-            check_importable(self._spec.target)
+            check_importable(self._spec.target, start_method)
             load_target(self._spec)
         _check_numbers(jobs, grace, stop_grace, max_tasks_per_worker, max_memory_per_worker)
         paths = (journal, control_dir, work_dir, output_dir, log_path)
-        journal, control_dir, work_dir, output_dir, log_path = map(_text_or_none, paths)
+        journal, control_dir, work_dir, output_dir, log_path = map(_absolute_or_none, paths)
         self._grace_s, self._stop_grace_s = grace, stop_grace
         self._max_tasks, self._max_memory = max_tasks_per_worker, max_memory_per_worker
         self._on_event, self._on_show = on_event, on_show
@@ -388,12 +388,13 @@ class Supervisor:
         Raises:
             WorkersCannotStartError: workers die before they take a PO.
             ServiceError: the manager is lost, and could not be replaced.
-            RuntimeError: it is not started, has run, or is closed.
+            RuntimeError: it is not started, runs or has run, or is closed.
         """
         if self._at_exit is None:
             raise RuntimeError("a Supervisor must be started before it runs: by `with`, or by start()")
         if self._has_run or not self._at_exit.still_active():
             raise RuntimeError(ONE_RUN)
+        self._has_run = True
         self._keeps_files = self._journal is not None  # until the end is a good one
         self._is_running = True
         freezes = not gc.get_freeze_count()  # else somebody else does, and means his to stay so
@@ -406,7 +407,6 @@ class Supervisor:
             if freezes:
                 gc.unfreeze()
             self._is_running = False
-        self._has_run = True
         self._keeps_files = bool(self._reaper.dead)
         if self._stop_level:
             return RunEnd("interrupted", self._stop_signal)
@@ -863,8 +863,12 @@ def _check_numbers(jobs: Any, grace: Any, stop_grace: Any, max_tasks: Any, max_m
             check_whole(number, name, minimum=1)
 
 
-def _text_or_none(path: StrPath | None) -> str | None:
-    return os.fsdecode(path) or "." if path is not None else None
+def _absolute_or_none(path: StrPath | None) -> str | None:
+    """It is meant from here, wherever the program goes later; ".." stays, as it may lead out of a link."""
+    if path is None:
+        return None
+    text = os.fsdecode(path)
+    return text if os.path.isabs(text) else os.path.join(os.getcwd(), text)
 
 
 def _check_files(durability: Any, log_path: str | None, work_dir: str) -> None:

@@ -4,6 +4,7 @@ It shares no lock with anybody, waits in the manager while there is nothing to d
 (worker_files), where the supervisor reads it without asking.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import logging
@@ -19,6 +20,7 @@ import traceback
 from _signal import getsignal, pthread_sigmask  # type: ignore[import-not-found]
 from _thread import get_ident
 from collections import deque
+from multiprocessing import active_children, get_start_method, util
 from multiprocessing.connection import Connection
 
 from poqueue import failpoint
@@ -50,6 +52,7 @@ BOOT_EXIT = 3
 ASK_AGAIN_S = 0.1  # between tries to reach a queue that is away, or that cannot write its journal
 CONNECT_WITHIN_S = 60.0
 UNLIMITED_S = 1e9
+LINGER_S = 1.0  # what a processor has left holds up the end of its worker no longer
 _SIG_SETMASK = int(signal.SIG_SETMASK)
 _TENDED = tuple(map(int, (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGALRM, signal.SIGUSR1,
@@ -103,10 +106,41 @@ def main(settings: WorkerSettings | None, orders: "Connection[Any, Any]", life: 
         except EOFError:
             return
         worker.run(worker_id)
+        _leave()
     except Terminated:
         os._exit(128 + signal.SIGTERM)
     finally:
         _flush()
+
+
+def _leave() -> None:
+    """Threads and children that the processor has left may end within LINGER_S, and hold the end up no longer.
+
+    What it has registered with atexit is called in any case, and takes its time.
+    """
+    signal.signal(signal.SIGTERM, _end_at_once)
+    signal.signal(signal.SIGALRM, _wait_no_longer)
+    pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, 0.0)  # the last one registered, and so called first
+    signal.setitimer(signal.ITIMER_REAL, LINGER_S, LINGER_S)
+    # waits for children; Python waits for threads when this process's main is left
+    util._exit_function()  # type: ignore[attr-defined]  # it is there
+
+
+def _wait_no_longer(number: int, frame: Any) -> None:
+    """First for children; when there are none any more, for threads, which cannot be ended."""
+    if children := active_children():
+        for child in children:
+            child.kill()
+        return
+    if get_start_method() == "spawn" or sys.version_info >= (3, 13):  # else Python calls none of them either
+        atexit._run_exitfuncs()
+    _flush()
+    os._exit(0)
+
+
+def _end_at_once(number: int, frame: Any) -> NoReturn:
+    os._exit(128 + number)
 
 
 class _Ahead(NamedTuple):
@@ -355,6 +389,7 @@ class Worker:
         os.fchdir(self._home)
         os.umask(self._umask)
         signal.alarm(0)  # an alarm of this PO, set by whatever call, must not ring in the next one
+        faulthandler.cancel_dump_traceback_later()  # nor this one; nobody can say whether the session had set it
         pthread_sigmask(_SIG_SETMASK, self._mask)
         if [*map(getsignal, _TENDED)] != self._handlers:
             self._restore_handlers()

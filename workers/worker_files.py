@@ -34,6 +34,7 @@ _STATUS_BYTES = 2 * _STATUS.size + 1  # two places, and the one byte whose last 
 _NO_LEASE = Lease("", 0, 0, 0, 0.0, "", b"")
 MAX_LINE_CHARS = 10_000
 MAX_LINE_BYTES = 1_000_000
+MAX_RECORD_BYTES = 990_000  # with the mark in front, it is a line that is read whole
 MAX_READ_BYTES = 250_000
 MAX_READ_LINES = 2_000
 MAX_PENDING_LINES = 1_000
@@ -166,7 +167,12 @@ class WorkerWriter:
     def log(self, record: logging.LogRecord, text: str) -> None:
         """A log record, kept apart from plain output by its level and logger."""
         line = {"level": record.levelname, "logger": record.name, "message": text}
-        os.write(self.output_fd, f"\n{self._mark}{json.dumps(line)}\n".encode())
+        encoded = json.dumps(line)
+        if len(encoded) > MAX_RECORD_BYTES:
+            kept = text[: MAX_RECORD_BYTES // 12]  # so many bytes a character may take
+            line["message"] = f"{kept} [{len(text) - len(kept):,} characters are left out here]"
+            encoded = json.dumps(line)
+        os.write(self.output_fd, f"\n{self._mark}{encoded}\n".encode())
 
     def own(self, pid: int | None, path: str | None) -> None:
         """Name what must be removed if this worker is killed: in the PO that is in hand, or else while the session lasts."""

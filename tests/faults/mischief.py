@@ -1,5 +1,6 @@
 """More processors that misbehave, beside tests/integration/villains.py: what a PO does stands in its field `do`."""
 
+import faulthandler
 import json
 import logging
 import logging.config
@@ -147,6 +148,11 @@ def set_an_alarm(po: dict[str, Any], context: WorkerContext) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.05)
 
 
+def dump_a_traceback_later(po: dict[str, Any], context: WorkerContext) -> None:
+    """And end, when the next PO runs."""
+    faulthandler.dump_traceback_later(0.05, exit=True)
+
+
 def set_cpu_timers(po: dict[str, Any], context: WorkerContext) -> None:
     """They ring while the next PO computes, and kill who does not listen."""
     signal.setitimer(signal.ITIMER_VIRTUAL, 0.05)
@@ -278,7 +284,7 @@ DEEDS: dict[str, Callable[[dict[str, Any], WorkerContext], Any]] = {
     deed.__name__: deed
     for deed in (
         fork_and_die, half_a_report, fill_up, give_result, give_decimal, set_an_alarm, set_cpu_timers, limit_cpu_time,
-        switch_logging_off, take_logging_away,
+        dump_a_traceback_later, switch_logging_off, take_logging_away,
         take_sigusr1_and_hang, take_signals, run_false, leak, count_leaks, log_a_line, end_after, take_the_lock, write_files,
     )
 }  # fmt: skip

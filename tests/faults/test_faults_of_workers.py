@@ -174,8 +174,12 @@ def test_a_po_that_kills_every_worker_ends_after_its_retries(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "do", ["set_an_alarm", "set_cpu_timers", "limit_cpu_time", "switch_logging_off", "take_logging_away"]
-)
+    "do",
+    [
+        "set_an_alarm", "set_cpu_timers", "limit_cpu_time", "dump_a_traceback_later", "switch_logging_off",
+        "take_logging_away",
+    ],
+)  # fmt: skip
 def test_the_next_po_can_work_and_be_heard(do: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "workers.output")
 

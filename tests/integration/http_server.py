@@ -12,6 +12,7 @@ connection. What stalls does so until the server stops, and no longer.
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -131,6 +132,26 @@ def answer(
         handler.end_headers()
         handler.wfile.write(body)
         then(handler)
+
+    return behave
+
+
+def drip(status: int, told: Callable[[str], None]) -> Behaviour:
+    """Send a long body byte by byte, as long as somebody reads, and tell how that ended."""
+
+    def behave(handler: Handler) -> None:
+        handler.send_response(status)
+        handler.send_header("Content-Length", "100000")
+        handler.end_headers()
+        handler.close_connection = True
+        until = time.monotonic() + MAX_STALL_S / 2
+        try:
+            while time.monotonic() < until and not handler.server.owner.stopping.wait(0.02):
+                handler.wfile.write(b"x")
+        except OSError:
+            told("hung up")
+        else:
+            told("went on reading")
 
     return behave
 

@@ -115,6 +115,32 @@ def test_give_up_fails_at_once_and_anything_else_is_retried(tmp_path: Path) -> N
     assert "1 x GiveUp" in ended.err and "5 x RuntimeError: it went wrong" in ended.err
 
 
+def test_the_seconds_of_a_failed_po_are_those_of_its_last_attempt(tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        """
+        import time
+        from pathlib import Path
+
+        from workers import GiveUp, run_batch
+
+        def process(po):
+            begun = time.monotonic()
+            time.sleep(0.2)
+            Path(po["po_number"]).write_text(str(time.monotonic() - begun))
+            raise GiveUp("no") if po["po_number"] == "A" else ValueError("no")
+
+        if __name__ == "__main__":
+            print(run_batch("orders.csv", process, workers=2, run_dir="r", max_retries=1, retry_delay=0).exit_code)
+        """,
+    ).check(0)
+
+    assert ended.out == "1\n"
+    for number in ("A", "B"):
+        took_s = float((tmp_path / number).read_text())
+        assert float(result(tmp_path, number)["seconds"]) >= round(took_s, 3)
+
+
 def test_a_retry_never_starts_before_its_delay_and_the_delay_doubles(tmp_path: Path) -> None:
     run_orders(tmp_path, "F,fail", options=("--retries", "3", "--retry-delay", "200ms", "--max-retry-delay", "400ms"))
 
@@ -292,6 +318,76 @@ def test_a_script_may_define_its_processor_itself(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
+def test_a_time_limit_that_a_script_sets_for_its_sockets_is_none_for_ours(start_method: str, tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        f"""
+        import socket
+
+        from workers import run_batch
+
+        socket.setdefaulttimeout(30)
+
+        def process(po):
+            return {{}}
+
+        if __name__ == "__main__":
+            report = run_batch("orders.csv", process, workers=2, run_dir="r", start_method="{start_method}")
+            print(report.exit_code, report.message)
+        """,
+    ).check(0)
+
+    assert ended.out == "0 \n", ended.err
+
+
+def test_the_log_is_whole_though_a_script_sets_up_its_own_logging_later(tmp_path: Path) -> None:
+    run_script(
+        tmp_path,
+        """
+        import logging.config
+
+        from workers import run_batch
+
+        def process(po):
+            print("hello")
+
+        if __name__ == "__main__":
+            logging.config.dictConfig({"version": 1})  # which disables all loggers that there are
+            run_batch("orders.csv", process, workers=1, run_dir="r")
+        """,
+    ).check(0)
+
+    assert [line["po_number"] for line in log_lines(tmp_path) if line["message"] == "hello"] == ["A", "B"]
+    assert count_started(tmp_path) == 1
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "fork"])
+def test_what_loggers_of_ours_say_in_a_worker_is_its_output_and_in_the_manager_its_log(
+    start_method: str, tmp_path: Path
+) -> None:
+    run_script(
+        tmp_path,
+        f"""
+        import logging
+
+        from workers import run_batch
+
+        def process(po):
+            logging.getLogger("workers.mine").info("hello")
+            raise ValueError("it does not work")
+
+        if __name__ == "__main__":
+            run_batch("orders.csv", process, workers=1, run_dir="r", max_retries=0, start_method="{start_method}")
+        """,
+    ).check(0)
+
+    lines = [line for line in log_lines(tmp_path) if line["message"].endswith("hello")]
+    assert [(line["logger"], line["message"]) for line in lines] == [("workers.output", "workers.mine: hello")] * 2
+    assert [line["po_number"] for line in lines] == ["A", "B"]
+    assert (tmp_path / "r" / "manager.log").read_text().count("it does not work") == 2
+
+
 def test_a_script_may_define_a_class(tmp_path: Path) -> None:
     ended = run_script(
         tmp_path,
@@ -379,6 +475,59 @@ def test_a_mistake_in_a_call_is_one_of_our_errors_and_runs_nothing(call: str, sa
 
     assert said in ended.out
     assert {"runs", "r"} & tree(tmp_path) == set()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("processor", ["Site", '"my_batch:Site"'])
+def test_a_class_that_cannot_be_constructed_is_told_before_anything_runs(processor: str, tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        f"""
+        from poqueue.errors import ProcessorError
+        from workers import run_batch
+
+        class Site:
+            def __init__(self):
+                raise RuntimeError("no configuration")
+            def process(self, po):
+                return {{}}
+
+        if __name__ == "__main__":
+            try:
+                run_batch("orders.csv", {processor}, run_dir="r", app_dir=".")
+            except ProcessorError as error:
+                print(error)
+        """,
+    ).check(0)
+
+    name = "__main__:Site" if processor == "Site" else "my_batch:Site"
+    assert f"processor '{name}': constructing it failed: RuntimeError: no configuration" in ended.out
+    assert "r" not in tree(tmp_path)
+
+
+@pytest.mark.once
+def test_a_batch_in_a_daemonic_process_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        """
+        import multiprocessing
+        from poqueue.errors import ConfigError
+        from workers import run_batch
+
+        def run(name):
+            try:
+                run_batch(name, "my_batch:run", app_dir=".", run_dir="r")
+            except ConfigError as error:
+                return str(error)
+
+        if __name__ == "__main__":
+            with multiprocessing.Pool(1) as pool:
+                print(pool.map(run, ["orders.csv"]))
+        """,
+    ).check(0)
+
+    assert "a daemonic process may not" in ended.out
+    assert "r" not in tree(tmp_path)
 
 
 @pytest.mark.once

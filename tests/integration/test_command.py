@@ -234,6 +234,35 @@ def test_a_program_of_a_po_that_cannot_be_started_fails_at_once(program: str, tm
     assert program in ended.err
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("program", "value", "said"),
+    [
+        ("./no-interpreter", "A", "the interpreter that its first line names"),
+        ("./no-format", "A", "Exec format error"),
+        ("./plain/tool", "A", "Not a directory"),
+        ("./loop", "A", "symbolic links"),
+        ("./" + "x" * 300, "A", "File name too long"),
+        ("echo", "é" * 100_000, "Argument list too long"),
+    ],
+    ids=["interpreter", "format", "folder", "loop", "long name", "long value"],
+)
+def test_a_program_that_no_attempt_can_start_is_not_tried_again(
+    program: str, value: str, said: str, tmp_path: Path
+) -> None:
+    orders = write_orders(tmp_path / "orders.csv", f"A,{program},{value}", header="po_number,tool,value")
+    for name, text in (("no-interpreter", "#!/no/such/shell\r\n"), ("no-format", "\1\2\3"), ("plain", "")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "loop").symlink_to("loop")
+
+    run_command("{tool} {value}", orders, "--retries", "3", "--retry-delay", "1h").check(1)
+
+    row = read_csv(tmp_path / "r" / "results.csv")[0]
+    assert row["attempts"] == "1" and row["error"].startswith("GiveUp: the command cannot be started: ")
+    assert said in row["error"]
+
+
 def test_what_a_command_started_dies_with_it_at_the_time_limit(tmp_path: Path) -> None:
     orders = write_orders(tmp_path / "orders.csv", "A", "B", header="po_number")
     # A child, one in a session of its own, and one that does not listen to TERM: each tells its pid and stays.

@@ -2,9 +2,11 @@
 
 import gzip
 import os
+import queue
 import socket
 import stat
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
@@ -17,12 +19,14 @@ from hypothesis import strategies as st
 
 from poqueue.errors import ConfigError
 from tests.integration.http_server import (
+    MAX_STALL_S,
     Behaviour,
     Handler,
     MisbehavingServer,
     answer,
     babble,
     chunked,
+    drip,
     endless,
     hang_up,
     redirect,
@@ -163,6 +167,24 @@ def test_a_compressed_answer_is_stored_as_what_it_holds(server: MisbehavingServe
     assert contents(fetch(url)) == [b"a,b\n"]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "body", "held"),
+    [
+        ("gzip", gzip.compress(b"one") + gzip.compress(b"two"), b"onetwo"),
+        ("gzip", gzip.compress(b"one") + b"and no gzip", b"one"),
+        ("gzip", b"", b""),
+        ("deflate", zlib.compress(b"one"), b"one"),
+    ],
+    ids=["two members", "something behind", "empty", "deflate"],
+)
+def test_a_compressed_answer_that_is_odd_and_whole_is_stored(
+    server: MisbehavingServer, fetch: Any, encoding: str, body: bytes, held: bytes
+) -> None:
+    url = server.on("/odd.csv", answer(body, headers={"Content-Encoding": encoding}))
+
+    assert contents(fetch(url)) == [held]
+
+
 def test_an_empty_file_is_a_file(server: MisbehavingServer, fetch: Any) -> None:
     assert contents(fetch(server.on("/empty", answer(b"")))) == [b""]
 
@@ -198,6 +220,26 @@ def test_a_redirect_loop_gives_up(server: MisbehavingServer, fetch: Any) -> None
 def test_a_redirect_to_anything_but_http_is_refused(server: MisbehavingServer, fetch: Any, target: str) -> None:
     with pytest.raises(GiveUp, match=r"is not (an http:// or https:// URL|a URL)"):
         fetch(server.on("/away", redirect(target)))
+
+
+def test_a_redirect_to_what_is_no_url_is_refused_and_both_are_named(server: MisbehavingServer, fetch: Any) -> None:
+    with pytest.raises(GiveUp, match=r"/away: it redirects to 'http://\[::1', which is not a URL"):
+        fetch(server.on("/away", redirect("http://[::1")))
+
+
+def test_a_refusal_whose_body_comes_in_drops_is_not_waited_for(server: MisbehavingServer, fetch: Any) -> None:
+    ends: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    with pytest.raises(GiveUp, match="answered 404"):
+        fetch(server.on("/drops", drip(404, ends.put)))
+
+    assert ends.get(timeout=MAX_STALL_S) == "hung up"
+
+
+def test_hosts_with_letters_of_any_language_are_urls() -> None:
+    url = "http://bücher.example/Rechnung.pdf"
+
+    assert find_urls(a_po(url)) == [url]
 
 
 @pytest.mark.parametrize(
@@ -346,6 +388,9 @@ def half_then(then: Callable[[Handler], None]) -> Behaviour:
         Handler.cut,
         babble,
         answer(b"not gzip", headers={"Content-Encoding": "gzip"}),
+        answer(gzip.compress(os.urandom(5000))[:-2500], headers={"Content-Encoding": "gzip"}),
+        answer(gzip.compress(b"one") + gzip.compress(b"two")[:-4], headers={"Content-Encoding": "gzip"}),
+        answer(zlib.compress(os.urandom(5000))[:-2500], headers={"Content-Encoding": "deflate"}),
         answer(b"x", status=302, headers={"Location": ""}),
     ],
     ids=[
@@ -358,6 +403,9 @@ def half_then(then: Callable[[Handler], None]) -> Behaviour:
         "resets",
         "no-http",
         "bad-gzip",
+        "half-gzip",
+        "gzip-and-a-half",
+        "half-deflate",
         "nowhere",
     ],
 )

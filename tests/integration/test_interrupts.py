@@ -38,6 +38,7 @@ from tests.integration.console import (
     wait_until,
     write_orders,
 )
+from workers.signals import SignalInbox
 
 INTERRUPTED, TERMINATED, HUNG_UP = 130, 143, 129
 ACCOUNTS = ("succeeded", "failed", "duplicate", "invalid", "not_run")
@@ -506,6 +507,23 @@ def test_a_worker_killed_from_outside_costs_one_attempt_of_its_po(tmp_path: Path
     assert rows["P0"]["attempts"] == "2"
     assert {row["attempts"] for number, row in rows.items() if number != "P0"} == {"1"}
     assert "WorkerKilled" in ended.err
+
+
+def test_a_signal_that_a_library_in_c_has_taken_stays_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    caught: list[int] = []
+    getsignal = signal.getsignal
+    before = signal.signal(signal.SIGHUP, lambda number, frame: caught.append(number))
+    try:
+        # as Python tells of those that are none of its own
+        monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGHUP else getsignal(number))
+        with SignalInbox() as inbox:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            taken = [inbox.take(), inbox.take()]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    assert caught == [signal.SIGHUP] and taken == [signal.SIGTERM, None]
 
 
 def test_the_sample_is_only_read_by_an_interrupted_run(tmp_path: Path) -> None:

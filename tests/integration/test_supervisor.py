@@ -298,7 +298,7 @@ def test_a_po_that_was_cancelled_while_it_ran_has_had_an_attempt(task_id: str, t
 
     error = play.tasks[task_id].error_history[-1]
     assert play.tasks[task_id].attempt == error["attempt"] == 1
-    assert error["message"] == "cancelled while it ran" and error["worker_id"]
+    assert error["message"] == "cancelled while it ran" and error["worker_id"] and error["seconds"] > 0
 
 
 def test_a_po_that_was_cancelled_while_it_ran_is_stopped_though_the_manager_is_lost_at_once(tmp_path: Path) -> None:
@@ -1486,6 +1486,21 @@ def test_a_supervisor_is_for_one_run_and_says_so(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_that_goes_on_is_not_begun_again(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def run_again(event: Event) -> None:
+        if event.kind == "completed":
+            with pytest.raises(RuntimeError, match="one run") as caught:
+                supervisor.run()
+            refused.append(str(caught.value))
+
+    with on_stage(tmp_path, po("A", "quick", tmp_path), on_event=run_again) as (supervisor, play):
+        supervisor.run()
+
+    assert play.is_completed("A") and len(refused) == 1
+
+
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
 def test_a_supervisor_that_is_never_closed_ends_with_its_program(start_method: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
@@ -1526,6 +1541,25 @@ def test_files_and_folders_may_be_named_by_text(tmp_path: Path) -> None:
 
     assert play.tasks["A"].result is not None and play.tasks["A"].result.data == {"folder": paths["output_dir"]}
     assert {path.name for path in tmp_path.iterdir()} >= {"j", "log", "deep"}
+
+
+def test_paths_stay_what_they_are_when_the_program_or_its_session_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    names = {"journal": "j", "control_dir": "", "output_dir": "output", "log_path": "log"}
+
+    with on_stage(tmp_path, po("A", "where_output_goes", tmp_path), **names) as (supervisor, play):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        os.kill(supervisor._service.pid, signal.SIGKILL)  # the next one opens the journal again
+        supervisor.run()
+
+    assert play.tasks["A"].result is not None
+    assert play.tasks["A"].result.data == {"folder": str(tmp_path / "here" / "output")}
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"j", "log", "output"}
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_start_without_a_folder_for_the_output_leaves_nothing(tmp_path: Path) -> None:

@@ -141,6 +141,28 @@ def settled(supervisor: Supervisor) -> set[int]:
     return {pid for pid, now in found if now.phase is Phase.WORKING and time.monotonic() - now.started > 0.4}
 
 
+def test_a_worker_that_cannot_start_beside_others_is_tried_less_and_less_and_that_is_told_no_more_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    delays: list[float] = []
+    note_end = staff.Staff.note_end
+
+    def note(self: staff.Staff, worker: Any, now: float) -> None:
+        note_end(self, worker, now)
+        if worker.slot in self._bad_starts:
+            count, until = self._bad_starts[worker.slot]
+            delays.append(round(until - now, 6))
+            (tmp_path / "go").touch() if count == 5 else None
+
+    monkeypatch.setattr(staff.Staff, "note_end", note)
+    play = perform(tmp_path, po("P", "wait_for_go", tmp_path), target=villains.OnlyOneAtATime, task_timeout=60.0)
+
+    assert play.is_completed("P")
+    assert delays[:5] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    told = [line for line in caplog.messages if line.startswith("a worker could not start")]
+    assert len(told) == 3 and "(4 times)" in told[2]
+
+
 def test_a_bad_start_now_and_then_ends_no_run(tmp_path: Path) -> None:
     tasks = [po(f"P{number}", "quick", tmp_path) for number in range(5)]
 
@@ -380,6 +402,28 @@ def test_a_stop_in_a_teardown_is_what_is_told_of_it(
 
     assert "stopped in its teardown after 0 s: killing the worker" in caplog.text
     assert "no end of its" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("what", "start_method"),
+    [("thread", "spawn"), ("thread", "forkserver"), ("thread", "fork"), ("child", "spawn"), ("short", "spawn")],
+)
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_what_a_processor_has_left_holds_up_no_end_and_what_is_to_be_done_at_the_exit_is_done(
+    what: str, start_method: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    play = perform(
+        tmp_path, po("A", what, tmp_path), target=villains.LeavesSomething, jobs=1, start_method=start_method
+    )
+
+    assert play.is_completed("A")
+    ends = [record.getMessage() for record in caplog.records if record.getMessage().startswith("worker ended")]
+    assert ends == ["worker ended (exit code 0)"] and "teardown" not in caplog.text
+    assert len(lines_of(tmp_path / "ends")) == (2 if what == "short" else 0)
+    if start_method == "spawn":
+        assert lines_of(tmp_path / "exits") == ["exit"]
 
 
 def test_what_a_killed_worker_owned_is_removed(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ Every attempt leaves a line in the file `history` of the PO's `folder`, and ever
 the file `pids`. No villain lives longer than LONG_S, whatever a test forgets.
 """
 
+import atexit
 import contextlib
 import faulthandler
+import fcntl
 import io
 import json
 import logging
@@ -15,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -610,6 +613,18 @@ class SetupRaisesAtTimes(SetupRaises):
         """Quick."""
 
 
+class OnlyOneAtATime(SetupRaises):
+    """There is one licence, which the first worker holds."""
+
+    def setup(self, context: WorkerContext) -> None:
+        append(Path(context.options["folder"], "boots"), str(os.getpid()))
+        self.licence = open(Path(context.options["folder"], "licence"), "w")  # noqa: SIM115  (held to the end)
+        fcntl.flock(self.licence, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
+        return process(po, context)
+
+
 class SetupHangs(SetupRaises):
     """A login that never comes back."""
 
@@ -631,6 +646,33 @@ class TeardownRaises(Session):
 
     def teardown(self) -> None:
         raise RuntimeError("the browser does not close")
+
+
+class LeavesSomething:
+    """As the PO says, a `thread` or a `child` that does not end, or a `short` one of each; and something to do at the exit."""
+
+    def setup(self, context: WorkerContext) -> None:
+        self.folder = Path(context.options["folder"])
+
+    def process(self, po: dict[str, Any], context: WorkerContext) -> None:
+        what = po["do"]
+        if what in ("thread", "short"):
+            threading.Thread(target=_leave_behind, args=(self.folder, what)).start()
+        if what in ("child", "short"):
+            get_context("spawn").Process(target=_leave_behind, args=(self.folder, what)).start()
+        atexit.register(_take_time_at_the_exit, self.folder)
+
+
+def _leave_behind(folder: Path, what: str) -> None:
+    if what != "short":
+        _long()
+    time.sleep(0.2)
+    append(folder / "ends", "end")
+
+
+def _take_time_at_the_exit(folder: Path) -> None:
+    time.sleep(2.5)  # a browser is closed
+    append(folder / "exits", "exit")
 
 
 class TeardownHangs(Session):

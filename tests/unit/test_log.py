@@ -3,6 +3,7 @@
 import json
 import logging
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,47 @@ def test_of_what_a_full_disk_does_not_take_no_line_is_broken(tmp_path: Path) -> 
     assert found == [task_id for task_id in told if task_id in found]  # in order, each once
     assert found[:250] == told[:250] and found[-250:] == told[500:]
     assert 550 < len(found) < 750
+
+
+def state_of(*names: str) -> list[tuple[int, bool, bool, int]]:
+    loggers = map(logging.getLogger, names)
+    return [(one.level, one.propagate, one.disabled, len(one.handlers)) for one in loggers]
+
+
+def test_two_runs_at_once_have_a_log_each_and_leave_the_loggers_as_they_were(tmp_path: Path) -> None:
+    before = state_of("poqueue", "workers")
+    first, second = (
+        RunLogging(tmp_path / name, name, lambda line: None, verbosity=0, as_json=False) for name in ("first", "second")
+    )
+    logger = logging.getLogger("workers.supervisor")
+
+    with ThreadPoolExecutor(1) as thread:
+        with first:
+            thread.submit(second.__enter__).result()
+            logger.info("of the first")
+            thread.submit(logger.info, "of the second").result()
+        thread.submit(logger.info, "of the second alone").result()
+        thread.submit(second.__exit__).result()
+
+    told = {
+        path.name: [json.loads(line)["message"] for line in path.read_text().splitlines()]
+        for path in tmp_path.iterdir()
+    }
+    assert told == {"first": ["of the first"], "second": ["of the second", "of the second alone"]}
+    assert state_of("poqueue", "workers") == before
+
+
+@pytest.mark.parametrize("name", ["poqueue", "workers", "workers.supervisor"])
+def test_a_logger_that_was_disabled_on_the_way_is_heard_for_the_time_of_the_run(name: str, tmp_path: Path) -> None:
+    logger, other = logging.getLogger(name), logging.getLogger("workersmith")
+    logger.disabled = other.disabled = True
+    with RunLogging(tmp_path / "run.log", "r", lambda line: None, verbosity=0, as_json=False):
+        logger.info("heard")
+        is_other_disabled = other.disabled
+    is_disabled, logger.disabled, other.disabled = logger.disabled, False, False
+
+    assert is_disabled and is_other_disabled
+    assert '"heard"' in (tmp_path / "run.log").read_text()
 
 
 def test_handlers_of_the_program_get_a_record_for_each(caplog: pytest.LogCaptureFixture) -> None:

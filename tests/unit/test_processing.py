@@ -1,6 +1,7 @@
 """Processors: finding one, checking it, and reducing whatever it returns or raises to plain data."""
 
 import asyncio
+import copy
 import datetime as dt
 import decimal
 import enum
@@ -131,6 +132,25 @@ def test_a_module_whose_attributes_raise_is_a_processor_error(module: Callable[[
 
     with pytest.raises(ProcessorError, match="lazy"):
         load("my_site:process", folder)
+
+
+def test_what_has_the_name_of_something_else_is_refused_where_it_must_be_pickled(module: Callable[[str], str]) -> None:
+    folder = module(
+        """
+        import functools
+
+        def _process(po): return {}
+        process = functools.wraps(_process)(lambda po: {})
+        half = functools.partial(_process)
+        """
+    )
+    process, half = load("my_site:process", folder), load("my_site:half", folder)
+
+    for start_method in ("spawn", "forkserver"):
+        with pytest.raises(ProcessorError, match=r"my_site:_process: .*name it as module:attribute"):
+            check_importable(process, start_method)
+    check_importable(process, "fork")
+    check_importable(half, "spawn")
 
 
 def test_lambdas_local_functions_and_classes_are_refused() -> None:
@@ -685,6 +705,19 @@ def test_a_delay_that_a_processor_sets_to_anything_is_a_failed_attempt_all_the_s
         failed_attempt_is_taken(report)
 
 
+class Busy(RetryLater):
+    def __init__(self, code: int) -> None:
+        super().__init__(f"busy: {code}", after=3)
+
+
+@pytest.mark.parametrize("error", [RetryLater("busy", after=7), RetryLater(after=7), Busy(503)])
+def test_retry_later_comes_whole_out_of_a_pool(error: RetryLater) -> None:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(error, protocol))
+
+        assert type(again) is type(error) and str(again) == str(error) and again.after == error.after
+
+
 def failed_attempt_is_taken(report: Report) -> None:
     queue = TaskQueue(max_retry_delay=60.0)
     queue.add_task(ProcessingTask(report.task_id, {"po_number": "A"}))
@@ -721,3 +754,18 @@ def test_the_context_says_which_attempt_this_is() -> None:
     attempt(process)
 
     assert seen == [("A", "id-A", 1, 4, "w1.1")]
+
+
+def test_a_context_that_is_given_to_a_pool_owns_nothing_there_and_its_copy_here_does() -> None:
+    named: list[Any] = []
+    context = WorkerContext(
+        "w1.1", "/tmp", {"a": "b"}, "A", "id-A", 2, 4, owner=lambda pid, path: named.append((pid, path))
+    )
+
+    there = pickle.loads(pickle.dumps(context))
+    there.own(pid=1)
+    copy.copy(context).own(pid=2)
+
+    assert (there.worker_id, there.output_dir, there.options) == ("w1.1", Path("/tmp"), {"a": "b"})
+    assert (there.po_number, there.task_id, there.attempt, there.max_attempts) == ("A", "id-A", 2, 4)
+    assert named == [(2, None)]

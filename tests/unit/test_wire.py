@@ -4,7 +4,7 @@ import os
 import pickle
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 import pytest
@@ -28,6 +28,14 @@ def ends() -> Iterator[Ends]:
 def connected() -> Ends:
     one, other = socket.socketpair()
     return Connection(one.detach()), Connection(other.detach())
+
+
+@pytest.fixture
+def default_time_limit() -> Iterator[None]:
+    """As a program may set one for all its sockets."""
+    socket.setdefaulttimeout(30.0)
+    yield
+    socket.setdefaulttimeout(None)
 
 
 def sent(stream: Stream, message: bytes) -> threading.Thread:
@@ -175,6 +183,20 @@ def test_a_time_limit_ends_the_wait_for_the_rest(ends: Ends) -> None:
 
     with pytest.raises(BlockingIOError):
         Stream(ends[1]).receive()
+
+
+@pytest.mark.usefixtures("default_time_limit")
+@pytest.mark.parametrize("touch", [Stream.announce, wire.lift_time_limit_of], ids=["announce", "lift"])
+def test_a_time_limit_that_the_program_sets_for_its_sockets_is_none_for_ours(
+    touch: Callable[[Stream], object], ends: Ends
+) -> None:
+    stream = Stream(ends[0])
+
+    touch(stream)
+
+    is_blocking = os.get_blocking(stream.fileno())
+    stream.let_go()
+    assert is_blocking
 
 
 def test_a_stream_that_was_closed_is_of_no_use(ends: Ends) -> None:

@@ -237,6 +237,27 @@ def test_text_that_looks_like_a_mark_is_text(line: str, reader: WorkerReader, wr
     assert lines[-1].text == "after"
 
 
+@pytest.mark.parametrize("character", ["x", "é", "😀", '"'])
+def test_a_log_record_that_is_too_long_for_a_line_says_what_is_left_out(
+    character: str, reader: WorkerReader, writer: WorkerWriter
+) -> None:
+    begin(writer, "A")
+    for count in (80_000, 2_000_000):
+        writer.log(logging.makeLogRecord({"levelname": "INFO", "name": "site"}), character * count)
+    end(writer, "A")
+    lines: list[OutputLine] = []
+    while reader._has_more():
+        lines += reader.output()
+    lines += reader.output(is_dead=True)
+
+    whole, cut = (line.text for line in lines)
+    assert whole == character * 80_000
+    kept = cut.rstrip("]").rpartition(" [")[0]
+    assert cut == f"{kept} [{2_000_000 - len(kept):,} characters are left out here]"
+    assert kept == character * len(kept) and len(kept) > 80_000
+    assert {(line.logger, line.po_number) for line in lines} == {("site", "A")}
+
+
 def test_long_lines_are_cut_and_any_bytes_are_text(reader: WorkerReader, writer: WorkerWriter) -> None:
     begin(writer, "A")
     os.write(writer.output_fd, b"x" * 50_000 + b"\n\xff\xfe\r\n\0\n")

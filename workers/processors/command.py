@@ -5,6 +5,7 @@ split, never expanded and never seen by a shell. With `shell` the filled-in line
 The program's output goes into the run's log; exit code 0 is success, any other fails the attempt.
 """
 
+import errno
 import io
 import os
 import shlex
@@ -23,6 +24,9 @@ from workers.safe_text import quoted
 
 TARGET = "workers.processors.command:Command"
 OPTION, SHELL_OPTION = "command", "shell"
+_HOPELESS = frozenset({
+    errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.E2BIG, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG,
+})  # fmt: skip  # at every attempt
 
 
 class CommandFailed(Exception):
@@ -43,8 +47,10 @@ class Command:
                 self._arguments(fields), stdin=subprocess.DEVNULL, env=_environment(context), check=False
             )
         except FileNotFoundError as error:
-            raise GiveUp(f"there is no program {error.filename!r}") from None
-        except (PermissionError, ValueError) as error:
+            raise GiveUp(_what_is_missing(error.filename)) from None
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in _HOPELESS:
+                raise
             raise GiveUp(f"the command cannot be started: {error}") from None
         if ended.returncode < 0:
             raise CommandFailed(f"the command was killed by {signal_name(-ended.returncode)}")
@@ -56,6 +62,12 @@ class Command:
         if self._is_shell:
             return _shell_arguments(self._template, fields)
         return [fill_in(argument, fields) for argument in split_template(self._template)]
+
+
+def _what_is_missing(program: str) -> str:
+    if shutil.which(program) is None:
+        return f"there is no program {program!r}"
+    return f"the command cannot be started: {program!r} is there, but the interpreter that its first line names is not"
 
 
 def _shell_arguments(template: str, fields: Mapping[str, str]) -> list[str]:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -51,6 +52,7 @@ except ImportError as missing:
 
 MAX_REDIRECTS = 5
 CHUNK_BYTES = 64 * 1024
+DISMISS_BYTES, DISMISS_S = 4096, 1.0
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PASSING_CLIENT_ERRORS = frozenset({408, 409, 423, 425, 429})
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1.0, 3600.0
@@ -190,7 +192,7 @@ class Download:
             location = response.headers.get("Location")
             if response.status not in REDIRECTS or not location:
                 raise _refusal(target, response)
-            target = urljoin(target, location)
+            target = _joined(target, location)
         raise GiveUp(f"{_shown(url)}: more than {MAX_REDIRECTS} redirects")
 
     def _save(self, url: str, response: BaseHTTPResponse, file: Path) -> Path:
@@ -201,6 +203,8 @@ class Download:
                 for chunk in response.stream(CHUNK_BYTES, decode_content=True):
                     self._refuse_beyond_limit(url, sink.tell() + len(chunk))
                     sink.write(chunk)
+            if _is_cut(response):
+                raise FetchError(f"{_shown(url)}: the compressed body ends before its end")
             os.replace(part, file)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -300,6 +304,13 @@ def _parse_url(url: str) -> Url:
         raise GiveUp(f"{quoted(url)} is not a URL") from error
 
 
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise GiveUp(f"{_shown(url)}: it redirects to {quoted(location)}, which is not a URL") from error
+
+
 def _covers(pattern: str, host: str) -> bool:
     return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern
 
@@ -326,9 +337,20 @@ def _retry_after_s(header: str | None) -> float | None:
 
 def _dismiss(response: BaseHTTPResponse) -> None:
     """Let go of an answer whose body does not matter; a short one is read, so that the connection stays of use."""
+    until = time.monotonic() + DISMISS_S
     with suppress(HTTPError):
-        response.read(CHUNK_BYTES)
+        for _ in range(DISMISS_BYTES):  # one by one: to wait for more of one that comes in drops may take for ever
+            if not response.read(1) or time.monotonic() > until:
+                break
     response.close()
+
+
+def _is_cut(response: BaseHTTPResponse) -> bool:
+    """Whether a compressed body that is as long as announced ends too early: urllib3 only decodes what there is."""
+    decoder = getattr(response, "_decoder", None)
+    has_more_behind_its_end = getattr(decoder, "_state", 0) == 2  # GzipDecoderState.SWALLOW_DATA
+    is_at_its_end = getattr(getattr(decoder, "_obj", None), "eof", True)
+    return response.tell() > 0 and not has_more_behind_its_end and not is_at_its_end
 
 
 @contextmanager
