@@ -3,7 +3,8 @@
     results.csv   every row: its number, its cells, status, attempts, seconds, worker, error, the processor's fields.
                   During the run in the order of completion, with the fields as one JSON text; `finish` rewrites it
                   in the order of the file with a column for each field.
-    failed.csv    the rows that failed, cells as they came: an order file of its own
+    failed.csv    the rows that failed, cells as they came: an order file of its own. Amounts that only the rest of their
+                  column explains (1.234 where others say 5,50) are written so that they need no explanation
     not_run.csv   likewise the rows that never ended; only if there are any
 
 Nothing of a finished row is kept in memory but where its line stands. Cells of results.csv that a spreadsheet would
@@ -27,7 +28,7 @@ from typing import Any, BinaryIO, Literal
 from poqueue import failpoint
 from poqueue.errors import ConfigError
 from poqueue.formula import guard_formula
-from workers.orders import OrderBook, cells_as_given
+from workers.orders import OrderBook, cells_as_given, cells_for_rerun
 from workers.safe_text import safe_text
 from workers.whole_file import check_output, temporary_prefix
 
@@ -124,7 +125,7 @@ class ResultsWriter:
             cells = cells_as_given(self._book.names, row)
             self._write(number, cells, told, result)
             if status == "failed":
-                self._failed.write(number, cells)
+                self._failed.write(number, cells_for_rerun(self._book, row))
 
     def flush(self) -> None:
         """Hand what is written so far to the system, so that the end of this process cannot lose it."""
@@ -197,10 +198,9 @@ class ResultsWriter:
     def _write_not_run(self, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
         file: _RowFile | None = None
         for number, row in rows:
-            cells = cells_as_given(self._book.names, row)
             file = file or _RowFile(self._run_dir / "not_run.csv", self._book.headers, self._book.last_row)
-            file.write(number, cells)
-            self._write(number, cells, ["not run", "0", "", "", ""])
+            file.write(number, cells_for_rerun(self._book, row))
+            self._write(number, cells_as_given(self._book.names, row), ["not run", "0", "", "", ""])
         if file is not None:
             code = _STATUSES.index("not run")
             file.replace(file.path, (number for number in self._numbers() if self._status[number] == code))

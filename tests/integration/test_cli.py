@@ -13,6 +13,7 @@ import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +95,38 @@ def test_the_sample_runs_with_the_default_processor_and_its_accounts_balance(tmp
     }
     dossiers = list((run_dir / "output").glob("*/dossier.json"))
     assert len(dossiers) == 152
+
+
+@pytest.mark.parametrize(
+    ("column", "rest"),
+    [
+        (["5,50", "1.234", "-2,500 €"], ["1234", "-2.5000 €"]),
+        (["6.50", "5,50", "1.234", "2,500", "(1.234)"], ["5,50", "1.2340", "2500", "(1.2340)"]),
+        (["1.5", "1.234", "2,500", "n/a"], ["1.234", "2,500", "n/a"]),
+    ],
+)
+def test_the_rest_of_a_run_has_the_amounts_that_the_whole_file_gave_it(
+    column: list[str], rest: list[str], tmp_path: Path
+) -> None:
+    rows = [f"{number};A;{amount}" for number, amount in enumerate(column)]
+    write_orders(tmp_path / "amounts.csv", *rows, header="po_number;supplier;amount")
+    poqueue("run", "amounts.csv", "--run-dir", "whole", cwd=tmp_path).check(0)
+    poqueue("run", "amounts.csv", "--run-dir", "first", "--limit", "1", cwd=tmp_path).check(0)
+
+    poqueue("run", "first/not_run.csv", "--run-dir", "rest", cwd=tmp_path).check(0)
+
+    whole, again = (amounts_of(tmp_path / name) for name in ("whole", "rest"))
+    assert again == {number: amount for number, amount in whole.items() if number != "0"}
+    assert [row["amount"] for row in read_csv(tmp_path / "first" / "not_run.csv")] == rest
+
+
+def amounts_of(run_dir: Path) -> dict[str, list[tuple[Decimal, str]]]:
+    """By PO number, as the dossiers have them, with the currency."""
+    found = {}
+    for path in (run_dir / "output").glob("*/dossier.json"):
+        dossier = json.loads(path.read_text())
+        found[dossier["po_number"]] = [(Decimal(one["total"]), one["currency"]) for one in dossier["totals"]]
+    return found
 
 
 def test_the_exit_code_says_that_some_pos_failed(job: Job) -> None:
