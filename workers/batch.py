@@ -142,8 +142,10 @@ def run_batch(
     return Batch(path, resumed, target=target, progress=progress, resuming=resuming).run()
 
 
-def resume_settings(run_dir: Path, given: Mapping[str, Any], *, caller: str = "command line") -> Resolved:
-    """The settings that a run was started with, under those that are given now.
+def resume_settings(
+    run_dir: Path, given: Mapping[str, Any], config_path: Path | None = None, *, caller: str = "command line"
+) -> Resolved:
+    """The settings that a run was started with, under those that are given now, by themselves or in a file.
 
     Raises:
         ConfigError: it is no run directory, or a setting is wrong.
@@ -153,11 +155,9 @@ def resume_settings(run_dir: Path, given: Mapping[str, Any], *, caller: str = "c
         for key, value in read_run_record(run_dir).settings.items()
         if value is not None and key not in ("run_dir", "check", "journal")
     }
-    if given.get("processor") is not None:
-        recorded = {key: value for key, value in recorded.items() if key not in ("command", "shell")}
-    if given.get("command") is not None or "command" in recorded:
-        recorded.pop("processor", None)
-    return load_settings({**recorded, **{k: v for k, v in given.items() if v is not None}}, None, {}, caller=caller)
+    if "command" in recorded:
+        recorded.pop("processor", None)  # the default one
+    return load_settings(given, config_path, {}, caller=caller, recorded=recorded)
 
 
 @dataclass(frozen=True, slots=True)

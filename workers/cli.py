@@ -249,7 +249,6 @@ def _retry(arguments: argparse.Namespace) -> int:
 def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bool) -> int:
     """The settings are those that the run was started with; the command line's and those of --config go first."""
     from workers.batch import Resuming, resume_settings
-    from workers.resolved import load_settings
     from workers.run_record import find_run
     from workers.settings import given_settings
 
@@ -257,11 +256,8 @@ def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bo
     given = given_settings(arguments)
     if "run_dir" in given:
         raise _usage("--run-dir cannot be given here: a run goes on in its own directory")
-    if arguments.config is not None:
-        from_file = load_settings({}, arguments.config, {})
-        given = {**{k: v for k, v in from_file.as_given().items() if k not in given}, **given}
     resuming = Resuming(run_dir, arguments.accept_changes, retry_failed)
-    return _run_batch(arguments, resume_settings(run_dir, given), resuming)
+    return _run_batch(arguments, resume_settings(run_dir, given, arguments.config), resuming)
 
 
 def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resuming | None) -> int:

@@ -1,6 +1,6 @@
 """The settings of one run, merged from their sources, each value with where it came from.
 
-command line > environment POQUEUE_<KEY> > YAML file > default
+command line > environment POQUEUE_<KEY> > YAML file > what a run that goes on was started with > default
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,11 +31,6 @@ class Resolved:
     origins: dict[str, str]
     notes: tuple[str, ...] = ()
 
-    def as_given(self) -> dict[str, Any]:
-        """The values that some source gave, as it might have given them."""
-        shown = {key: value for key, value, _ in render_config(self)}
-        return {key: value for key, value in shown.items() if self.origins[key] != "default"}
-
 
 @dataclass(frozen=True, slots=True)
 class _Given:
@@ -52,8 +47,9 @@ def load_settings(
     environ: Mapping[str, str],
     *,
     caller: str = "command line",
+    recorded: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """Merge and check the sources: `cli` over the environment over the file over the defaults.
+    """Merge and check the sources: `cli` over the environment over the file over `recorded` over the defaults.
 
     `options` and `map` are joined name by name; of `processor` and `command` the higher source's is used.
 
@@ -62,6 +58,7 @@ def load_settings(
         config_path: a YAML file; None: the one that POQUEUE_CONFIG names, if any.
         environ: the environment; an empty variable counts as not set.
         caller: the origin to record for `cli`; anything but "command line" names settings by key, not by flag.
+        recorded: what the run was started with, of one that goes on, by key.
 
     Raises:
         ConfigError: an unknown name, a value that does not fit, or an unreadable file.
@@ -69,6 +66,7 @@ def load_settings(
     path = config_path or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
     from_file, notes = _read_file(path) if path else ({}, ())
     levels = [_from_caller(cli, caller), _from_environment(environ), from_file]
+    levels.append(_from_record(recorded or {}, levels))
     read = [{key: _parse(key, given) for key, given in level.items()} for level in levels]
     _choose_processor_or_command(levels, read)
 
@@ -105,6 +103,14 @@ def _from_caller(cli: Mapping[str, Any], caller: str) -> dict[str, _Given]:
         if value is not None:
             given[key] = _Given(value, caller, option)
     return given
+
+
+def _from_record(recorded: Mapping[str, Any], above: Sequence[dict[str, _Given]]) -> dict[str, _Given]:
+    """What is needed of it: a directory, say, that another one has replaced need not exist any more."""
+    is_needed = {
+        key: isinstance(value, dict) or not any(key in one for one in above) for key, value in recorded.items()
+    }
+    return _from_caller({key: value for key, value in recorded.items() if is_needed[key]}, "run.json")
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:

@@ -9,7 +9,18 @@ import pytest
 
 from tests.faults.batches import Batch
 from tests.faults.test_failpoints import Fault
-from tests.integration.console import read_csv, started, state, tree, wait_until
+from tests.integration.console import (
+    APP_DIR,
+    BEHAVE,
+    outcomes,
+    poqueue,
+    read_csv,
+    started,
+    state,
+    tree,
+    wait_until,
+    write_orders,
+)
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -205,6 +216,59 @@ def test_the_runs_copy_is_what_was_read_or_nothing_runs(change: str, is_resumed:
         batch.check()
     else:
         assert tree(batch.folder) == before - ({"orders.csv"} if change == "gone" else set())
+
+
+@pytest.mark.parametrize("is_retry", [False, True])
+def test_the_same_command_goes_on_and_a_config_and_options_are_joined_as_in_a_run(
+    is_retry: bool, tmp_path: Path
+) -> None:
+    write_orders(tmp_path / "orders.csv", "A,1,give-up", header="PO,Sum,do")
+    (tmp_path / "c.yaml").write_text("map: {po_number: PO}\noptions: {a: '1', b: '2'}\n")
+    words = ["--config", "c.yaml", "--map", "amount=Sum", "--option", "a=0", *BEHAVE]
+    poqueue("run", "orders.csv", *words, "--run-dir", "r", cwd=tmp_path).check(1)
+
+    again = ["retry", "r"] if is_retry else ["run", "orders.csv", "--resume", "r"]
+    poqueue(*again, *words, cwd=tmp_path).check(1 if is_retry else 5)
+    poqueue(*again, "--accept-changes", "--option", "a=3", cwd=tmp_path).check(1 if is_retry else 5)
+
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert record["settings"]["map"] == {"po_number": "PO", "amount": "Sum"}
+    assert record["settings"]["options"] == record["options"] == {"a": "3", "b": "2"}
+
+
+def test_a_config_may_take_a_limit_away_from_a_run_that_goes_on(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok", "B,ok")
+    (tmp_path / "c.yaml").write_text("limit: none\n")
+    poqueue("run", "orders.csv", *BEHAVE, "--run-dir", "r", "--limit", "1", cwd=tmp_path).check(0)
+
+    poqueue("run", "--resume", "r", "--config", "c.yaml", "--accept-changes", cwd=tmp_path).check(0)
+
+    assert outcomes(tmp_path / "r") == {"A": "succeeded", "B": "succeeded"}
+
+
+def test_a_command_given_now_wins_over_the_processor_of_a_config_and_that_over_the_command_of_before(
+    tmp_path: Path,
+) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok")
+    (tmp_path / "c.yaml").write_text("processor: sample_processors:behave\n")
+    poqueue("run", "orders.csv", "--command", "echo {po_number}", "--run-dir", "r", cwd=tmp_path).check(0)
+    again = ["run", "--resume", "r", "--config", "c.yaml"]
+
+    poqueue(*again, "--command", "echo {po_number}", cwd=tmp_path).check(5)
+    ended = poqueue(*again, "--app-dir", str(APP_DIR), cwd=tmp_path).check(2)
+
+    assert "not by sample_processors:behave" in ended.err
+
+
+def test_a_directory_that_is_gone_may_be_replaced_by_another(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok")
+    (tmp_path / "old").symlink_to(APP_DIR)
+    words = ["-p", "sample_processors:behave", "--app-dir", "old", "--run-dir", "r"]
+    poqueue("run", "orders.csv", *words, cwd=tmp_path).check(0)
+    (tmp_path / "old").unlink()
+
+    assert "app_dir" in poqueue("run", "--resume", "r", cwd=tmp_path).check(2).err
+    poqueue("run", "--resume", "r", "--app-dir", str(APP_DIR), cwd=tmp_path).check(5)
 
 
 @pytest.mark.slow
