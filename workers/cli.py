@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from poqueue.errors import InputError, OrdersError, PoqueueError
 
     _fill_standard_descriptors()
+    _have_streams_take_any_text()
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -53,6 +55,13 @@ def _fill_standard_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, so this one
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)  # print() takes None for stdout, which is for data
+
+
+def _have_streams_take_any_text() -> None:
+    """A character that their encoding has not, or that a path has from no encoding, is shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _put_out(text: str = "") -> bool:
@@ -281,7 +290,7 @@ def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resu
     finally:
         progress.close()
     if arguments.json:
-        _put_out(f"{json.dumps(_as_json(report), ensure_ascii=False)}\n")  # the code tells of the POs, heard or not
+        _put_out(f"{json.dumps(_as_json(report))}\n")  # the code tells of the POs, heard or not
     if not settings.quiet or report.exit_code:
         _tell(report, arguments)
     return report.exit_code
@@ -330,7 +339,8 @@ def _report(arguments: argparse.Namespace) -> int:
         raise _usage(str(error)) from None
     text = render(history, arguments.format, redact=arguments.redact)
     if arguments.output is None:
-        sys.stdout.reconfigure(errors="backslashreplace", newline="")  # type: ignore[union-attr]
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(newline="")
         return 0 if _put_out(text) else EXIT_INTERNAL
     try:
         write_whole(text, arguments.output)
@@ -392,7 +402,7 @@ def _report_check(book: OrderBook, to_run: int, *, as_json: bool) -> int:
             "duplicate": len(book.duplicate_rows),
             "invalid": invalid,
         }
-        _put_out(f"{json.dumps(found, ensure_ascii=False)}\n")
+        _put_out(f"{json.dumps(found)}\n")
     else:
         for note in book.notes:
             _say(f"note: {note}")

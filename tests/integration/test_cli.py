@@ -33,7 +33,9 @@ from tests.integration.console import (
     read_cells,
     read_csv,
     running,
+    started,
     tree,
+    wait_until,
     write_orders,
 )
 
@@ -154,6 +156,29 @@ def test_how_many_there_are_stands_in_the_record_from_the_start(job: Job) -> Non
     pos = sum(job.outcome["pos"].values())
     rows = {name: job.outcome["accounts"][name] for name in ("rows", "duplicate", "invalid")}
     assert record["counted"] == {"pos": pos, **rows}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8:strict"])
+def test_what_standard_output_cannot_encode_is_escaped(encoding: str, tmp_path: Path) -> None:
+    write_orders(tmp_path / "Łódź 😀.csv", "é😀,ok", ",ok")
+    env = {"PYTHONIOENCODING": encoding}
+    run_dir = os.fsdecode(b"runs/r\xe9 \xc5\x81")
+    words = ["run", "Łódź 😀.csv", *BEHAVE, "--run-dir", run_dir, "--json"]
+
+    check = poqueue(*words, "--check", cwd=tmp_path, env=env).check(3)
+    ended = poqueue(*words, cwd=tmp_path, env=env).check(1)
+
+    assert json.loads(check.out)["to_run"] == 1
+    assert json.loads(ended.out)["run_dir"].encode(errors="surrogateescape").endswith(os.fsencode(run_dir))
+    for command in (["runs"], ["runs", "--json"], ["report", run_dir], ["config", "show", "--run-dir", run_dir]):
+        assert poqueue(*command, cwd=tmp_path, env=env).check(0).out
+    write_orders(tmp_path / "Łódź 😀.csv", "é😀,wait")
+    live = os.fsdecode(b"runs/live\xe9")
+    with started(*words[:-3], "--run-dir", live, "--option", f"folder={tmp_path}", cwd=tmp_path, env=env) as run:
+        wait_until((tmp_path / "trail").exists, "it runs")
+        assert "1 running" in poqueue("status", live, cwd=tmp_path, env=env).check(0).out
+        (tmp_path / "go").touch()
+        run.wait().check(0)
 
 
 def test_a_table_shows_the_outcomes(job: Job) -> None:
