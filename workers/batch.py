@@ -445,8 +445,10 @@ class _Run:
         with contextlib.suppress(FileNotFoundError):  # it may have died before it made the file
             if (self._run_dir / "manager.log").stat().st_size == 0:
                 (self._run_dir / "manager.log").unlink()
-        whole = RESULT_FILES if self._unwritten is None else ()
-        files = {name: self._run_dir / name for name in (*whole, "run.log", "manager.log")}
+        files = {name: self._run_dir / name for name in (*RESULT_FILES, "run.log", "manager.log")}
+        files = {
+            name: path for name, path in files.items() if name not in RESULT_FILES or path in self._results.written
+        }
         run = self._batch.describe(self._run_dir, self._book)
         run |= {"seconds": round(seconds, 3), "reason": end.reason, "message": end.message}
         if self._resumed:
@@ -459,8 +461,8 @@ class _Run:
             name = path.name if path.parent == self._run_dir else str(path)
             with self._noting_unwritten(path):
                 files[name] = write_report(head, self._parts, path, knows_data=self._froze_all())
-        if self._batch._settings.results is not None:
-            files[str(self._batch._settings.results)] = self._batch._settings.results
+        if (results := self._batch._settings.results) in self._results.written:
+            files[str(results)] = results
         code = self._exit_code(end, accounts)
         files = {name: path for name, path in files.items() if path.exists()}
         return BatchReport(

@@ -81,6 +81,9 @@ class ResultsWriter:
     Raises:
         ConfigError: results_path cannot be that file.
         OSError: also from every method; with the path of the file that could not be written.
+
+    Attributes:
+        written: the files that are in their final shape.
     """
 
     def __init__(self, run_dir: Path, book: OrderBook, results_path: Path | None = None) -> None:
@@ -91,6 +94,7 @@ class ResultsWriter:
         self._results_path = results_path
         self._status = bytearray(book.last_row + 1)  # by row number: an index into _STATUSES
         self._fields: dict[str, None] = {}
+        self.written: set[Path] = set()
         self._has_more_fields = False
         columns = _columns(book.headers, [*_OUTCOME_COLUMNS, "result"])
         self._results = _RowFile(run_dir / "results.csv", _guarded(columns), book.last_row)
@@ -140,11 +144,16 @@ class ResultsWriter:
         """
         self._write_not_run(self._note_not_run(not_run))
         failed = _STATUSES.index("failed")
-        self._failed.replace(self._failed.path, (n for n in self._numbers() if self._status[n] == failed))
-        header, fields_of = self._final_columns()
-        targets = [self._results.path] if self._results_path is None else [self._results_path, self._results.path]
-        for target in targets:  # the run's own file last: until then it is the source
-            self._results.replace(target, self._numbers(), header, fields_of)
+        self._replace(self._failed, self._failed.path, (n for n in self._numbers() if self._status[n] == failed))
+        unwritten: OSError | None = None
+        if self._results_path is not None:  # before the run's own file, which is the source until then
+            try:
+                self._replace(self._results, self._results_path, self._numbers(), *self._final_columns())
+            except OSError as error:  # the run's own file is not to suffer from it
+                unwritten = error
+        self._replace(self._results, self._results.path, self._numbers(), *self._final_columns())
+        if unwritten is not None:
+            raise unwritten
         return self.accounts()
 
     def close(self) -> None:
@@ -203,8 +212,12 @@ class ResultsWriter:
             self._write(number, cells_as_given(self._book.names, row), ["not run", "0", "", "", ""])
         if file is not None:
             code = _STATUSES.index("not run")
-            file.replace(file.path, (number for number in self._numbers() if self._status[number] == code))
+            self._replace(file, file.path, (number for number in self._numbers() if self._status[number] == code))
             file.close()
+
+    def _replace(self, file: _RowFile, target: Path, numbers: Iterable[int], *shape: Any) -> None:
+        file.replace(target, numbers, *shape)
+        self.written.add(target)
 
     def _numbers(self) -> Iterator[int]:
         """The rows with an outcome, in the order of the file."""
@@ -373,7 +386,7 @@ def _check_results_path(path: Path, book: OrderBook) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file in an error of the system: a full disk alone does not say which."""
+    """Name the file in an error of the system: a full disk alone does not say which, nor does a temporary name."""
     try:
         yield
     except OSError as error:
@@ -381,9 +394,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _named(error: OSError, path: Path) -> OSError:
-    if error.filename is None:
-        error.filename = str(path)
-    return error
+    return OSError(error.errno, error.strerror, str(path))
 
 
 @contextmanager

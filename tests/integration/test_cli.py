@@ -306,6 +306,26 @@ def test_nothing_is_written_elsewhere(job: Job) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("hindrance", ["no directory", "a directory of that name"])
+def test_results_that_cannot_be_written_elsewhere_spoil_nothing_in_the_run_directory(
+    hindrance: str, tmp_path: Path
+) -> None:
+    write_orders(tmp_path / "orders.csv", "A,give-up", "B,wait")
+    elsewhere = tmp_path / "out" / "all.csv"
+    elsewhere.parent.mkdir()
+    words = ["run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "-j", "1", "--results", str(elsewhere)]
+    with started(*words, "--run-dir", "r", cwd=tmp_path) as run:
+        wait_until(lambda: (tmp_path / "trail").exists() and '"B"' in (tmp_path / "trail").read_text(), "B runs")
+        elsewhere.parent.rmdir() if hindrance == "no directory" else elsewhere.mkdir()
+        (tmp_path / "go").touch()
+        ended = run.wait().check(70)
+
+    header, *_ = read_cells(tmp_path / "r" / "results.csv")
+    assert header[-1] == "attempt", "in its final shape, with a column for each field"
+    assert "files in r: results.csv, failed.csv, run.log" in ended.err and "elsewhere" not in ended.err
+    assert f"{elsewhere} cannot be written: " in ended.err
+
+
 def test_a_run_that_goes_on_elsewhere_writes_its_outputs_where_it_was_started(tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     (home / "r").mkdir(parents=True)
