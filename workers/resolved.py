@@ -12,6 +12,7 @@ from poqueue.errors import ConfigError
 from workers.config_file import read_config_file
 from workers.quantities import did_you_mean, format_duration
 from workers.safe_text import quoted, safe_text
+from workers.setting_values import place_of
 from workers.settings import ENVIRONMENT_PREFIX, SETTINGS, RunSettings, environment_name, nearest_setting
 
 CONFIG_VARIABLE = "POQUEUE_CONFIG"
@@ -174,7 +175,7 @@ def _check_together(resolved: Resolved) -> None:
         delay = f"retry_delay ({format_duration(settings.retry_delay)}, {resolved.origins['retry_delay']})"
         most = f"max_retry_delay ({format_duration(settings.max_retry_delay)}, {resolved.origins['max_retry_delay']})"
         raise ConfigError(f"{delay} must not be longer than {most}")
-    if settings.results in settings.report:
+    if settings.results is not None and place_of(settings.results) in map(place_of, settings.report):
         raise ConfigError(f"results and report name the same file: {quoted(str(settings.results))}")
     if settings.shell and settings.command is None:
         raise ConfigError(f"shell ({resolved.origins['shell']}) needs a command (--command); a processor has no shell")

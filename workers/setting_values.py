@@ -34,6 +34,11 @@ def parse_path(value: object, option: str) -> Path:
     return Path(os.path.expanduser(text))  # Path.expanduser raises for a user that does not exist
 
 
+def place_of(path: Path) -> str:
+    """Where a file of this name is written, in whatever way the way there is spelt; a link gives way to it."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
+
+
 def parse_directory(value: object, option: str) -> Path:
     """The path of a directory that exists."""
     path = parse_path(value, option)
@@ -48,7 +53,7 @@ def parse_reports(value: object, option: str) -> tuple[Path, ...]:
     for path in paths:
         if path.suffix.lower() not in REPORT_FORMATS:
             raise ValueError(f"{option} must end in one of {', '.join(REPORT_FORMATS)}, got {quoted(str(path))}")
-    if len(set(paths)) < len(paths):
+    if len(set(map(place_of, paths))) < len(paths):
         raise ValueError(f"{option} names the same file twice: {', '.join(quoted(str(path)) for path in paths)}")
     return paths
 

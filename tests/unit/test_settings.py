@@ -378,6 +378,29 @@ def test_a_shell_without_any_command_is_refused() -> None:
         load_settings({"shell": True}, None, {})
 
 
+@pytest.mark.parametrize("other", ["./a.csv", "b/../a.csv", "link/a.csv", "{cwd}/a.csv"])
+def test_outputs_may_not_be_one_file_however_it_is_spelt(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    other = other.format(cwd=tmp_path)
+
+    with pytest.raises(ConfigError, match=r"^results and report name the same file: 'a.csv'$"):
+        load_settings({"results": "a.csv", "report": [other]}, None, {})
+    with pytest.raises(ConfigError, match=r"^results and report name the same file: 'a.csv'$"):
+        load_settings({"results": "a.csv"}, None, {}, recorded={"report": [other]})
+    with pytest.raises(ConfigError, match=r"^--report names the same file twice"):
+        load_settings({"report": ["a.csv", other]}, None, {})
+
+
+def test_a_link_and_what_it_points_to_are_two_outputs_as_a_link_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(tmp_path / "a.csv")
+
+    load_settings({"results": str(tmp_path / "link.csv"), "report": [str(tmp_path / "a.csv")]}, None, {})
+
+
 def test_results_and_report_may_not_be_one_file() -> None:
     with pytest.raises(ConfigError, match=r"^results and report name the same file: 'a.csv'$"):
         load_settings({"results": "a.csv", "report": ["a.csv"]}, None, {})
