@@ -436,7 +436,8 @@ def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
         _say(report.message)
         return
     accounts = report.accounts
-    rate = sum(report.tasks[key] for key in ("succeeded", "failed")) / report.seconds if report.seconds else 0.0
+    ran = report.tasks["succeeded"] + report.tasks["failed"] - report.resumed.get("done_before", 0)
+    rate = f", {ran / report.seconds:.1f} POs/s" if ran > 0 and report.seconds else ""
     rows = [
         ("succeeded", report.tasks["succeeded"], accounts.succeeded),
         ("failed", report.tasks["failed"], accounts.failed),
@@ -450,7 +451,7 @@ def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
     _say()
     for line in accounts.lines():
         _say(line)
-    _say(f"{report.seconds:.1f} s, {rate:.1f} POs/s")
+    _say(f"{report.seconds:.1f} s{rate}")
     _say_errors(report)
     if report.resumed:
         _say(_resumed_text(report.resumed, is_through=not report.tasks["not_run"]))

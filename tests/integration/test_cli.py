@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -324,6 +325,18 @@ def test_results_that_cannot_be_written_elsewhere_spoil_nothing_in_the_run_direc
     assert header[-1] == "attempt", "in its final shape, with a column for each field"
     assert "files in r: results.csv, failed.csv, run.log" in ended.err and "elsewhere" not in ended.err
     assert f"{elsewhere} cannot be written: " in ended.err
+
+
+def test_the_rate_is_of_what_ran_now(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,give-up", *(f"P{number},ok" for number in range(500)))
+    poqueue("run", "orders.csv", *BEHAVE, "--run-dir", "r", cwd=tmp_path).check(1)
+
+    retried = poqueue("retry", "r", cwd=tmp_path).check(1).err
+    through = poqueue("run", "--resume", "r", cwd=tmp_path).check(5).err
+
+    shown = re.search(r"^(\S+) s, (\S+) POs/s$", retried, re.MULTILINE)
+    assert shown is not None and float(shown[1]) * float(shown[2]) < 10, "one PO in that time, but for the rounding"
+    assert "POs/s" not in through
 
 
 def test_a_run_that_goes_on_elsewhere_writes_its_outputs_where_it_was_started(tmp_path: Path) -> None:
