@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -521,29 +521,30 @@ def _again(report: BatchReport, name: str, config: Path | None) -> str:
     words = ["poqueue", "run", typed(report.files[name])]
     if config is not None:
         words += ["--config", str(config)]
-    otherwise = _settings_here(config)
+    bases = [_settings_here(config, os.environ), _settings_here(config, {})]  # another terminal has another environment
     wanted = {key: entry["value"] for key, entry in report.head["run"]["settings"].items()}
     # Plain CSV, whatever the first file was; all of it, and into a place of its own.
     wanted |= dict.fromkeys(("sheet", "limit", "run_dir", "results"))
-    wanted["encoding"] = "utf-8" if otherwise["encoding"] else None
-    wanted["delimiter"] = "," if otherwise["delimiter"] else None
+    wanted["encoding"] = "utf-8" if any(base["encoding"] for base in bases) else None
+    wanted["delimiter"] = "," if any(base["delimiter"] for base in bases) else None
     if wanted["command"] is not None:
         del wanted["processor"]
-    elif otherwise["command"] is not None:
-        otherwise |= {"processor": None, "command": None, "shell": False}
+    for base in bases:
+        if wanted["command"] is None and base["command"] is not None:
+            base |= {"processor": None, "command": None, "shell": False}
     for key, value in wanted.items():
-        if value != otherwise[key] and key not in ("check", "report"):
+        if key not in ("check", "report") and any(value != base[key] for base in bases):
             words += _as_words(next(flag for flag in SETTINGS[key].flags if flag.startswith("--")), value)
     return shlex.join(words)
 
 
-def _settings_here(config: Path | None) -> dict[str, Any]:
+def _settings_here(config: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
     """The settings that a command has which gives none."""
     from poqueue.errors import ConfigError
     from workers.resolved import load_settings, render_config
 
     try:
-        resolved = load_settings({}, config, os.environ)
+        resolved = load_settings({}, config, environ)
     except ConfigError:  # a run that goes on does not read the environment
         resolved = load_settings({}, None, {})
     return {key: value for key, value, _ in render_config(resolved)}
@@ -553,7 +554,8 @@ def _as_words(flag: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag] if value else [flag.replace("--", "--no-", 1)]
     if isinstance(value, dict):
-        return [word for pair in value.items() for word in (flag, "=".join(pair))]
+        pairs = ["=".join(pair) for pair in value.items()]
+        return [word for pair in pairs for word in (flag, pair.replace(",", r"\,") if flag == "--map" else pair)]
     if flag == "--verbose":
         return ["-" + "v" * value] if value else []
     return [flag, "none" if value is None else str(value)]

@@ -114,14 +114,15 @@ def parse_column_map(value: object, option: str) -> dict[str, str]:
     """Which header holds which field: field=Header,...; several lists (the flag given twice) are joined."""
     lists = value if isinstance(value, list | tuple) else [value]
     if not isinstance(value, Mapping):
-        value = [part for text in lists for part in _items(text, option)]
-    return parse_pairs(value, option, pair="field=Header (a header with a comma in it: write the map into a YAML file)")
+        value = [part for text in lists for part in _items(text, option, r"(?<!\\),")]
+        value = [part.replace(r"\,", ",") if isinstance(part, str) else part for part in value]
+    return parse_pairs(value, option, pair=r"field=Header (a comma in a header is written as \,)")
 
 
-def _items(value: object, option: str) -> list[object]:
+def _items(value: object, option: str, comma: str = ",") -> list[object]:
     """A list as it is; text split at its commas, which is what an environment variable can hold."""
     if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
+        return [part.strip() for part in re.split(comma, value) if part.strip()]
     if isinstance(value, Path):
         return [value]
     if isinstance(value, list | tuple):

@@ -326,7 +326,7 @@ class RunSettings:
         "",
         "--map",
         "input",
-        "which column holds which field, such as po_number=PO,supplier=Vendor,amount=Amount; "
+        r"which column holds which field, such as po_number=PO,supplier=Vendor,amount=Amount; \, is a comma of a header; "
         "fields from several sources are joined",
         metavar="FIELD=HEADER,...",
         action="append",
