@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_accept_changes(retry)
     retry.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings")
     retry.add_argument("--json", action="store_true", help="print the outcome as JSON to stdout")
-    add_arguments(retry)
+    add_arguments(retry, hidden=("limit", "run_dir"))
     retry.set_defaults(command_function=_retry, orders=None)
     add_live_commands(commands)
 
@@ -265,6 +265,8 @@ def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bo
     given = given_settings(arguments)
     if "run_dir" in given:
         raise _usage("--run-dir cannot be given here: a run goes on in its own directory")
+    if retry_failed and "limit" in given:
+        raise _usage("--limit cannot be given here: all that failed in the run is run again")
     resuming = Resuming(run_dir, arguments.accept_changes, retry_failed)
     return _run_batch(arguments, resume_settings(run_dir, given, arguments.config), resuming)
 

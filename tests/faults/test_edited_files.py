@@ -125,7 +125,8 @@ def test_a_limit_given_later_leaves_out_what_has_not_ended_and_nothing_else(tmp_
     batch.finish("--limit", "5", "--accept-changes", code=1)
     assert batch.statuses() == dict(zip("ABCDEF", ["succeeded", "failed", *["succeeded"] * 3, "not run"], strict=True))
     assert batch.begun().count("A") == batch.begun().count("B") == 1
-    retried = batch.poqueue("retry", "r", "--limit", "1", "--accept-changes", "--json").check(1)
+    (tmp_path / "c.yaml").write_text("limit: 1\n")
+    retried = batch.poqueue("retry", "r", "--config", "c.yaml", "--accept-changes", "--json").check(1)
     assert json.loads(retried.out)["resumed"]["requeued"] == 1 and json.loads(retried.out)["pos"]["succeeded"] == 4
 
 
@@ -373,6 +374,20 @@ def test_retry_runs_what_failed_and_nothing_else(tmp_path: Path) -> None:
     assert sorted(batch.begun()) == ["A", "B", "B", "C", "C", "D"]
     assert batch.statuses() == {"A": "succeeded", "B": "succeeded", "C": "failed", "D": "succeeded"}
     assert [line.attempt for line in batch.lines() if line.po == "C" and line.event == "begin"] == [1, 2]
+
+
+@pytest.mark.parametrize("option", ["--limit", "--run-dir"])
+def test_retry_has_no_place_for_an_option_that_could_not_hold(option: str, tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,give-up", "B,give-up")
+    with batch.start("--retries", "0") as run:
+        run.wait().check(1)
+    begun = batch.begun()
+
+    refused = batch.poqueue("retry", "r", option, "1").check(2)
+
+    assert f"{option} cannot be given here: " in refused.err and batch.begun() == begun
+    assert option not in batch.poqueue("retry", "--help").check(0).out
+    assert option in batch.poqueue("run", "--help").check(0).out
 
 
 @pytest.mark.slow
