@@ -46,7 +46,7 @@ from workers.results import RESULT_FILES, Accounts, ResultsWriter
 from workers.resume import Match, match_orders
 from workers.run_control import CONTROL_NAME, LOCK_NAME, RunLock, read_control_file
 from workers.run_dir import copy_of_orders, new_run_dir, typed
-from workers.run_record import RECORD_NAME, REPORT_NAME, RunRecord, read_report, read_run_record
+from workers.run_record import RECORD_NAME, REPORT_NAME, RunRecord, last_begin, read_report, read_run_record
 from workers.settings import RunSettings
 from workers.signals import SignalInbox
 from workers.staff import WorkersCannotStartError
@@ -433,13 +433,15 @@ class _Run:
 
     def _go(self, on_begun: Callable[[], None]) -> BatchReport:
         self._announce()
-        was_through = _is_through(self._run_dir)
+        was_through = _is_through(self._run_dir, self._record)
         end = self._run_workers(on_begun)
         if was_through and not self._had_work:
             end = RunEnd("nothing to do", message=f"nothing to do: every PO of {self._run_dir.name} had ended")
         seconds = time.monotonic() - self._begun
         not_run = self._not_run if self._not_run is not None else self._left_over()
         self._counts["not_run"] = len(not_run)
+        if end.reason in ("interrupted", "halted") and not not_run:
+            end = end._replace(reason="done")  # it came with the last PO, and cut nothing short
         failpoint.hit("batch.before_finish")
         accounts = self._finish(not_run)
         with contextlib.suppress(FileNotFoundError):  # it may have died before it made the file
@@ -774,7 +776,7 @@ class _Run:
             return EXIT_INTERNAL
         if end.reason == "done" and (self._counts["not_run"] or self._unwritten is not None):
             return EXIT_INTERNAL
-        if end.reason == "interrupted" and self._counts["not_run"]:
+        if end.reason == "interrupted":
             return 128 + end.signal
         if end.reason == "halted":
             return EXIT_HALTED
@@ -789,10 +791,11 @@ def _requeue_failed(supervisor: Supervisor, failed: int) -> int:
     return failed - int(supervisor.ask("get_queue_status")["failed_tasks"])
 
 
-def _is_through(run_dir: Path) -> bool:
-    """Whether the run's last report says that it ended by itself."""
+def _is_through(run_dir: Path, record: RunRecord) -> bool:
+    """Whether the run's last report says that it ended by itself, and is of the last time that it went on."""
     report = read_report(run_dir)
-    return report is not None and report["run"].get("reason") in ("done", "nothing to do")
+    run = report["run"] if report is not None else {}
+    return run.get("began_run") == last_begin(record) and run.get("reason") in ("done", "nothing to do")
 
 
 def _has_journal(run_dir: Path) -> bool:
@@ -908,4 +911,4 @@ def _as_dict(accounts: Accounts) -> dict[str, int]:
 
 
 def _iso(wall_time: float) -> str:
-    return datetime.fromtimestamp(wall_time, UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(wall_time, UTC).isoformat(timespec="milliseconds")

@@ -431,6 +431,20 @@ def test_a_retry_that_is_killed_is_resumed(tmp_path: Path) -> None:
     assert batch.begun().count("A") == 1
 
 
+def test_a_retry_that_was_killed_before_its_report_is_told_by_the_exit_code_of_its_resume(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,fail_once", words=("--retries", "0"))
+    with batch.start() as run:
+        run.wait().check(1)
+    env = {"POQUEUE_TESTING": "1", "POQUEUE_FAILPOINT": "batch.before_report:1:kill"}
+    assert batch.poqueue("retry", "r", env=env).code == -signal.SIGKILL
+    assert runs(batch) == ["crashed"]
+
+    batch.finish(code=0)
+
+    batch.finish(code=5)
+    assert batch.statuses() == dict.fromkeys("AB", "succeeded") and batch.begun().count("B") == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("nth", [4, 5, 6, 7])
 def test_a_manager_killed_while_a_retry_begins(nth: int, tmp_path: Path) -> None:

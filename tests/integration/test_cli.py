@@ -583,6 +583,20 @@ def test_four_when_workers_cannot_boot(tmp_path: Path) -> None:
     assert advised(ended, "go on with the rest") == ["run", "--resume", "r"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "rule", "code"), [(["A,ok", "B,give-up"], "now,fail=1", 1), (["A,ok", "B,ok"], "soon,success=2", 0)]
+)
+def test_a_halt_that_comes_with_the_last_po_has_cut_nothing_short(
+    rows: list[str], rule: str, code: int, tmp_path: Path
+) -> None:
+    write_orders(tmp_path / "orders.csv", *rows)
+
+    ended = poqueue("run", "orders.csv", *BEHAVE, "--halt", rule, "-j", "1", "--run-dir", "r", "--json", cwd=tmp_path)
+
+    assert json.loads(ended.check(code).out)["reason"] == "done" and "--resume" not in ended.err
+    poqueue("run", "--resume", "r", cwd=tmp_path).check(5)
+
+
 def test_five_when_there_is_nothing_to_do(tmp_path: Path) -> None:
     orders = write_orders(tmp_path / "orders.csv")
 
