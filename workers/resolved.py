@@ -122,9 +122,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
             continue
         if name not in keys:
             key = nearest_setting(name.removeprefix(ENVIRONMENT_PREFIX))
+            if key is not None and SETTINGS[key].is_cli_only:
+                hint = f": {key} can only be given on the command line, as {SETTINGS[key].flags[-1]}"
+                raise ConfigError(f"environment variable {safe_text(name, 80)}{hint}; unset it")
             hint = did_you_mean(key and environment_name(key))
             raise ConfigError(f"unknown environment variable {safe_text(name, 80)}{hint}; correct or unset it")
-        if text.strip():
+        if text.strip(" \r\n"):  # a tab may be a delimiter
             given[keys[name]] = _Given(text, f"environment {name}", f"environment variable {name}")
     return given
 

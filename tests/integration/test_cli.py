@@ -427,6 +427,24 @@ def test_rows_that_are_left_run_as_printed_however_the_first_file_was_read(
         assert run_dir.parent.name == "runs" and (tmp_path / "all.csv").read_bytes() == all_rows
 
 
+def test_runs_of_a_folder_that_is_not_there_is_a_slip_and_not_no_runs(tmp_path: Path) -> None:
+    assert (
+        "--dir must be a directory that exists, got 'rnus'"
+        in poqueue("runs", "--dir", "rnus", cwd=tmp_path).check(2).err
+    )
+    poqueue("runs", cwd=tmp_path).check(0)
+
+
+def test_a_mapped_field_that_is_nearly_one_of_ours_gets_a_hint(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,Acme,1", header="po_number,Vendor,Sum")
+    words = ["--map", "suplier=Vendor,note=Sum", *BEHAVE, "--run-dir", "r"]
+
+    ended = poqueue("run", "orders.csv", *words, cwd=tmp_path).check(0)
+
+    assert "--map gives column 'Vendor' to suplier (did you mean supplier?)" in ended.err
+    assert ended.err.count("did you mean") == 1
+
+
 def test_check_reads_and_runs_nothing(tmp_path: Path) -> None:
     write_orders(tmp_path / "good.csv", "A,ok", "A,ok")
     write_orders(tmp_path / "bad.csv", "A,ok", ",ok")

@@ -180,7 +180,9 @@ def test_every_setting_but_check_can_be_given_in_the_environment() -> None:
     assert settings.map == {"po_number": "PO", "supplier": "Vendor"}
     assert settings.report == (Path("a.json"), Path("b.yaml"))
     assert (settings.max_memory_per_worker, settings.verbose) == (None, 1)
-    with pytest.raises(ConfigError, match="unknown environment variable POQUEUE_CHECK"):
+    with pytest.raises(
+        ConfigError, match=r"^environment variable POQUEUE_CHECK: check can only be .* as --check; unset it$"
+    ):
         load_settings({}, None, {"POQUEUE_CHECK": "1"})
 
 
@@ -195,6 +197,11 @@ def test_options_and_maps_of_several_sources_are_joined_name_by_name(tmp_path: P
 
 def test_an_empty_variable_counts_as_not_set() -> None:
     assert load_settings({}, None, {"POQUEUE_JOBS": "", "POQUEUE_CONFIG": ""}).origins["jobs"] == "default"
+    assert load_settings({}, None, {"POQUEUE_DELIMITER": " "}).origins["delimiter"] == "default"
+
+
+def test_a_variable_may_hold_a_tab() -> None:
+    assert load_settings({}, None, {"POQUEUE_DELIMITER": "\t"}).settings.delimiter == "\t"
 
 
 def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
