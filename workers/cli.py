@@ -342,7 +342,8 @@ def _report(arguments: argparse.Namespace) -> int:
     text = render(history, arguments.format, redact=arguments.redact)
     if arguments.output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(newline="")
+            encoding = sys.stdout.encoding if arguments.format == "table" else "utf-8"  # a document, as in a file
+            sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace", newline="")
         return 0 if _put_out(text) else EXIT_INTERNAL
     try:
         write_whole(text, arguments.output)

@@ -164,7 +164,7 @@ def test_what_standard_output_cannot_encode_is_escaped(encoding: str, tmp_path: 
     write_orders(tmp_path / "Łódź 😀.csv", "é😀,ok", ",ok")
     env = {"PYTHONIOENCODING": encoding}
     run_dir = os.fsdecode(b"runs/r\xe9 \xc5\x81")
-    words = ["run", "Łódź 😀.csv", *BEHAVE, "--run-dir", run_dir, "--json"]
+    words = ["run", "Łódź 😀.csv", *BEHAVE, "--report", "x.yaml", "--run-dir", run_dir, "--json"]
 
     check = poqueue(*words, "--check", cwd=tmp_path, env=env).check(3)
     ended = poqueue(*words, cwd=tmp_path, env=env).check(1)
@@ -173,6 +173,9 @@ def test_what_standard_output_cannot_encode_is_escaped(encoding: str, tmp_path: 
     assert json.loads(ended.out)["run_dir"].encode(errors="surrogateescape").endswith(os.fsencode(run_dir))
     for command in (["runs"], ["runs", "--json"], ["report", run_dir], ["config", "show", "--run-dir", run_dir]):
         assert poqueue(*command, cwd=tmp_path, env=env).check(0).out
+    for kind, read in (("json", json.loads), ("yaml", yaml.safe_load)):  # a document is UTF-8 wherever it goes
+        document = read(poqueue("report", run_dir, "--format", kind, cwd=tmp_path, env=env).check(0).out)
+        assert [order["po_number"] for order in document["orders"]] == ["é😀"]
     write_orders(tmp_path / "Łódź 😀.csv", "é😀,wait")
     live = os.fsdecode(b"runs/live\xe9")
     with started(*words[:-3], "--run-dir", live, "--option", f"folder={tmp_path}", cwd=tmp_path, env=env) as run:
