@@ -140,13 +140,17 @@ def as_csv(report: dict[str, Any]) -> str:
 
 
 def as_yaml(report: dict[str, Any]) -> str:
-    """YAML text that safe_load reads back as the same dict."""
+    """YAML text that safe_load reads back as the same dict; what of a path no encoding has comes back escaped."""
     import yaml  # only here: every worker process imports this package
 
     class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # libyaml where it is built in
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
+    def represent_text(dumper: Any, text: str) -> Any:
+        return dumper.represent_str(text if text.isascii() else text.encode("utf-8", "backslashreplace").decode())
+
+    Dumper.add_representer(str, represent_text)
     text: str = yaml.dump(report, Dumper=Dumper, sort_keys=False, allow_unicode=True)
     return text
 

@@ -97,6 +97,19 @@ def plain_text(amount: Decimal) -> str:
     return format(amount, "f")
 
 
+def as_settled(text: str, amount: str) -> str:
+    """A cell that can be read two ways, so written that it says by itself the amount that its column has made of it."""
+    reading = read_amount(text)
+    if reading is None or reading.with_comma is None:
+        return text
+    text = text.strip()
+    written = _WRITTEN.fullmatch(text.translate(_BLANKS_AND_QUOTES))
+    assert written is not None
+    start, end = written.span("number")  # what stands around it may be a currency
+    number = amount.removeprefix("-")
+    return text[:start] + (number if is_plain(number) else f"{number}0") + text[end:]
+
+
 def _sign(written: re.Match[str]) -> str | None:
     """ "-" or "", or None when the signs contradict each other or a parenthesis stands alone."""
     if bool(written["open"]) != bool(written["close"]):

@@ -47,7 +47,7 @@ from workers.results import RESULT_FILES, Accounts, ResultsWriter
 from workers.resume import Match, match_orders
 from workers.run_control import CONTROL_NAME, LOCK_NAME, RunLock, read_control_file
 from workers.run_dir import copy_of_orders, new_run_dir, typed
-from workers.run_record import RECORD_NAME, REPORT_NAME, RunRecord, read_report, read_run_record
+from workers.run_record import RECORD_NAME, REPORT_NAME, RunRecord, last_begin, read_report, read_run_record
 from workers.settings import RunSettings
 from workers.signals import SignalInbox
 from workers.staff import WorkersCannotStartError
@@ -148,8 +148,10 @@ def run_batch(
     return Batch(path, resumed, target=target, progress=progress, resuming=resuming).run()
 
 
-def resume_settings(run_dir: Path, given: Mapping[str, Any], *, caller: str = "command line") -> Resolved:
-    """The settings that a run was started with, under those that are given now.
+def resume_settings(
+    run_dir: Path, given: Mapping[str, Any], config_path: Path | None = None, *, caller: str = "command line"
+) -> Resolved:
+    """The settings that a run was started with, under those that are given now, by themselves or in a file.
 
     Raises:
         ConfigError: it is no run directory, or a setting is wrong.
@@ -159,11 +161,9 @@ def resume_settings(run_dir: Path, given: Mapping[str, Any], *, caller: str = "c
         for key, value in read_run_record(run_dir).settings.items()
         if value is not None and key not in ("run_dir", "check", "journal")
     }
-    if given.get("processor") is not None:
-        recorded = {key: value for key, value in recorded.items() if key not in ("command", "shell")}
-    if given.get("command") is not None or "command" in recorded:
-        recorded.pop("processor", None)
-    return load_settings({**recorded, **{k: v for k, v in given.items() if v is not None}}, None, {}, caller=caller)
+    if "command" in recorded:
+        recorded.pop("processor", None)  # the default one
+    return load_settings(given, config_path, {}, caller=caller, recorded=recorded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,20 +440,24 @@ class _Run:
 
     def _go(self, on_begun: Callable[[], None]) -> BatchReport:
         self._announce()
-        was_through = _is_through(self._run_dir)
+        was_through = _is_through(self._run_dir, self._record)
         end = self._run_workers(on_begun)
         if was_through and not self._had_work:
             end = RunEnd("nothing to do", message=f"nothing to do: every PO of {self._run_dir.name} had ended")
         seconds = time.monotonic() - self._begun
         not_run = self._not_run if self._not_run is not None else self._left_over()
         self._counts["not_run"] = len(not_run)
+        if end.reason in ("interrupted", "halted") and not not_run:
+            end = end._replace(reason="done")  # it came with the last PO, and cut nothing short
         failpoint.hit("batch.before_finish")
         accounts = self._finish(not_run)
         with contextlib.suppress(FileNotFoundError):  # it may have died before it made the file
             if (self._run_dir / "manager.log").stat().st_size == 0:
                 (self._run_dir / "manager.log").unlink()
-        whole = RESULT_FILES if self._unwritten is None else ()
-        files = {name: self._run_dir / name for name in (*whole, "run.log", "manager.log")}
+        files = {name: self._run_dir / name for name in (*RESULT_FILES, "run.log", "manager.log")}
+        files = {
+            name: path for name, path in files.items() if name not in RESULT_FILES or path in self._results.written
+        }
         run = self._batch.describe(self._run_dir, self._book)
         run |= {"seconds": round(seconds, 3), "reason": end.reason, "message": end.message}
         if self._resumed:
@@ -466,8 +470,8 @@ class _Run:
             name = path.name if path.parent == self._run_dir else str(path)
             with self._noting_unwritten(path):
                 files[name] = write_report(head, self._parts, path, knows_data=self._froze_all())
-        if self._batch._settings.results is not None:
-            files[str(self._batch._settings.results)] = self._batch._settings.results
+        if (results := self._batch._settings.results) in self._results.written:
+            files[str(results)] = results
         code = self._exit_code(end, accounts)
         files = {name: path for name, path in files.items() if path.exists()}
         return BatchReport(
@@ -779,7 +783,7 @@ class _Run:
             return EXIT_INTERNAL
         if end.reason == "done" and (self._counts["not_run"] or self._unwritten is not None):
             return EXIT_INTERNAL
-        if end.reason == "interrupted" and self._counts["not_run"]:
+        if end.reason == "interrupted":
             return 128 + end.signal
         if end.reason == "halted":
             return EXIT_HALTED
@@ -794,10 +798,11 @@ def _requeue_failed(supervisor: Supervisor, failed: int) -> int:
     return failed - int(supervisor.ask("get_queue_status")["failed_tasks"])
 
 
-def _is_through(run_dir: Path) -> bool:
-    """Whether the run's last report says that it ended by itself."""
+def _is_through(run_dir: Path, record: RunRecord) -> bool:
+    """Whether the run's last report says that it ended by itself, and is of the last time that it went on."""
     report = read_report(run_dir)
-    return report is not None and report["run"].get("reason") in ("done", "nothing to do")
+    run = report["run"] if report is not None else {}
+    return run.get("began_run") == last_begin(record) and run.get("reason") in ("done", "nothing to do")
 
 
 def _has_journal(run_dir: Path) -> bool:
@@ -913,4 +918,4 @@ def _as_dict(accounts: Accounts) -> dict[str, int]:
 
 
 def _iso(wall_time: float) -> str:
-    return datetime.fromtimestamp(wall_time, UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(wall_time, UTC).isoformat(timespec="milliseconds")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import json
 import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from poqueue.errors import InputError, OrdersError, PoqueueError
 
     _fill_standard_descriptors()
+    _have_streams_take_any_text()
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -53,6 +55,13 @@ def _fill_standard_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, so this one
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)  # print() takes None for stdout, which is for data
+
+
+def _have_streams_take_any_text() -> None:
+    """A character that their encoding has not, or that a path has from no encoding, is shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _put_out(text: str = "") -> bool:
@@ -127,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_accept_changes(retry)
     retry.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings")
     retry.add_argument("--json", action="store_true", help="print the outcome as JSON to stdout")
-    add_arguments(retry)
+    add_arguments(retry, hidden=("limit", "run_dir"))
     retry.set_defaults(command_function=_retry, orders=None)
     add_live_commands(commands)
 
@@ -249,7 +258,6 @@ def _retry(arguments: argparse.Namespace) -> int:
 def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bool) -> int:
     """The settings are those that the run was started with; the command line's and those of --config go first."""
     from workers.batch import Resuming, resume_settings
-    from workers.resolved import load_settings
     from workers.run_record import find_run
     from workers.settings import given_settings
 
@@ -257,11 +265,10 @@ def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bo
     given = given_settings(arguments)
     if "run_dir" in given:
         raise _usage("--run-dir cannot be given here: a run goes on in its own directory")
-    if arguments.config is not None:
-        from_file = load_settings({}, arguments.config, {})
-        given = {**{k: v for k, v in from_file.as_given().items() if k not in given}, **given}
+    if retry_failed and "limit" in given:
+        raise _usage("--limit cannot be given here: all that failed in the run is run again")
     resuming = Resuming(run_dir, arguments.accept_changes, retry_failed)
-    return _run_batch(arguments, resume_settings(run_dir, given), resuming)
+    return _run_batch(arguments, resume_settings(run_dir, given, arguments.config), resuming)
 
 
 def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resuming | None) -> int:
@@ -285,7 +292,7 @@ def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resu
     finally:
         progress.close()
     if arguments.json:
-        _put_out(f"{json.dumps(_as_json(report), ensure_ascii=False)}\n")  # the code tells of the POs, heard or not
+        _put_out(f"{json.dumps(_as_json(report))}\n")  # the code tells of the POs, heard or not
     if not settings.quiet or report.exit_code:
         _tell(report, arguments)
     return report.exit_code
@@ -334,7 +341,9 @@ def _report(arguments: argparse.Namespace) -> int:
         raise _usage(str(error)) from None
     text = render(history, arguments.format, redact=arguments.redact)
     if arguments.output is None:
-        sys.stdout.reconfigure(errors="backslashreplace", newline="")  # type: ignore[union-attr]
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            encoding = sys.stdout.encoding if arguments.format == "table" else "utf-8"  # a document, as in a file
+            sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace", newline="")
         return 0 if _put_out(text) else EXIT_INTERNAL
     try:
         write_whole(text, arguments.output)
@@ -396,7 +405,7 @@ def _report_check(book: OrderBook, to_run: int, *, as_json: bool) -> int:
             "duplicate": len(book.duplicate_rows),
             "invalid": invalid,
         }
-        _put_out(f"{json.dumps(found, ensure_ascii=False)}\n")
+        _put_out(f"{json.dumps(found)}\n")
     else:
         for note in book.notes:
             _say(f"note: {note}")
@@ -430,7 +439,8 @@ def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
         _say(report.message)
         return
     accounts = report.accounts
-    rate = sum(report.tasks[key] for key in ("succeeded", "failed")) / report.seconds if report.seconds else 0.0
+    ran = report.tasks["succeeded"] + report.tasks["failed"] - report.resumed.get("done_before", 0)
+    rate = f", {ran / report.seconds:.1f} POs/s" if ran > 0 and report.seconds else ""
     rows = [
         ("succeeded", report.tasks["succeeded"], accounts.succeeded),
         ("failed", report.tasks["failed"], accounts.failed),
@@ -444,7 +454,7 @@ def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
     _say()
     for line in accounts.lines():
         _say(line)
-    _say(f"{report.seconds:.1f} s, {rate:.1f} POs/s")
+    _say(f"{report.seconds:.1f} s{rate}")
     _say_errors(report)
     if report.resumed:
         _say(_resumed_text(report.resumed, is_through=not report.tasks["not_run"]))
@@ -514,29 +524,30 @@ def _again(report: BatchReport, name: str, config: Path | None) -> str:
     words = ["poqueue", "run", typed(report.files[name])]
     if config is not None:
         words += ["--config", str(config)]
-    otherwise = _settings_here(config)
+    bases = [_settings_here(config, os.environ), _settings_here(config, {})]  # another terminal has another environment
     wanted = {key: entry["value"] for key, entry in report.head["run"]["settings"].items()}
     # Plain CSV, whatever the first file was; all of it, and into a place of its own.
     wanted |= dict.fromkeys(("sheet", "limit", "run_dir", "results"))
-    wanted["encoding"] = "utf-8" if otherwise["encoding"] else None
-    wanted["delimiter"] = "," if otherwise["delimiter"] else None
+    wanted["encoding"] = "utf-8" if any(base["encoding"] for base in bases) else None
+    wanted["delimiter"] = "," if any(base["delimiter"] for base in bases) else None
     if wanted["command"] is not None:
         del wanted["processor"]
-    elif otherwise["command"] is not None:
-        otherwise |= {"processor": None, "command": None, "shell": False}
+    for base in bases:
+        if wanted["command"] is None and base["command"] is not None:
+            base |= {"processor": None, "command": None, "shell": False}
     for key, value in wanted.items():
-        if value != otherwise[key] and key not in ("check", "report"):
+        if key not in ("check", "report") and any(value != base[key] for base in bases):
             words += _as_words(next(flag for flag in SETTINGS[key].flags if flag.startswith("--")), value)
     return shlex.join(words)
 
 
-def _settings_here(config: Path | None) -> dict[str, Any]:
+def _settings_here(config: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
     """The settings that a command has which gives none."""
     from poqueue.errors import ConfigError
     from workers.resolved import load_settings, render_config
 
     try:
-        resolved = load_settings({}, config, os.environ)
+        resolved = load_settings({}, config, environ)
     except ConfigError:  # a run that goes on does not read the environment
         resolved = load_settings({}, None, {})
     return {key: value for key, value, _ in render_config(resolved)}
@@ -546,7 +557,8 @@ def _as_words(flag: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag] if value else [flag.replace("--", "--no-", 1)]
     if isinstance(value, dict):
-        return [word for pair in value.items() for word in (flag, "=".join(pair))]
+        pairs = ["=".join(pair) for pair in value.items()]
+        return [word for pair in pairs for word in (flag, pair.replace(",", r"\,") if flag == "--map" else pair)]
     if flag == "--verbose":
         return ["-" + "v" * value] if value else []
     return [flag, "none" if value is None else str(value)]

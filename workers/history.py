@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.records import Kind
 from poqueue.report import iso_time
 from poqueue.task import TaskStatus
-from workers.processors.dossier import examine
+from workers.processors.dossier import Line, add_up, examine
 
 Outcome = Literal["completed", "failed", "retry", "interrupted", "running"]
 
@@ -64,11 +64,20 @@ class Attempt:
         return name if dot and generation.isdigit() else self.worker_id
 
 
+class Charge(NamedTuple):
+    """What the rows of a PO come to that name one supplier, in one currency."""
+
+    supplier: str
+    currency: str
+    amount: Decimal
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """One PO. `status` is one of the five of TaskStatus, as text.
 
     Attributes:
+        supplier: of its first row; `charges` knows the others.
         amount: the sum of its rows; None if none can be read, or if they are in several currencies.
         attempts: how many were begun.
         seconds: of all its attempts.
@@ -89,6 +98,7 @@ class Order:
     message: str = ""
     currency: str = ""
     rows: int = 1
+    charges: tuple[Charge, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,15 +422,24 @@ def _pause_reason(error: str | None) -> str:
 
 def _order(task: _Task, seconds: float, texts: set[str] | None) -> Order:
     po = _po_data(task.payload)
-    totals = examine({**po, "po_number": task.po_number}).totals
+    dossier = examine({**po, "po_number": task.po_number})
+    totals = dossier.totals
     currency, amount = next(iter(totals.items())) if len(totals) == 1 else ("; ".join(filter(None, totals)), None)
     if texts is not None:
         _add_texts(po, texts)
     return Order(
         task.task_id, task.po_number, str(po.get("supplier") or "").strip(), amount, task.status.value, task.priority,
         task.attempts, task.created_at, task.completed_at, seconds, task.error_type, task.message, currency,
-        len(po.get("row_numbers") or ()) or 1,
+        len(po.get("row_numbers") or ()) or 1, _charges(dossier.lines),
     )  # fmt: skip
+
+
+def _charges(lines: Iterable[Line]) -> tuple[Charge, ...]:
+    """Each row's amount for the supplier that it names itself."""
+    by_supplier: dict[str, list[Line]] = defaultdict(list)
+    for line in lines:
+        by_supplier[str(line.cells.get("supplier") or "").strip()].append(line)
+    return tuple(Charge(name, *total) for name, own in by_supplier.items() for total in add_up(own).items())
 
 
 def _po_data(payload: Any) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 import argparse
 import json
+import os
+import shutil
 import sys
 import time
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poqueue.errors import ConfigError, InputError, PoqueueError
 from workers.quantities import MAX_JOBS, format_duration
 from workers.run_dir import DEFAULT_PARENT
-from workers.safe_text import safe_text
+from workers.safe_text import quoted, safe_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,9 +67,10 @@ def _status(arguments: argparse.Namespace) -> int:
                 raise is_over or error from None
             print(f"{run_dir} has ended" if is_over else f"{run_dir} does not answer", file=sys.stderr)
             return 0
+        text = json.dumps(status) if arguments.json else _status_text(status)
         if arguments.watch and sys.stdout.isatty():
-            print("\033[H\033[2J", end="")
-        print(json.dumps(status) if arguments.json else _status_text(status))
+            text = "\033[H\033[2J" + (text if arguments.json else _fitted(text, *shutil.get_terminal_size()))
+        print(text)
         if not arguments.watch:
             return 0
         sys.stdout.flush()
@@ -120,6 +125,15 @@ def _status_text(status: dict[str, Any]) -> str:
     ]
     headers = ("worker", "state", "PO", "attempt", "for", "memory")
     return "\n".join([*lines, "", tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)])
+
+
+def _fitted(text: str, columns: int, rows: int) -> str:
+    """As many lines as such a terminal shows at once: the counts come first, the workers may not all have a place."""
+    lines = text.split("\n")
+    ends = list(accumulate(len(line) // columns + 1 for line in lines))  # a long line is wrapped
+    if ends[-1] < rows:
+        return text
+    return "\n".join([*lines[: bisect_right(ends, rows - 2)], "…"])
 
 
 def _pause(arguments: argparse.Namespace) -> int:
@@ -198,6 +212,8 @@ def _runs(arguments: argparse.Namespace) -> int:
     """List run directories, oldest first: state, what became of the rows, and the order file."""
     from workers.run_record import describe_run, list_run_dirs
 
+    if arguments.dir != DEFAULT_PARENT and not os.path.isdir(arguments.dir):
+        raise ConfigError(f"--dir must be a directory that exists, got {quoted(str(arguments.dir))}")
     lines = []
     for run_dir in list_run_dirs(arguments.dir):
         try:

@@ -58,7 +58,8 @@ class Columns:
                 f"{label}: columns {first_few(from_one(free))} could all be {name}, so none is; "
                 f"choose with --map {name}=HEADER"
                 for name, free in unclear.items()
-            ],
+            ]
+            + _likely_slips(mapping, label),
         )
 
 
@@ -89,6 +90,17 @@ def _refuse_shared_places(places: Mapping[str, int], headers: list[str], label: 
         if count > 1:
             names = " and ".join(name for name in places if places[name] == place)
             raise OrdersError(f"{label}: --map gives column {quoted(headers[place])} to {names}; a column has one name")
+
+
+def _likely_slips(mapping: Mapping[str, str], label: str) -> list[str]:
+    """A field may have any name, but one that is nearly one of ours is likely to mean that."""
+    ours = [name for name in (*KNOWN_FIELDS, "currency") if name not in mapping]
+    meant = {name: nearest(name, ours, likeness=0.8) for name in mapping if name not in KNOWN_FIELDS}
+    return [
+        f"{label}: --map gives column {quoted(mapping[name])} to {safe_text(name, 80)}{did_you_mean(near)}"
+        for name, near in meant.items()
+        if near
+    ]
 
 
 def _missing_po_number(headers: list[str], mapping: Mapping[str, str], unclear: list[int], label: str) -> str:

@@ -26,7 +26,7 @@ from poqueue.errors import ConfigError, OrdersError
 from poqueue.payload import freeze_plain
 from poqueue.task import DEFAULT_PRIORITY
 from poqueue.wire import MAX_REQUEST_BYTES
-from workers.amounts import is_plain, plain_text, read_amount
+from workers.amounts import as_settled, is_plain, plain_text, read_amount
 from workers.order_columns import MAX_LISTED, RESERVED_NAMES, Columns, first_few
 from workers.order_csv import open_csv
 from workers.order_table import Cell, Table, address, as_text, is_blank, not_a_po_number
@@ -133,6 +133,7 @@ class OrderBook:
         last_row: number of the last row, the header's if there is none.
         sha256: of the file's bytes, in hex.
         encoding, delimiter: what a CSV file was read with; None for a workbook.
+        has_decimal_comma: whether an amount has one, which tells how others are read.
     """
 
     path: Path
@@ -149,6 +150,7 @@ class OrderBook:
     row_count: int = 0
     blank_rows: int = 0
     last_row: int = 1
+    has_decimal_comma: bool = False
     notes: list[str] = field(default_factory=list)
 
     def take_in(self, orders: Sequence[dict[str, Any]]) -> None:
@@ -215,6 +217,15 @@ def cells_as_given(names: Sequence[str], row: Mapping[str, Any]) -> list[str]:
     if not as_given:
         return [row[name] or "" for name in names]
     return [as_given[name] if name in as_given else row[name] or "" for name in names]
+
+
+def cells_for_rerun(book: OrderBook, row: Mapping[str, Any]) -> list[str]:
+    """The cells as given, but for amounts that could be read otherwise without the rest of their column."""
+    cells = cells_as_given(book.names, row)
+    if book.has_decimal_comma and row.get("amount"):
+        place = book.names.index("amount")
+        cells[place] = as_settled(cells[place], row["amount"])
+    return cells
 
 
 # ---------------------------------------------------------------------------------------------- the file
@@ -406,6 +417,7 @@ class _Collector:
 
     def _settle_amounts(self) -> None:
         """Read what can be read two ways as the rest of the column is written."""
+        self._book.has_decimal_comma = "," in self._decimal_marks
         if not self._ambiguous:
             return
         mark = next(iter(self._decimal_marks)) if len(self._decimal_marks) == 1 else None

@@ -118,11 +118,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that an unknown one most likely stands for; None if none is near."""
+def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str | None:
+    """The known name that an unknown one most likely stands for; None if none is near. `likeness`: up to 1, the same."""
     import difflib
 
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return close[0] if close else None
 
 

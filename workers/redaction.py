@@ -44,8 +44,8 @@ def _order(order: Order, numbers: Mapping[str, int], words: frozenset[str]) -> O
     kind = type_without_data(order.error_type, words)
     message = _text(order.message, order.po_number, words)
     return replace(
-        order, task_id=f"t{number}", po_number=f"PO {number}", supplier="", amount=None, currency="", error_type=kind,
-        message=message,
+        order, task_id=f"t{number}", po_number=f"PO {number}", supplier="", amount=None, currency="", charges=(),
+        error_type=kind, message=message,
     )  # fmt: skip
 
 

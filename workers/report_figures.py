@@ -103,7 +103,7 @@ class WorkerUse:
 
 @dataclass(frozen=True, slots=True)
 class SupplierCost:
-    """What was ordered from a supplier, in one currency."""
+    """What was ordered from a supplier, in one currency. `pos`: in how many POs, which may have rows of others as well."""
 
     supplier: str
     currency: str
@@ -372,24 +372,21 @@ def _time_limit_rule(settings: Any) -> tuple[Timeout, float] | None:
 
 def costs(history: RunHistory) -> list[SupplierCost]:
     """By supplier and currency, the currency with most POs first, in it the highest total first."""
-    found: dict[tuple[str, str], list[Order]] = defaultdict(list)
+    found: dict[tuple[str, str], list[tuple[str, Decimal]]] = defaultdict(list)
     for order in history.orders:
-        if order.amount is not None:
-            found[order.supplier, order.currency].append(order)
-    popular = Counter(order.currency for order in history.orders if order.amount is not None)
-    rows = [_cost(supplier, currency, orders) for (supplier, currency), orders in found.items()]
+        for charge in order.charges:
+            found[charge.supplier, charge.currency].append((order.status, charge.amount))
+    popular = Counter(currency for order in history.orders for currency in {one.currency for one in order.charges})
+    rows = [_cost(supplier, currency, amounts) for (supplier, currency), amounts in found.items()]
     return sorted(rows, key=lambda row: (-popular[row.currency], row.currency, -row.total, row.supplier))
 
 
-def _cost(supplier: str, currency: str, orders: list[Order]) -> SupplierCost:
-    completed = total_amount(o for o in orders if o.status == TaskStatus.COMPLETED.value)
-    failed = total_amount(o for o in orders if o.status == TaskStatus.FAILED.value)
-    return SupplierCost(supplier, currency, len(orders), total_amount(orders), completed, failed)
-
-
-def total_amount(orders: Iterable[Order]) -> Decimal:
-    """The exact sum of the amounts that are known."""
-    return exact_sum(order.amount for order in orders if order.amount is not None)
+def _cost(supplier: str, currency: str, amounts: Sequence[tuple[str, Decimal]]) -> SupplierCost:
+    """From the status and the amount of each PO."""
+    total = exact_sum(amount for _, amount in amounts)
+    completed = exact_sum(amount for status, amount in amounts if status == TaskStatus.COMPLETED.value)
+    failed = exact_sum(amount for status, amount in amounts if status == TaskStatus.FAILED.value)
+    return SupplierCost(supplier, currency, len(amounts), total, completed, failed)
 
 
 def exact_sum(amounts: Iterable[Decimal]) -> Decimal:

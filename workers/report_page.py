@@ -14,7 +14,7 @@ from typing import Any
 
 from poqueue.errors import ConfigError
 from poqueue.task import TaskStatus
-from workers.history import Outcome, Pause, RunHistory, utc
+from workers.history import Order, Outcome, Pause, RunHistory, utc
 from workers.report_figures import (
     Bucket,
     ErrorGroup,
@@ -181,7 +181,7 @@ def _context(history: RunHistory, facts: _Facts, left_out: int) -> dict[str, Any
         "failures": failures[:MAX_LISTED],
         "failure_count": len(failures),
         "slowest": slowest(history, MAX_SLOWEST),
-        "costs": _cost_groups(costs(history)),
+        "costs": _cost_groups(history),
         "settings": _settings(history.run),
     }
 
@@ -207,7 +207,7 @@ def _contents(history: RunHistory, facts: _Facts) -> list[tuple[str, str]]:
     contents += [("errors", "Errors")]
     if any(order.attempts for order in history.orders):
         contents += [("slowest", "Slowest")]
-    if any(order.supplier or order.amount is not None for order in history.orders):
+    if any(order.supplier or order.charges for order in history.orders):
         contents += [("costs", "Cost")]
     return contents + ([("settings", "Settings")] if history.run.get("settings") else [])
 
@@ -379,12 +379,12 @@ def _errors_summary(history: RunHistory, facts: _Facts) -> str:
 
 
 def _costs_summary(history: RunHistory) -> str:
-    unread = sum(order.amount is None for order in history.orders)
+    unread = sum(not order.charges for order in history.orders)
     if unread == len(history.orders):
         return "No PO has an amount that can be read; --map amount=COLUMN names the column that holds it."
     text = f"Amounts of {len(history.orders) - unread:,} POs, added up exactly; currencies are kept apart."
     if unread:
-        text += f" {_number(unread, 'PO')} without an amount, or with amounts in several currencies, left out."
+        text += f" {_number(unread, 'PO')} without an amount left out."
     return text
 
 
@@ -411,24 +411,31 @@ class _CostGroup:
         return float(abs(row.total) / largest) if largest else 0.0
 
 
-def _cost_groups(rows: Sequence[SupplierCost]) -> list[_CostGroup]:
+def _cost_groups(history: RunHistory) -> list[_CostGroup]:
     by_currency: dict[str, list[SupplierCost]] = {}
-    for row in rows:
+    for row in costs(history):
         by_currency.setdefault(row.currency, []).append(row)
-    return [_cost_group(currency, found) for currency, found in by_currency.items()]
+    orders: dict[str, list[Order]] = {currency: [] for currency in by_currency}
+    for order in history.orders:
+        for currency in {charge.currency for charge in order.charges}:
+            orders[currency].append(order)
+    return [_cost_group(currency, rows, orders[currency]) for currency, rows in by_currency.items()]
 
 
-def _cost_group(currency: str, rows: list[SupplierCost]) -> _CostGroup:
+def _cost_group(currency: str, rows: list[SupplierCost], orders: Sequence[Order]) -> _CostGroup:
     shown, rest = rows[:MAX_SUPPLIERS], rows[MAX_SUPPLIERS:]
-    more = _together(f"{len(rest):,} others", rest) if rest else None
-    return _CostGroup(currency, shown, more, _together("all", rows), len(rows))
+    more = _together(f"{len(rest):,} others", rest, orders) if rest else None
+    return _CostGroup(currency, shown, more, _together("all", rows, orders), len(rows))
 
 
-def _together(name: str, rows: Sequence[SupplierCost]) -> SupplierCost:
+def _together(name: str, rows: Sequence[SupplierCost], orders: Sequence[Order]) -> SupplierCost:
+    """Of these suppliers; a PO that has rows of several of them is counted once."""
     total, completed, failed = (
         exact_sum(getattr(row, part) for row in rows) for part in ("total", "completed", "failed")
     )
-    return SupplierCost(name, rows[0].currency, sum(row.pos for row in rows), total, completed, failed)
+    whom = {(row.supplier, row.currency) for row in rows}
+    pos = sum(any(charge[:2] in whom for charge in order.charges) for order in orders)
+    return SupplierCost(name, rows[0].currency, pos, total, completed, failed)
 
 
 # ── how values read ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,6 @@
 """The settings of one run, merged from their sources, each value with where it came from.
 
-command line > environment POQUEUE_<KEY> > YAML file > default
+command line > environment POQUEUE_<KEY> > YAML file > what a run that goes on was started with > default
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from poqueue.errors import ConfigError
 from workers.config_file import read_config_file
 from workers.quantities import did_you_mean, format_duration
 from workers.safe_text import quoted, safe_text
+from workers.setting_values import place_of
 from workers.settings import ENVIRONMENT_PREFIX, SETTINGS, RunSettings, environment_name, nearest_setting
 
 CONFIG_VARIABLE = "POQUEUE_CONFIG"
@@ -31,11 +32,6 @@ class Resolved:
     origins: dict[str, str]
     notes: tuple[str, ...] = ()
 
-    def as_given(self) -> dict[str, Any]:
-        """The values that some source gave, as it might have given them."""
-        shown = {key: value for key, value, _ in render_config(self)}
-        return {key: value for key, value in shown.items() if self.origins[key] != "default"}
-
 
 @dataclass(frozen=True, slots=True)
 class _Given:
@@ -52,8 +48,9 @@ def load_settings(
     environ: Mapping[str, str],
     *,
     caller: str = "command line",
+    recorded: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """Merge and check the sources: `cli` over the environment over the file over the defaults.
+    """Merge and check the sources: `cli` over the environment over the file over `recorded` over the defaults.
 
     `options` and `map` are joined name by name; of `processor` and `command` the higher source's is used.
 
@@ -62,6 +59,7 @@ def load_settings(
         config_path: a YAML file; None: the one that POQUEUE_CONFIG names, if any.
         environ: the environment; an empty variable counts as not set.
         caller: the origin to record for `cli`; anything but "command line" names settings by key, not by flag.
+        recorded: what the run was started with, of one that goes on, by key.
 
     Raises:
         ConfigError: an unknown name, a value that does not fit, or an unreadable file.
@@ -69,6 +67,7 @@ def load_settings(
     path = config_path or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
     from_file, notes = _read_file(path) if path else ({}, ())
     levels = [_from_caller(cli, caller), _from_environment(environ), from_file]
+    levels.append(_from_record(recorded or {}, levels))
     read = [{key: _parse(key, given) for key, given in level.items()} for level in levels]
     _choose_processor_or_command(levels, read)
 
@@ -107,6 +106,14 @@ def _from_caller(cli: Mapping[str, Any], caller: str) -> dict[str, _Given]:
     return given
 
 
+def _from_record(recorded: Mapping[str, Any], above: Sequence[dict[str, _Given]]) -> dict[str, _Given]:
+    """What is needed of it: a directory, say, that another one has replaced need not exist any more."""
+    is_needed = {
+        key: isinstance(value, dict) or not any(key in one for one in above) for key, value in recorded.items()
+    }
+    return _from_caller({key: value for key, value in recorded.items() if is_needed[key]}, "run.json")
+
+
 def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
     keys = {environment_name(key): key for key, entry in SETTINGS.items() if not entry.is_cli_only}
     given = {}
@@ -115,9 +122,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
             continue
         if name not in keys:
             key = nearest_setting(name.removeprefix(ENVIRONMENT_PREFIX))
+            if key is not None and SETTINGS[key].is_cli_only:
+                hint = f": {key} can only be given on the command line, as {SETTINGS[key].flags[-1]}"
+                raise ConfigError(f"environment variable {safe_text(name, 80)}{hint}; unset it")
             hint = did_you_mean(key and environment_name(key))
             raise ConfigError(f"unknown environment variable {safe_text(name, 80)}{hint}; correct or unset it")
-        if text.strip():
+        if text.strip(" \r\n"):  # a tab may be a delimiter
             given[keys[name]] = _Given(text, f"environment {name}", f"environment variable {name}")
     return given
 
@@ -168,7 +178,7 @@ def _check_together(resolved: Resolved) -> None:
         delay = f"retry_delay ({format_duration(settings.retry_delay)}, {resolved.origins['retry_delay']})"
         most = f"max_retry_delay ({format_duration(settings.max_retry_delay)}, {resolved.origins['max_retry_delay']})"
         raise ConfigError(f"{delay} must not be longer than {most}")
-    if settings.results in settings.report:
+    if settings.results is not None and place_of(settings.results) in map(place_of, settings.report):
         raise ConfigError(f"results and report name the same file: {quoted(str(settings.results))}")
     if settings.shell and settings.command is None:
         raise ConfigError(f"shell ({resolved.origins['shell']}) needs a command (--command); a processor has no shell")

@@ -3,7 +3,8 @@
     results.csv   every row: its number, its cells, status, attempts, seconds, worker, error, the processor's fields.
                   During the run in the order of completion, with the fields as one JSON text; `finish` rewrites it
                   in the order of the file with a column for each field.
-    failed.csv    the rows that failed, cells as they came: an order file of its own
+    failed.csv    the rows that failed, cells as they came: an order file of its own. Amounts that only the rest of their
+                  column explains (1.234 where others say 5,50) are written so that they need no explanation
     not_run.csv   likewise the rows that never ended; only if there are any
 
 Nothing of a finished row is kept in memory but where its line stands. Cells of results.csv that a spreadsheet would
@@ -27,7 +28,7 @@ from typing import Any, BinaryIO, Literal
 from poqueue import failpoint
 from poqueue.errors import ConfigError
 from poqueue.formula import guard_formula
-from workers.orders import OrderBook, cells_as_given
+from workers.orders import OrderBook, cells_as_given, cells_for_rerun
 from workers.safe_text import safe_text
 from workers.whole_file import check_output, temporary_prefix
 
@@ -80,6 +81,9 @@ class ResultsWriter:
     Raises:
         ConfigError: results_path cannot be that file.
         OSError: also from every method; with the path of the file that could not be written.
+
+    Attributes:
+        written: the files that are in their final shape.
     """
 
     def __init__(self, run_dir: Path, book: OrderBook, results_path: Path | None = None) -> None:
@@ -90,6 +94,7 @@ class ResultsWriter:
         self._results_path = results_path
         self._status = bytearray(book.last_row + 1)  # by row number: an index into _STATUSES
         self._fields: dict[str, None] = {}
+        self.written: set[Path] = set()
         self._has_more_fields = False
         columns = _columns(book.headers, [*_OUTCOME_COLUMNS, "result"])
         self._results = _RowFile(run_dir / "results.csv", _guarded(columns), book.last_row)
@@ -124,7 +129,7 @@ class ResultsWriter:
             cells = cells_as_given(self._book.names, row)
             self._write(number, cells, told, result)
             if status == "failed":
-                self._failed.write(number, cells)
+                self._failed.write(number, cells_for_rerun(self._book, row))
 
     def flush(self) -> None:
         """Hand what is written so far to the system, so that the end of this process cannot lose it."""
@@ -139,11 +144,16 @@ class ResultsWriter:
         """
         self._write_not_run(self._note_not_run(not_run))
         failed = _STATUSES.index("failed")
-        self._failed.replace(self._failed.path, (n for n in self._numbers() if self._status[n] == failed))
-        header, fields_of = self._final_columns()
-        targets = [self._results.path] if self._results_path is None else [self._results_path, self._results.path]
-        for target in targets:  # the run's own file last: until then it is the source
-            self._results.replace(target, self._numbers(), header, fields_of)
+        self._replace(self._failed, self._failed.path, (n for n in self._numbers() if self._status[n] == failed))
+        unwritten: OSError | None = None
+        if self._results_path is not None:  # before the run's own file, which is the source until then
+            try:
+                self._replace(self._results, self._results_path, self._numbers(), *self._final_columns())
+            except OSError as error:  # the run's own file is not to suffer from it
+                unwritten = error
+        self._replace(self._results, self._results.path, self._numbers(), *self._final_columns())
+        if unwritten is not None:
+            raise unwritten
         return self.accounts()
 
     def close(self) -> None:
@@ -201,14 +211,17 @@ class ResultsWriter:
         code = _STATUSES.index("not run")
         try:
             for number, row in rows:
-                cells = cells_as_given(self._book.names, row)
-                file.write(number, cells)
-                self._write(number, cells, ["not run", "0", "", "", ""])
-            file.replace(file.path, (number for number in self._numbers() if self._status[number] == code))
+                file.write(number, cells_for_rerun(self._book, row))
+                self._write(number, cells_as_given(self._book.names, row), ["not run", "0", "", "", ""])
+            self._replace(file, file.path, (number for number in self._numbers() if self._status[number] == code))
             file.close()
         except OSError:  # there may be no room for it, and what is not whole would be taken for it
             file.remove()
             raise
+
+    def _replace(self, file: _RowFile, target: Path, numbers: Iterable[int], *shape: Any) -> None:
+        file.replace(target, numbers, *shape)
+        self.written.add(target)
 
     def _numbers(self) -> Iterator[int]:
         """The rows with an outcome, in the order of the file."""
@@ -383,7 +396,7 @@ def _check_results_path(path: Path, book: OrderBook) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file in an error of the system: a full disk alone does not say which."""
+    """Name the file in an error of the system: a full disk alone does not say which, nor does a temporary name."""
     try:
         yield
     except OSError as error:
@@ -391,9 +404,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _named(error: OSError, path: Path) -> OSError:
-    if error.filename is None:
-        error.filename = str(path)
-    return error
+    return OSError(error.errno, error.strerror, str(path))
 
 
 @contextmanager

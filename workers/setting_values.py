@@ -34,6 +34,11 @@ def parse_path(value: object, option: str) -> Path:
     return Path(os.path.expanduser(text))  # Path.expanduser raises for a user that does not exist
 
 
+def place_of(path: Path) -> str:
+    """Where a file of this name is written, in whatever way the way there is spelt; a link gives way to it."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
+
+
 def parse_directory(value: object, option: str) -> Path:
     """The path of a directory that exists."""
     path = parse_path(value, option)
@@ -48,7 +53,7 @@ def parse_reports(value: object, option: str) -> tuple[Path, ...]:
     for path in paths:
         if path.suffix.lower() not in REPORT_FORMATS:
             raise ValueError(f"{option} must end in one of {', '.join(REPORT_FORMATS)}, got {quoted(str(path))}")
-    if len(set(paths)) < len(paths):
+    if len(set(map(place_of, paths))) < len(paths):
         raise ValueError(f"{option} names the same file twice: {', '.join(quoted(str(path)) for path in paths)}")
     return paths
 
@@ -109,14 +114,15 @@ def parse_column_map(value: object, option: str) -> dict[str, str]:
     """Which header holds which field: field=Header,...; several lists (the flag given twice) are joined."""
     lists = value if isinstance(value, list | tuple) else [value]
     if not isinstance(value, Mapping):
-        value = [part for text in lists for part in _items(text, option)]
-    return parse_pairs(value, option, pair="field=Header (a header with a comma in it: write the map into a YAML file)")
+        value = [part for text in lists for part in _items(text, option, r"(?<!\\),")]
+        value = [part.replace(r"\,", ",") if isinstance(part, str) else part for part in value]
+    return parse_pairs(value, option, pair=r"field=Header (a comma in a header is written as \,)")
 
 
-def _items(value: object, option: str) -> list[object]:
+def _items(value: object, option: str, comma: str = ",") -> list[object]:
     """A list as it is; text split at its commas, which is what an environment variable can hold."""
     if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
+        return [part.strip() for part in re.split(comma, value) if part.strip()]
     if isinstance(value, Path):
         return [value]
     if isinstance(value, list | tuple):

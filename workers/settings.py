@@ -12,7 +12,7 @@ A default is written as the text a user would give, and read by the same functio
 # ruff: noqa: RUF009 -- setting() is dataclasses.field() with the table's columns; ruff knows only the original
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -326,7 +326,7 @@ class RunSettings:
         "",
         "--map",
         "input",
-        "which column holds which field, such as po_number=PO,supplier=Vendor,amount=Amount; "
+        r"which column holds which field, such as po_number=PO,supplier=Vendor,amount=Amount; \, is a comma of a header; "
         "fields from several sources are joined",
         metavar="FIELD=HEADER,...",
         action="append",
@@ -477,12 +477,17 @@ class RunSettings:
 SETTINGS: dict[str, Setting] = {entry.name: entry.metadata["setting"] for entry in fields(RunSettings)}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every setting. What is not given stays out of the namespace, so that lower sources show."""
+def add_arguments(parser: argparse.ArgumentParser, *, hidden: Collection[str] = ()) -> None:
+    """Add an option for every setting. What is not given stays out of the namespace, so that lower sources show.
+
+    Args:
+        hidden: keys that the command's help does not name; the command refuses them.
+    """
     groups: dict[str, Any] = {}
     for key, entry in SETTINGS.items():
         group = groups.get(entry.group) or groups.setdefault(entry.group, parser.add_argument_group(entry.group))
-        group.add_argument(*entry.flags, dest=key, default=argparse.SUPPRESS, **_argparse_words(entry))
+        words = _argparse_words(entry) | ({"help": argparse.SUPPRESS} if key in hidden else {})
+        group.add_argument(*entry.flags, dest=key, default=argparse.SUPPRESS, **words)
 
 
 def _argparse_words(entry: Setting) -> dict[str, Any]:

@@ -10,7 +10,18 @@ import pytest
 from poqueue.records import Kind
 from tests.faults.batches import Batch
 from tests.faults.test_failpoints import Fault
-from tests.integration.console import read_csv, started, state, tree, wait_until
+from tests.integration.console import (
+    APP_DIR,
+    BEHAVE,
+    outcomes,
+    poqueue,
+    read_csv,
+    started,
+    state,
+    tree,
+    wait_until,
+    write_orders,
+)
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -115,7 +126,8 @@ def test_a_limit_given_later_leaves_out_what_has_not_ended_and_nothing_else(tmp_
     batch.finish("--limit", "5", "--accept-changes", code=1)
     assert batch.statuses() == dict(zip("ABCDEF", ["succeeded", "failed", *["succeeded"] * 3, "not run"], strict=True))
     assert batch.begun().count("A") == batch.begun().count("B") == 1
-    retried = batch.poqueue("retry", "r", "--limit", "1", "--accept-changes", "--json").check(1)
+    (tmp_path / "c.yaml").write_text("limit: 1\n")
+    retried = batch.poqueue("retry", "r", "--config", "c.yaml", "--accept-changes", "--json").check(1)
     assert json.loads(retried.out)["resumed"]["requeued"] == 1 and json.loads(retried.out)["pos"]["succeeded"] == 4
 
 
@@ -206,6 +218,59 @@ def test_the_runs_copy_is_what_was_read_or_nothing_runs(change: str, is_resumed:
         batch.check()
     else:
         assert tree(batch.folder) == before - ({"orders.csv"} if change == "gone" else set())
+
+
+@pytest.mark.parametrize("is_retry", [False, True])
+def test_the_same_command_goes_on_and_a_config_and_options_are_joined_as_in_a_run(
+    is_retry: bool, tmp_path: Path
+) -> None:
+    write_orders(tmp_path / "orders.csv", "A,1,give-up", header="PO,Sum,do")
+    (tmp_path / "c.yaml").write_text("map: {po_number: PO}\noptions: {a: '1', b: '2'}\n")
+    words = ["--config", "c.yaml", "--map", "amount=Sum", "--option", "a=0", *BEHAVE]
+    poqueue("run", "orders.csv", *words, "--run-dir", "r", cwd=tmp_path).check(1)
+
+    again = ["retry", "r"] if is_retry else ["run", "orders.csv", "--resume", "r"]
+    poqueue(*again, *words, cwd=tmp_path).check(1 if is_retry else 5)
+    poqueue(*again, "--accept-changes", "--option", "a=3", cwd=tmp_path).check(1 if is_retry else 5)
+
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert record["settings"]["map"] == {"po_number": "PO", "amount": "Sum"}
+    assert record["settings"]["options"] == record["options"] == {"a": "3", "b": "2"}
+
+
+def test_a_config_may_take_a_limit_away_from_a_run_that_goes_on(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok", "B,ok")
+    (tmp_path / "c.yaml").write_text("limit: none\n")
+    poqueue("run", "orders.csv", *BEHAVE, "--run-dir", "r", "--limit", "1", cwd=tmp_path).check(0)
+
+    poqueue("run", "--resume", "r", "--config", "c.yaml", "--accept-changes", cwd=tmp_path).check(0)
+
+    assert outcomes(tmp_path / "r") == {"A": "succeeded", "B": "succeeded"}
+
+
+def test_a_command_given_now_wins_over_the_processor_of_a_config_and_that_over_the_command_of_before(
+    tmp_path: Path,
+) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok")
+    (tmp_path / "c.yaml").write_text("processor: sample_processors:behave\n")
+    poqueue("run", "orders.csv", "--command", "echo {po_number}", "--run-dir", "r", cwd=tmp_path).check(0)
+    again = ["run", "--resume", "r", "--config", "c.yaml"]
+
+    poqueue(*again, "--command", "echo {po_number}", cwd=tmp_path).check(5)
+    ended = poqueue(*again, "--app-dir", str(APP_DIR), cwd=tmp_path).check(2)
+
+    assert "not by sample_processors:behave" in ended.err
+
+
+def test_a_directory_that_is_gone_may_be_replaced_by_another(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok")
+    (tmp_path / "old").symlink_to(APP_DIR)
+    words = ["-p", "sample_processors:behave", "--app-dir", "old", "--run-dir", "r"]
+    poqueue("run", "orders.csv", *words, cwd=tmp_path).check(0)
+    (tmp_path / "old").unlink()
+
+    assert "app_dir" in poqueue("run", "--resume", "r", cwd=tmp_path).check(2).err
+    poqueue("run", "--resume", "r", "--app-dir", str(APP_DIR), cwd=tmp_path).check(5)
 
 
 @pytest.mark.slow
@@ -317,6 +382,20 @@ def test_retry_runs_what_failed_and_nothing_else(tmp_path: Path) -> None:
     assert [line.attempt for line in batch.lines() if line.po == "C" and line.event == "begin"] == [1, 2]
 
 
+@pytest.mark.parametrize("option", ["--limit", "--run-dir"])
+def test_retry_has_no_place_for_an_option_that_could_not_hold(option: str, tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,give-up", "B,give-up")
+    with batch.start("--retries", "0") as run:
+        run.wait().check(1)
+    begun = batch.begun()
+
+    refused = batch.poqueue("retry", "r", option, "1").check(2)
+
+    assert f"{option} cannot be given here: " in refused.err and batch.begun() == begun
+    assert option not in batch.poqueue("retry", "--help").check(0).out
+    assert option in batch.poqueue("run", "--help").check(0).out
+
+
 @pytest.mark.slow
 def test_limits_given_to_retry_hold_for_the_old_tasks(tmp_path: Path) -> None:
     words = ("--retries", "0", "--timeout", "0.4", "--grace", "0.2", "--retry-delay", "0.05")
@@ -356,6 +435,20 @@ def test_a_retry_that_is_killed_is_resumed(tmp_path: Path) -> None:
     batch.check()
     assert batch.statuses() == dict.fromkeys("ABCD", "succeeded")
     assert batch.begun().count("A") == 1
+
+
+def test_a_retry_that_was_killed_before_its_report_is_told_by_the_exit_code_of_its_resume(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,fail_once", words=("--retries", "0"))
+    with batch.start() as run:
+        run.wait().check(1)
+    env = {"POQUEUE_TESTING": "1", "POQUEUE_FAILPOINT": "batch.before_report:1:kill"}
+    assert batch.poqueue("retry", "r", env=env).code == -signal.SIGKILL
+    assert runs(batch) == ["crashed"]
+
+    batch.finish(code=0)
+
+    batch.finish(code=5)
+    assert batch.statuses() == dict.fromkeys("AB", "succeeded") and batch.begun().count("B") == 2
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -13,6 +14,7 @@ import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +34,9 @@ from tests.integration.console import (
     read_cells,
     read_csv,
     running,
+    started,
     tree,
+    wait_until,
     write_orders,
 )
 
@@ -96,6 +100,38 @@ def test_the_sample_runs_with_the_default_processor_and_its_accounts_balance(tmp
     assert len(dossiers) == 152
 
 
+@pytest.mark.parametrize(
+    ("column", "rest"),
+    [
+        (["5,50", "1.234", "-2,500 €"], ["1234", "-2.5000 €"]),
+        (["6.50", "5,50", "1.234", "2,500", "(1.234)"], ["5,50", "1.2340", "2500", "(1.2340)"]),
+        (["1.5", "1.234", "2,500", "n/a"], ["1.234", "2,500", "n/a"]),
+    ],
+)
+def test_the_rest_of_a_run_has_the_amounts_that_the_whole_file_gave_it(
+    column: list[str], rest: list[str], tmp_path: Path
+) -> None:
+    rows = [f"{number};A;{amount}" for number, amount in enumerate(column)]
+    write_orders(tmp_path / "amounts.csv", *rows, header="po_number;supplier;amount")
+    poqueue("run", "amounts.csv", "--run-dir", "whole", cwd=tmp_path).check(0)
+    poqueue("run", "amounts.csv", "--run-dir", "first", "--limit", "1", cwd=tmp_path).check(0)
+
+    poqueue("run", "first/not_run.csv", "--run-dir", "rest", cwd=tmp_path).check(0)
+
+    whole, again = (amounts_of(tmp_path / name) for name in ("whole", "rest"))
+    assert again == {number: amount for number, amount in whole.items() if number != "0"}
+    assert [row["amount"] for row in read_csv(tmp_path / "first" / "not_run.csv")] == rest
+
+
+def amounts_of(run_dir: Path) -> dict[str, list[tuple[Decimal, str]]]:
+    """By PO number, as the dossiers have them, with the currency."""
+    found = {}
+    for path in (run_dir / "output").glob("*/dossier.json"):
+        dossier = json.loads(path.read_text())
+        found[dossier["po_number"]] = [(Decimal(one["total"]), one["currency"]) for one in dossier["totals"]]
+    return found
+
+
 def test_the_exit_code_says_that_some_pos_failed(job: Job) -> None:
     job.ended.check(1)
     assert job.outcome["exit_code"] == 1
@@ -121,6 +157,32 @@ def test_how_many_there_are_stands_in_the_record_from_the_start(job: Job) -> Non
     pos = sum(job.outcome["pos"].values())
     rows = {name: job.outcome["accounts"][name] for name in ("rows", "duplicate", "invalid")}
     assert record["counted"] == {"pos": pos, **rows}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8:strict"])
+def test_what_standard_output_cannot_encode_is_escaped(encoding: str, tmp_path: Path) -> None:
+    write_orders(tmp_path / "Łódź 😀.csv", "é😀,ok", ",ok")
+    env = {"PYTHONIOENCODING": encoding}
+    run_dir = os.fsdecode(b"runs/r\xe9 \xc5\x81")
+    words = ["run", "Łódź 😀.csv", *BEHAVE, "--report", "x.yaml", "--run-dir", run_dir, "--json"]
+
+    check = poqueue(*words, "--check", cwd=tmp_path, env=env).check(3)
+    ended = poqueue(*words, cwd=tmp_path, env=env).check(1)
+
+    assert json.loads(check.out)["to_run"] == 1
+    assert json.loads(ended.out)["run_dir"].encode(errors="surrogateescape").endswith(os.fsencode(run_dir))
+    for command in (["runs"], ["runs", "--json"], ["report", run_dir], ["config", "show", "--run-dir", run_dir]):
+        assert poqueue(*command, cwd=tmp_path, env=env).check(0).out
+    for kind, read in (("json", json.loads), ("yaml", yaml.safe_load)):  # a document is UTF-8 wherever it goes
+        document = read(poqueue("report", run_dir, "--format", kind, cwd=tmp_path, env=env).check(0).out)
+        assert [order["po_number"] for order in document["orders"]] == ["é😀"]
+    write_orders(tmp_path / "Łódź 😀.csv", "é😀,wait")
+    live = os.fsdecode(b"runs/live\xe9")
+    with started(*words[:-3], "--run-dir", live, "--option", f"folder={tmp_path}", cwd=tmp_path, env=env) as run:
+        wait_until((tmp_path / "trail").exists, "it runs")
+        assert "1 running" in poqueue("status", live, cwd=tmp_path, env=env).check(0).out
+        (tmp_path / "go").touch()
+        run.wait().check(0)
 
 
 def test_a_table_shows_the_outcomes(job: Job) -> None:
@@ -248,6 +310,38 @@ def test_nothing_is_written_elsewhere(job: Job) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("hindrance", ["no directory", "a directory of that name"])
+def test_results_that_cannot_be_written_elsewhere_spoil_nothing_in_the_run_directory(
+    hindrance: str, tmp_path: Path
+) -> None:
+    write_orders(tmp_path / "orders.csv", "A,give-up", "B,wait")
+    elsewhere = tmp_path / "out" / "all.csv"
+    elsewhere.parent.mkdir()
+    words = ["run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "-j", "1", "--results", str(elsewhere)]
+    with started(*words, "--run-dir", "r", cwd=tmp_path) as run:
+        wait_until(lambda: (tmp_path / "trail").exists() and '"B"' in (tmp_path / "trail").read_text(), "B runs")
+        elsewhere.parent.rmdir() if hindrance == "no directory" else elsewhere.mkdir()
+        (tmp_path / "go").touch()
+        ended = run.wait().check(70)
+
+    header, *_ = read_cells(tmp_path / "r" / "results.csv")
+    assert header[-1] == "attempt", "in its final shape, with a column for each field"
+    assert "files in r: results.csv, failed.csv, run.log" in ended.err and "elsewhere" not in ended.err
+    assert f"{elsewhere} cannot be written: " in ended.err
+
+
+def test_the_rate_is_of_what_ran_now(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,give-up", *(f"P{number},ok" for number in range(500)))
+    poqueue("run", "orders.csv", *BEHAVE, "--run-dir", "r", cwd=tmp_path).check(1)
+
+    retried = poqueue("retry", "r", cwd=tmp_path).check(1).err
+    through = poqueue("run", "--resume", "r", cwd=tmp_path).check(5).err
+
+    shown = re.search(r"^(\S+) s, (\S+) POs/s$", retried, re.MULTILINE)
+    assert shown is not None and float(shown[1]) * float(shown[2]) < 10, "one PO in that time, but for the rounding"
+    assert "POs/s" not in through
+
+
 def test_a_run_that_goes_on_elsewhere_writes_its_outputs_where_it_was_started(tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     (home / "r").mkdir(parents=True)
@@ -316,22 +410,42 @@ def test_the_printed_commands_can_be_typed_though_the_run_directory_looks_like_a
 def test_rows_that_are_left_run_as_printed_however_the_first_file_was_read(
     words: list[str], source: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "orders.csv").write_bytes("Bestellnr;do;name\nA;give-up;Ä\nB;give-up;Müller\n".encode("cp1252"))
+    (tmp_path / "orders.csv").write_bytes("Nr, alt;do;name\nA;give-up;Ä\nB;give-up;Müller\n".encode("cp1252"))
     told = {"encoding": "cp1252", "delimiter": ";", "limit": "1", "run_dir": "r", "results": "all.csv"}
-    told |= {"map": "po_number=Bestellnr", "jobs": "1", "max_retries": "0"}
-    (tmp_path / "c.yaml").write_text("".join(f'{key}: "{value}"\n' for key, value in told.items()))
+    told |= {"map": r"po_number=Nr\, alt", "jobs": "1", "max_retries": "0"}
+    told |= {"processor": "sample_processors:behave", "app_dir": str(APP_DIR)}
+    (tmp_path / "c.yaml").write_text("".join(f"{key}: '{value}'\n" for key, value in told.items()))
     given = ["--config", "c.yaml"] if source == "config" else []
     env = {} if source == "config" else {f"POQUEUE_{key.upper()}": value for key, value in told.items()}
 
-    ended = poqueue("run", "orders.csv", *BEHAVE, *given, words[1], cwd=tmp_path, env=env).check(1)
+    ended = poqueue("run", "orders.csv", *given, words[1], cwd=tmp_path, env=env).check(1)
     all_rows = (tmp_path / "all.csv").read_bytes()
-    again = poqueue(*advised(ended, words[0]), "--json", cwd=tmp_path, env=env).check(1)
+    for environ in [env, {}]:  # that of another day may be another one
+        again = poqueue(*advised(ended, words[0]), "--json", cwd=tmp_path, env=environ).check(1)
 
-    run_dir = Path(json.loads(again.out)["run_dir"])
-    [row] = read_csv(run_dir / "results.csv")
-    left = {"run the rest": ("B", "Müller"), "run the failures again": ("A", "Ä")}[words[0]]
-    assert (row["Bestellnr"], row["name"]) == left and row["status"] == "failed"
-    assert run_dir.parent.name == "runs" and (tmp_path / "all.csv").read_bytes() == all_rows
+        run_dir = Path(json.loads(again.out)["run_dir"])
+        [row] = read_csv(run_dir / "results.csv")
+        left = {"run the rest": ("B", "Müller"), "run the failures again": ("A", "Ä")}[words[0]]
+        assert (row["Nr, alt"], row["name"]) == left and row["status"] == "failed"
+        assert run_dir.parent.name == "runs" and (tmp_path / "all.csv").read_bytes() == all_rows
+
+
+def test_runs_of_a_folder_that_is_not_there_is_a_slip_and_not_no_runs(tmp_path: Path) -> None:
+    assert (
+        "--dir must be a directory that exists, got 'rnus'"
+        in poqueue("runs", "--dir", "rnus", cwd=tmp_path).check(2).err
+    )
+    poqueue("runs", cwd=tmp_path).check(0)
+
+
+def test_a_mapped_field_that_is_nearly_one_of_ours_gets_a_hint(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,Acme,1", header="po_number,Vendor,Sum")
+    words = ["--map", "suplier=Vendor,note=Sum", *BEHAVE, "--run-dir", "r"]
+
+    ended = poqueue("run", "orders.csv", *words, cwd=tmp_path).check(0)
+
+    assert "--map gives column 'Vendor' to suplier (did you mean supplier?)" in ended.err
+    assert ended.err.count("did you mean") == 1
 
 
 def test_check_reads_and_runs_nothing(tmp_path: Path) -> None:
@@ -488,6 +602,20 @@ def test_four_when_workers_cannot_boot(tmp_path: Path) -> None:
     assert "3 input rows = 0 succeeded + 0 failed + 0 duplicate + 0 invalid + 3 not run" in ended.err
     assert json.loads((tmp_path / "r" / "report.json").read_text())["accounts"]["not_run"] == 3
     assert advised(ended, "go on with the rest") == ["run", "--resume", "r"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "rule", "code"), [(["A,ok", "B,give-up"], "now,fail=1", 1), (["A,ok", "B,ok"], "soon,success=2", 0)]
+)
+def test_a_halt_that_comes_with_the_last_po_has_cut_nothing_short(
+    rows: list[str], rule: str, code: int, tmp_path: Path
+) -> None:
+    write_orders(tmp_path / "orders.csv", *rows)
+
+    ended = poqueue("run", "orders.csv", *BEHAVE, "--halt", rule, "-j", "1", "--run-dir", "r", "--json", cwd=tmp_path)
+
+    assert json.loads(ended.check(code).out)["reason"] == "done" and "--resume" not in ended.err
+    poqueue("run", "--resume", "r", cwd=tmp_path).check(5)
 
 
 def test_five_when_there_is_nothing_to_do(tmp_path: Path) -> None:

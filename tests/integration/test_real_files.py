@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections import Counter, defaultdict
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ def test_every_invoice_of_new_orleans_is_accounted_for(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert header[23:] == ["status", "attempts", "seconds", "worker", "error"]
     assert hashlib.sha256(NEW_ORLEANS.read_bytes()).hexdigest() == before
+    told = json.loads(poqueue("report", "r", "--format", "json", cwd=tmp_path).check(0).out)["suppliers"]
+    costs: dict[str, Decimal] = defaultdict(Decimal)
+    for row in read_csv(NEW_ORLEANS):
+        if row["Amount"] != "NA":
+            costs[row["Vendor"].strip()] += Decimal(row["Amount"])
+    assert {one["supplier"]: Decimal(one["total"]) for one in told} == costs
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from tests.integration.console import (
     pids_with,
     poqueue,
     running,
+    started,
     wait_until,
     write_orders,
 )
@@ -164,6 +165,25 @@ def test_many_log_lines_pass_above_the_bar_and_none_is_torn(tmp_path: Path) -> N
     assert len(whole) == count
     assert all(line.endswith("GiveUp: there is no such order") for line in whole)
     assert len([line for line in final if BAR.search(line)]) == 1
+
+
+@pytest.mark.once
+@needs_tmux
+def test_the_counts_of_a_status_that_is_watched_stay_on_a_short_terminal(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", *(f"W{number},wait" for number in range(6)))
+    words = ["run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "6"]
+    with started(*words, cwd=tmp_path) as run:
+        trail = tmp_path / "trail"
+        wait_until(lambda: trail.exists() and trail.read_text().count("begin") == 6, "all wait")
+        watch = Screen(
+            80, 9, shlex.join(command_line("status", "r", "--watch")), tmp_path, environment({MARK: run.mark})
+        )
+        try:
+            wait_until(lambda: re.search(r"\n0 of 6 POs(.*\n)+…$", "\n".join(watch.visible())), "the counts stay")
+        finally:
+            (tmp_path / "go").touch()
+            run.wait().check(0)
+            watch.close()
 
 
 @pytest.mark.once

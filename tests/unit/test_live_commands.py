@@ -8,7 +8,7 @@ import pytest
 from poqueue.errors import ManagerLostError, PoqueueError, QueueError
 from workers import run_control
 from workers.cli import main
-from workers.live_commands import _look, _status_text
+from workers.live_commands import _fitted, _look, _status_text
 from workers.run_control import order, read_order
 from workers.run_record import RunRecord
 
@@ -53,6 +53,19 @@ def test_no_attempt_is_shown_to_have_begun_in_the_future() -> None:
     }  # fmt: skip
 
     assert " 0.0 of 300 s" in _status_text({**STATUS, "view": {**VIEW, "workers": (worker,)}})
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (80, 12), (80, 5), (30, 8)])
+def test_on_a_short_terminal_the_counts_stay_and_workers_are_cut(columns: int, rows: int) -> None:
+    worker = {"state": "running", "po_number": "A", "attempt": 1, "elapsed_s": 0.0, "timeout_s": 300.0, "rss_bytes": 0}
+    workers = tuple({**worker, "worker_id": f"w{number}.1"} for number in range(10))
+    told = _status_text({**STATUS, "view": {**VIEW, "workers": workers}})
+
+    shown = _fitted(told, columns, rows).split("\n")
+
+    assert shown[:2] == told.split("\n")[:2] and "21 of 270 POs" in shown[1]
+    assert sum(len(line) // columns + 1 for line in shown) < rows
+    assert (shown[-1] == "…") == (rows < 24)
 
 
 class Queue:

@@ -23,6 +23,7 @@ from workers.report_figures import (
     time_limits,
     worker_use,
 )
+from workers.report_files import render
 from workers.report_words import amount_text, outcome_sentence, seconds_text, share_text
 
 
@@ -114,6 +115,26 @@ def test_costs_are_exact_and_keep_currencies_apart(path: Path) -> None:
     assert rows == [
         ("B", "EUR", 1, Decimal("1e12")), ("A", "EUR", 2, Decimal("0.30")), ("A", "USD", 1, Decimal(5)),
     ]  # fmt: skip
+
+
+def test_each_row_of_a_po_is_charged_to_the_supplier_that_it_names(path: Path) -> None:
+    with JournalMaker(path) as journal:
+        for number, cells in {
+            "1": [("Acme", "10", "EUR"), (" Bolt ", "1000", "EUR"), ("Bolt", "7", "USD")],
+            "2": [("Bolt", "5", "EUR")],
+        }.items():
+            rows = [dict(zip(("supplier", "amount", "currency"), row, strict=True)) for row in cells]
+            po = {"po_number": number, **rows[0], "rows": rows, "row_numbers": [*range(len(rows))]}
+            token = journal.lease(journal.add(number, payload=json.dumps(po).encode()), "w1.1", at=1.0)
+            journal.end(Kind.COMPLETED if number == "1" else Kind.FAILED, token, at=2.0, seconds=1.0)
+
+    history = read(path)
+
+    assert [(row.supplier, row.currency, row.pos, row.completed, row.failed) for row in costs(history)] == [
+        ("Bolt", "EUR", 2, 1000, 5), ("Acme", "EUR", 1, 10, 0), ("Bolt", "USD", 1, 7, 0),
+    ]  # fmt: skip
+    page = render(history, "html")
+    assert 'All 2 suppliers</th><td class="n">2</td><td class="n">1,015</td>' in page, "a PO of both is one PO"
 
 
 def test_slowest_hangs_and_durations_of_a_simulated_run(path: Path) -> None:

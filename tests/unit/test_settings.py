@@ -180,7 +180,9 @@ def test_every_setting_but_check_can_be_given_in_the_environment() -> None:
     assert settings.map == {"po_number": "PO", "supplier": "Vendor"}
     assert settings.report == (Path("a.json"), Path("b.yaml"))
     assert (settings.max_memory_per_worker, settings.verbose) == (None, 1)
-    with pytest.raises(ConfigError, match="unknown environment variable POQUEUE_CHECK"):
+    with pytest.raises(
+        ConfigError, match=r"^environment variable POQUEUE_CHECK: check can only be .* as --check; unset it$"
+    ):
         load_settings({}, None, {"POQUEUE_CHECK": "1"})
 
 
@@ -195,6 +197,11 @@ def test_options_and_maps_of_several_sources_are_joined_name_by_name(tmp_path: P
 
 def test_an_empty_variable_counts_as_not_set() -> None:
     assert load_settings({}, None, {"POQUEUE_JOBS": "", "POQUEUE_CONFIG": ""}).origins["jobs"] == "default"
+    assert load_settings({}, None, {"POQUEUE_DELIMITER": " "}).origins["delimiter"] == "default"
+
+
+def test_a_variable_may_hold_a_tab() -> None:
+    assert load_settings({}, None, {"POQUEUE_DELIMITER": "\t"}).settings.delimiter == "\t"
 
 
 def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
@@ -376,6 +383,29 @@ def test_a_processor_from_above_takes_the_place_of_a_command(tmp_path: Path) -> 
 def test_a_shell_without_any_command_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^shell \(command line\) needs a command"):
         load_settings({"shell": True}, None, {})
+
+
+@pytest.mark.parametrize("other", ["./a.csv", "b/../a.csv", "link/a.csv", "{cwd}/a.csv"])
+def test_outputs_may_not_be_one_file_however_it_is_spelt(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    other = other.format(cwd=tmp_path)
+
+    with pytest.raises(ConfigError, match=r"^results and report name the same file: 'a.csv'$"):
+        load_settings({"results": "a.csv", "report": [other]}, None, {})
+    with pytest.raises(ConfigError, match=r"^results and report name the same file: 'a.csv'$"):
+        load_settings({"results": "a.csv"}, None, {}, recorded={"report": [other]})
+    with pytest.raises(ConfigError, match=r"^--report names the same file twice"):
+        load_settings({"report": ["a.csv", other]}, None, {})
+
+
+def test_a_link_and_what_it_points_to_are_two_outputs_as_a_link_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(tmp_path / "a.csv")
+
+    load_settings({"results": str(tmp_path / "link.csv"), "report": [str(tmp_path / "a.csv")]}, None, {})
 
 
 def test_results_and_report_may_not_be_one_file() -> None:

@@ -101,7 +101,7 @@ def examine(po: Mapping[str, Any]) -> Dossier:
     numbers: Iterable[int] = po.get("row_numbers") or range(1, len(rows) + 1)
     seen: dict[tuple[tuple[str, str], ...], int] = {}
     lines = [_examine_row(row, number, seen) for row, number in zip(rows, numbers, strict=True)]
-    return Dossier(str(po["po_number"]).strip(), lines, _add_up(lines))
+    return Dossier(str(po["po_number"]).strip(), lines, add_up(lines))
 
 
 def _examine_row(row: Mapping[str, Any], number: int, seen: dict[tuple[tuple[str, str], ...], int]) -> Line:
@@ -147,7 +147,8 @@ def _currency_code(text: str) -> str:
     return CURRENCY_CODES.get(text, text.upper())
 
 
-def _add_up(lines: Iterable[Line]) -> dict[str, Decimal]:
+def add_up(lines: Iterable[Line]) -> dict[str, Decimal]:
+    """The exact sum of the amounts that can be read, by currency."""
     totals: dict[str, Decimal] = {}
     for line in lines:
         if line.amount is not None:
