@@ -7,9 +7,10 @@ from random import Random
 from typing import Any
 
 from poqueue.simulation import Prediction, Rules, predict
+from poqueue.span import span_text
 from poqueue.tuning import MIN_TIMEOUT_S, START_SAVES, WORKER_BYTES, Machine, retries_for
 from workers.measurement import Measurement, percentile
-from workers.quantities import MAX_DURATION_S, MAX_JOBS, megabytes, span_text
+from workers.quantities import MAX_DURATION_S, MAX_JOBS, megabytes
 from workers.safe_text import safe_text
 from workers.sample import CRASHES
 from workers.setting_values import Timeout
@@ -99,8 +100,8 @@ def recommend(
         reasons["task_timeout"] += (
             "; the prediction as set reckons with the most that the share of the median may come to"
         )
-    retries = retries_for(settings.max_retries, measurement.retried, success, reasons)
-    if not measurement.retried and len(measurement.histories) < len(priorities):
+    retries = retries_for(settings.max_retries, measurement.retries, success, reasons)
+    if not measurement.failures and len(measurement.histories) < len(priorities):
         unseen = min(1.0, 3.0 / len(measurement.histories))
         reasons["max_retries"] += f"; up to {unseen:.1%} of all POs may still need some (rule of three)"
     delay_s = recommended_retry_delay(measurement, settings.retry_delay, reasons)

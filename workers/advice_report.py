@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from poqueue.simulation import Prediction
+from poqueue.span import span_text
 from workers.advice import WORTH_IT, Recommendation, WhatIf
 from workers.measurement import Measurement, percentile
-from workers.quantities import megabytes, span_text
+from workers.quantities import megabytes
 from workers.resolved import Resolved
 from workers.safe_text import safe_text
 from workers.settings import SETTINGS

@@ -5,7 +5,6 @@ of the option it was given for, and returns the quantity. What it cannot read is
 the value and what is accepted. True and False are never numbers, NaN and infinity never quantities.
 """
 
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -166,13 +165,6 @@ def _plain_decimal(number: float) -> str:
 
 def _refusal(option: str, accepted: str, value: object) -> ValueError:
     return ValueError(f"{option} must be {accepted}, got {quoted(value)}")
-
-
-def span_text(seconds: float) -> str:
-    """Seconds for people, to three digits."""
-    units = ((0.9995, 0.001, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min"), (math.inf, 3600.0, "h"))
-    size, unit = next((size, unit) for limit, size, unit in units if seconds < limit)
-    return f"{float(f'{seconds / size:.3g}'):g} {unit}"
 
 
 def megabytes(size_bytes: int) -> str:

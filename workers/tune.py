@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from poqueue.errors import ConfigError, OrdersError
 from poqueue.simulation import Costs
+from poqueue.span import span_text
 from poqueue.tuning import look_at_machine
 from workers.advice import predict_batch, recommend, rules_of
 from workers.advice_report import NOT_FOR_TUNE, NOT_WRITTEN, as_json, as_text, as_yaml, plain_table
@@ -27,7 +28,7 @@ from workers.measurement import Measurement, measured_from_history
 from workers.past_run import read_past_run
 from workers.processing import ProcessorSpec
 from workers.progress import Progress, make_progress
-from workers.quantities import parse_duration, parse_jobs, span_text, usable_cores
+from workers.quantities import parse_duration, parse_jobs, usable_cores
 from workers.resolved import Resolved, load_settings
 from workers.run_dir import typed
 from workers.safe_text import safe_text

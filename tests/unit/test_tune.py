@@ -233,6 +233,14 @@ def test_hopeless_pos_get_one_retry_and_those_that_recover_as_many_as_they_need(
     assert advised(measured_from_history(helped[:20]))["advice"]["max_retries"]["advice"] == 3
 
 
+def test_what_may_fail_unseen_is_told_by_the_rule_of_three_only_where_nothing_failed() -> None:
+    smooth = measured_from_history([well(n) for n in range(20)])
+    rough = measured_from_history([*(well(n) for n in range(10)), *(badly(n, "failed") for n in range(10, 20))])
+
+    assert "up to 15.0% of all POs may still need some" in advised(smooth)["advice"]["max_retries"]["why"]
+    assert "rule of three" not in advised(rough)["advice"]["max_retries"]["why"]
+
+
 @pytest.mark.parametrize(
     ("cpu_s", "retried", "delay_s"),
     [(0.97, True, 0.1), (0.97, False, 5.0), (0.8, True, 5.0), (0.05, True, 5.0), (None, True, 5.0)],
@@ -433,6 +441,21 @@ def test_measured_retries_are_in_the_prediction() -> None:
     assert rough.optimize_for_workload(1000, 1.0, 2)["predicted_completion_s"] == pytest.approx(
         1.5 * expected, rel=0.05
     )
+
+
+def test_a_retry_that_has_not_ended_says_nothing_against_retries() -> None:
+    clock = Clock()
+    queue = TaskQueue(clock=clock)
+    worked(queue, clock, [1.0] * 30)
+    queue.add_task(ProcessingTask(po_data={"po_number": "PO-waits"}))
+    task = queue.get_next_task("w")
+    assert task is not None and queue.retry_task(task.task_id, {"error_type": "ValueError", "error": "no"})
+
+    advice = queue.optimize_for_workload(1000, 1.0, 2)
+
+    assert advice["max_retries"] == 3
+    assert "no retry has ended yet" in advice["reasons"]["max_retries"]
+    assert advice["predicted_completion_s"] == pytest.approx(500.0 * 31 / 30, rel=0.05)
 
 
 @given(st.lists(st.floats(1e-5, 1e5), min_size=1, max_size=200))
