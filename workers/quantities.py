@@ -93,13 +93,13 @@ def parse_choice(value: object, option: str, *, choices: Sequence[str]) -> str:
 def format_duration(seconds: float) -> str:
     """Seconds as `parse_duration` reads them back, in the largest unit that keeps the number whole."""
     for unit in ("d", "h", "m", "s"):
-        count = seconds / _SECONDS[unit]
-        if count >= 1 and count == int(count):
-            return f"{int(count)}{unit}"
+        count = int(seconds / _SECONDS[unit])
+        if count and count * _SECONDS[unit] == seconds:
+            return f"{count}{unit}"
     milliseconds = round(seconds * 1000)
     if 0 < milliseconds < 1000 and milliseconds / 1000 == seconds:
         return f"{milliseconds}ms"
-    return f"{_plain_decimal(seconds)}s"
+    return f"{plain_decimal(seconds)}s"
 
 
 def format_size(size_bytes: int) -> str:
@@ -159,8 +159,11 @@ def _whole_number(value: object) -> int | None:
     return int(match[0]) if match else None
 
 
-def _plain_decimal(number: float) -> str:
-    return f"{number:.6f}".rstrip("0").rstrip(".")
+def plain_decimal(number: float, factor: int = 1) -> str:
+    """The number, times the factor, with all its digits and no exponent, so that it can be read back exactly."""
+    from decimal import Decimal  # only here: every worker process imports this module
+
+    return f"{(Decimal(repr(number)) * factor).normalize():f}"
 
 
 def _refusal(option: str, accepted: str, value: object) -> ValueError:
