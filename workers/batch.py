@@ -17,7 +17,7 @@ import shlex
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,9 @@ def resume_settings(run_dir: Path, given: Mapping[str, Any], *, caller: str = "c
         recorded = {key: value for key, value in recorded.items() if key not in ("command", "shell")}
     if given.get("command") is not None or "command" in recorded:
         recorded.pop("processor", None)
-    return load_settings({**recorded, **{k: v for k, v in given.items() if v is not None}}, None, {}, caller=caller)
+    named = {key: value for key, value in given.items() if value is not None}
+    resolved = load_settings({**recorded, **named}, None, {}, caller=caller)
+    return replace(resolved, origins=resolved.origins | dict.fromkeys(recorded.keys() - named.keys(), RECORD_NAME))
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,18 @@ def test_a_run_that_is_through_starts_no_worker_when_it_is_resumed(tmp_path: Pat
     assert log.read_text().count("worker started") == started > 0
 
 
+def test_what_a_resumed_run_is_set_to_is_told_by_where_it_came_from(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", words=("--retries", "1", "--timeout", "40s"))
+    with batch.start() as run:
+        run.wait().check(0)
+
+    batch.finish("--timeout", "50s", code=5)
+
+    told = json.loads((batch.run_dir / "report.json").read_text())["run"]["settings"]
+    assert told["max_retries"] == {"value": 1, "from": "run.json"}
+    assert told["task_timeout"] == {"value": "50s", "from": "command line"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_ten_kills_of_a_real_order_file(tmp_path: Path) -> None:
