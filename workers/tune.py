@@ -29,7 +29,7 @@ from workers.past_run import read_past_run
 from workers.processing import ProcessorSpec
 from workers.progress import Progress, make_progress
 from workers.quantities import parse_duration, parse_jobs, usable_cores
-from workers.resolved import Resolved, load_settings
+from workers.resolved import Resolved, load_settings, render_config
 from workers.run_dir import typed
 from workers.safe_text import safe_text
 from workers.sample import SampleInterruptedError, choose, measure_start, run_sample
@@ -37,6 +37,10 @@ from workers.settings import SETTINGS, RunSettings, given_settings
 from workers.whole_file import check_output
 
 DEFAULT_SAMPLE, DEFAULT_SEED = 20, 1
+SET_FOR_TWO_NUMBERS = {  # what counts beside them, by the advice's names
+    "worker_count": "jobs", "task_timeout": "task_timeout", "max_retries": "max_retries", "retry_delay": "retry_delay",
+    "start_method": "start_method",
+}  # fmt: skip
 
 
 def tune(arguments: argparse.Namespace) -> int:
@@ -88,6 +92,8 @@ def _refuse_what_does_nothing(arguments: argparse.Namespace) -> None:
         for key, flag in (("what_if", "--what-if"), ("write", "--write")):
             if given[key] is not None:
                 raise ConfigError(f"{flag} needs something that was measured: name an order file or a run directory")
+        for key in given_settings(arguments).keys() - {*SET_FOR_TWO_NUMBERS.values(), *NOT_FOR_TUNE}:
+            raise ConfigError(f"{SETTINGS[key].flags[-1]} does nothing without an order file or a run: leave it out")
     for key in NOT_FOR_TUNE:
         if key in given:
             raise ConfigError(f"{SETTINGS[key].flags[-1]} has no meaning for tune: it makes no run directory")
@@ -102,27 +108,33 @@ def _tune_workload(arguments: argparse.Namespace) -> int:
 
     if arguments.tasks is None or arguments.duration is None:
         raise ConfigError("name an order file, a run directory, or --tasks N and --duration D")
+    resolved = _resolve(given_settings(arguments), arguments)
+    settings = resolved.settings
+    shown = {key: value for key, value, _ in render_config(resolved)}
+    now = {name: shown[key] for name, key in SET_FOR_TWO_NUMBERS.items()}
+    queue = TaskQueue(settings.max_retries, settings.retry_delay, settings.task_timeout.seconds)
     try:
         duration_s = parse_duration(arguments.duration, "--duration")
-        jobs = parse_jobs(getattr(arguments, "jobs", "auto"), "--jobs")
-        advice = TaskQueue().optimize_for_workload(arguments.tasks, duration_s, jobs)
+        advice = queue.optimize_for_workload(arguments.tasks, duration_s, settings.jobs)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if arguments.json:
-        print(json.dumps(advice))
+        print(json.dumps({**advice, "now": now}))
         return 0
     reasons = advice.pop("reasons")
-    rows = [(key, _value_text(value), reasons.get(key, "")) for key, value in advice.items()]
-    print(plain_table(rows, ("setting", "advice", "why"), [None, 28, 70]))
+    rows = [(key, now.get(key, ""), _value_text(key, value), reasons.get(key, "")) for key, value in advice.items()]
+    print(plain_table(rows, ("setting", "now", "advice", "why"), [None, None, 28, 66]))
     return 0
 
 
-def _value_text(value: Any) -> str:
+def _value_text(key: str, value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_value_text(item)}" for key, item in value.items())
+        return ", ".join(f"{name}: {_value_text(name, item)}" for name, item in value.items())
     if isinstance(value, list):
-        return " to ".join(map(_value_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return " to ".join(_value_text(key, item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.1%}" if key.endswith("_share") else span_text(value)
+    return f"{value // 1_000_000} MB" if key.endswith("_bytes") else str(value)  # as the reasons have it
 
 
 # ---------------------------------------------------------------------- a sample

@@ -274,6 +274,25 @@ def test_two_numbers_are_enough_for_rough_advice(tmp_path: Path) -> None:
 
 
 @pytest.mark.once
+def test_two_numbers_are_advised_on_as_set_wherever_that_is(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("jobs: 7\nmax_retries: 9\n", encoding="utf-8")
+    words = ("tune", "--tasks", "10000000", "--duration", "2s", "--timeout", "44s", "--retry-delay", "7s")
+
+    def advised(*more: str) -> Ended:
+        return poqueue(*words, *more, cwd=tmp_path, env={"POQUEUE_MAX_RETRIES": "8", "POQUEUE_CONFIG": "c.yaml"}).check(
+            0
+        )
+
+    found, text = json.loads(advised("--json").out), advised().out
+
+    assert (found["worker_count"], found["max_retries"], found["retry_delay"]) == (7, 8, 7.0)
+    assert found["now"] == {
+        "worker_count": 7, "task_timeout": "44s", "max_retries": 8, "retry_delay": "7s", "start_method": "spawn"
+    }  # fmt: skip
+    assert "44s" in text and "e+0" not in text
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
@@ -297,6 +316,9 @@ def test_two_numbers_are_enough_for_rough_advice(tmp_path: Path) -> None:
         ((".", "--sample", "5"), 2, "--sample is for a sample"),
         (("--tasks", "5", "--duration", "1s", "--seed", "5"), 2, "--seed is for a sample"),
         (("--what-if", "jobs=2"), 2, "needs something that was measured"),
+        (("--tasks", "5", "--duration", "1s", "--config", "missing.yaml"), 2, "missing.yaml"),
+        (("--tasks", "5", "--duration", "1s", "--delay", "1s"), 2, "--delay does nothing"),
+        (("--tasks", "5", "--duration", "1s", "-p", "a:b"), 2, "--processor does nothing"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_advised(tmp_path: Path, words: tuple[str, ...], code: int, says: str) -> None:
