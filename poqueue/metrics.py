@@ -72,6 +72,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.first_dispatch: float | None = None
+        self._paced_from: float | None = None  # the first dispatch since tasks could be started last,
+        self._done_before = 0  # and how many had been completed by then
         self.dispatches = 0
         self.tasks_started = 0
         self.tasks_retried = 0
@@ -90,8 +92,10 @@ class Metrics:
 
     def dispatched(self, worker_id: str, count: int, started: int, waited_s: float, now: float) -> None:
         """Leases were handed out: how many, how many of them first attempts, and how long their tasks had been ready together."""
-        if self.first_dispatch is None:
-            self.first_dispatch = now
+        if self._paced_from is None:
+            self._paced_from, self._done_before = now, self.durations
+            if self.first_dispatch is None:
+                self.first_dispatch = now
         self.dispatches += count
         self.tasks_started += started
         self.waited_s += waited_s
@@ -141,6 +145,19 @@ class Metrics:
         window = self._minute if window_s == MINUTE_S else self._hour
         elapsed_s = min(window_s, now - self.first_dispatch)
         return window.count(now) / max(elapsed_s, 1e-3)
+
+    def pace(self, now: float) -> float:
+        """The same of the last minute, without the time before which nothing could be started."""
+        if self._paced_from is None:
+            return 0.0
+        elapsed_s = now - self._paced_from
+        if elapsed_s >= MINUTE_S:
+            return self.throughput(now)
+        return (self.durations - self._done_before) / max(elapsed_s, 1e-3)
+
+    def stood_still(self) -> None:
+        """For a while no task could be started: from the next one on the pace counts anew."""
+        self._paced_from = None
 
     def average_duration_s(self) -> float:
         """Seconds of work a completed task took, on average."""
