@@ -65,16 +65,18 @@ class Moves:
         entries, durations, worked_s, timeouts = [], [], 0.0, self._timeouts
         for entry, result, stated_s, busy_s in ends:
             held_s = now - entry.leased
-            duration_s = stated_s or held_s
-            worked_s += held_s if busy_s is None or busy_s > held_s else busy_s
+            spent_s = held_s if busy_s is None or busy_s > held_s else busy_s
+            worked_s += spent_s
             entry.result = result
             entry.completed_at = at
             if entry.retry_count:
                 self._metrics.retry_ended(succeeded=True)
             if timeouts is not None:
-                timeouts.note(entry.group, duration_s)
+                timeouts.note(
+                    entry.group, spent_s
+                )  # as measured: a limit is held against the clock, not what is stated
             entries.append(entry)
-            durations.append(duration_s)
+            durations.append(stated_s or held_s)
         self._ledger.move(entries, COMPLETED, now)
         self._metrics.worked(entries[0].worker_id or "", worked_s)
         self._metrics.completed(durations, now)
