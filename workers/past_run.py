@@ -111,8 +111,8 @@ def _from_journal(run_dir: Path, history: RunHistory) -> PastRun:
     by_task: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in history.attempts:
         by_task[attempt.task_id].append(attempt)
-    told = [one for task in by_task.values() for one in _told(task, max_retries)]
-    attempts = with_usage(told, Usage.of_run(history.run))
+    told = [list(_told(task, max_retries)) for task in by_task.values()]
+    attempts = with_usage([one for task in told for one in task], Usage.of_run(history.run))
     is_whole = history.run.get("reason") == "done" and not history.pauses and "resumed" not in history.run
     is_as_set = len({attempt.slot for attempt in history.attempts}) <= jobs  # nobody has scaled it up
     return PastRun(
@@ -122,7 +122,7 @@ def _from_journal(run_dir: Path, history: RunHistory) -> PastRun:
         jobs,
         history.run.get("seconds") if is_whole and is_as_set else None,
         f"{len(history.orders):,} POs of the run {run_dir}",
-        _how_far(history),
+        _how_far(history, sum(bool(task) and task[-1].outcome == "retry" for task in told)),
     )
 
 
@@ -134,7 +134,7 @@ def _told(task: list[Attempt], max_retries: int) -> Iterator[MeasuredAttempt]:
         yield MeasuredAttempt(one.po_number, one.seconds, one.outcome, one.error_type, is_final)
 
 
-def _how_far(history: RunHistory) -> str:
+def _how_far(history: RunHistory, waiting: int) -> str:
     if history.has_ended:
         return ""
     ended = history.counts[TaskStatus.COMPLETED.value] + history.counts[TaskStatus.FAILED.value]
@@ -142,6 +142,7 @@ def _how_far(history: RunHistory) -> str:
     running = sum(attempt.outcome == "running" for attempt in history.attempts)
     return (
         f"the run {state}: learned from the {ended:,} of {len(history.orders):,} POs that have ended"
+        + (f", and from failed attempts at {waiting} that " + ("has not" if waiting == 1 else "have not") if waiting else "")
         + (f"; {running} attempts that run, or ran at its end, tell nothing yet" if running else "")
     )  # fmt: skip
 

@@ -126,6 +126,17 @@ def test_a_run_that_has_not_come_to_its_end_is_learned_from_as_far_as_it_got(tmp
     assert "did not come to its end" in past.note and "1 of 3 POs" in past.note and "1 attempts" in past.note
 
 
+def test_of_a_run_that_has_not_ended_the_failed_attempts_of_what_waits_are_told_apart(tmp_path: Path) -> None:
+    with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
+        journal.end(Kind.COMPLETED, journal.lease(journal.add("A"), "w1.1", 1.0), 2.5, seconds=1.5)
+        journal.end(Kind.RETRY, journal.lease(journal.add("B"), "w1.1", 3.0), 3.5, seconds=0.5, error_type="ValueError")
+
+    past = read_past_run(tmp_path)
+
+    assert [(one.po_number, one.outcome) for one in past.attempts] == [("A", "completed"), ("B", "retry")]
+    assert "the 1 of 2 POs that have ended, and from failed attempts at 1 that has not" in past.note
+
+
 @pytest.mark.parametrize("cause", ["resumed", "halted", "scaled up", "paused"])
 def test_its_time_counts_only_if_it_was_one_stretch_of_work(tmp_path: Path, cause: str) -> None:
     with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:

@@ -16,7 +16,7 @@ from poqueue import ProcessingTask, TaskQueue, TaskResult, tuning
 from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError, OrdersError
 from poqueue.metrics import DurationHistogram
-from poqueue.simulation import Costs
+from poqueue.simulation import COMPLETED, RETRY, Costs
 from poqueue.tuning import Machine
 from workers import advice as tuned
 from workers.advice import recommend
@@ -138,6 +138,18 @@ def test_the_wait_for_a_core_counts_as_far_as_the_attempt_does_not_compute(
 
 def test_two_tasks_of_one_po_number_stay_two() -> None:
     assert len(measured_from_history([well(1), well(1)]).histories) == 2
+
+
+def test_a_po_that_waits_for_its_retry_is_no_po_that_fails_for_ever() -> None:
+    measurement = measured_from_history([*(well(n) for n in range(20)), badly(77, kind=TIMEOUT_ERROR, seconds=300.0)])
+
+    found = advised(measurement, pos=21)
+
+    assert (measurement.retried, measurement.recovered, measurement.retries) == (1, 0, 0)
+    assert [(one.seconds, one.outcome) for one in measurement.histories[-1]] == [
+        (math.inf, RETRY), (1.0, COMPLETED)
+    ]  # fmt: skip
+    assert (found["predicted"]["now"]["attempts"], found["predicted"]["now"]["failed"]) == (22, 0)
 
 
 def test_an_interrupted_attempt_says_nothing() -> None:
