@@ -78,7 +78,7 @@ class Moves:
             entries.append(entry)
             durations.append(stated_s or held_s)
         self._ledger.move(entries, COMPLETED, now)
-        self._metrics.worked(entries[0].worker_id or "", worked_s)
+        self._metrics.worked(entries[0].worker_id or "", worked_s, now)
         self._metrics.completed(durations, now)
         return self._schedule.end(entries)
 
@@ -143,7 +143,8 @@ class Moves:
 
     def interrupt(self, entry: Entry, details: dict[str, Any], is_crash: bool, now: float, at: float) -> int:
         """The attempt was broken off: it waits again at its place, no retry used, and the next attempt is told its number."""
-        may_run = self._stop(entry, None, now)
+        # nobody knows how long it worked before a crash, and since then it did not
+        may_run = self._schedule.end([entry]) if is_crash else self._stop(entry, None, now)
         entry.ready = now
         entry.interruptions += 1
         entry.crashes += is_crash
@@ -182,7 +183,7 @@ class Moves:
 
     def _note_worked(self, entry: Entry, busy_s: float | None, now: float) -> None:
         held_s = now - entry.leased
-        self._metrics.worked(entry.worker_id or "", held_s if busy_s is None else min(busy_s, held_s))
+        self._metrics.worked(entry.worker_id or "", held_s if busy_s is None else min(busy_s, held_s), now)
 
     def _note_error(self, entry: Entry, details: dict[str, Any], at: float) -> None:
         entry.crashes = 0  # no more in a row

@@ -375,6 +375,7 @@ class TaskQueue:
         """Lease nothing to this worker any more; its next exchange says stop. Its reports still count."""
         with self._lock:
             self._retired.add(worker_id)
+            self._metrics.left(worker_id, self._clock())
             self._work.notify_all()
 
     def release_worker(self, worker_id: str) -> list[str]:
@@ -385,6 +386,7 @@ class TaskQueue:
         """
         with self._lock:
             self._retired.add(worker_id)
+            self._metrics.left(worker_id, self._clock())
         return self.take_back(worker_id)
 
     def take_back(self, worker_id: str, but: int = 0) -> list[str]:
@@ -1247,7 +1249,7 @@ class TaskQueue:
         moves = Moves(self._ledger, nowhere, self._metrics, self._errors, self._timeouts)
         found = replay(journal, self._ledger, moves, now, self._wall_clock(), self._config.retention_s)
         self._rank, self._token, self._is_paused = found.last_rank, found.last_token, found.is_paused
-        self._metrics.stood_still()
+        self._metrics.taken_up()
         self._config = self._config.changed(found.settings)
         delayed = self._ledger.of_status(S.RETRY_PENDING)
         self._schedule.rebuild(

@@ -424,3 +424,31 @@ def test_a_worker_counts_as_busy_while_its_task_runs(queue: TaskQueue, clock: Cl
     clock.advance(30)
 
     assert queue.get_performance_metrics()["worker_utilization"]["w1"] == pytest.approx(1.0)
+
+
+@pytest.mark.contract("R13")
+@pytest.mark.parametrize("end", ["release_worker", "retire_worker"])
+def test_the_time_of_a_worker_ends_when_it_is_gone(queue: TaskQueue, clock: Clock, end: str) -> None:
+    queue.add_task(task())
+    lease_and_take(queue, clock, 30)
+    clock.advance(10)
+    getattr(queue, end)("w1")
+    clock.advance(3600)
+
+    assert queue.get_performance_metrics()["worker_utilization"]["w1"] == pytest.approx(30 / 40)
+
+
+@pytest.mark.contract("R13")
+def test_a_worker_that_is_to_go_works_until_its_last_task_has_ended(queue: TaskQueue, clock: Clock) -> None:
+    queue.add_task(task("PO-0"))
+    queue.add_task(task("PO-1"))
+    lease_and_take(queue, clock, 30)
+    clock.advance(10)
+    last = lease(queue)
+    queue.retire_worker("w1")
+    clock.advance(20)
+    assert queue.get_performance_metrics()["worker_utilization"]["w1"] == pytest.approx(50 / 60)
+    queue.complete_task(last.task_id, "w1", success(20.0))
+    clock.advance(3600)
+
+    assert queue.get_performance_metrics()["worker_utilization"]["w1"] == pytest.approx(50 / 60)

@@ -1422,6 +1422,41 @@ def test_the_eta_of_a_run_that_was_taken_up_goes_by_the_time_since_then(
         assert again.get_queue_status()["estimated_completion"] == pytest.approx(45.0, rel=0.1)
 
 
+def test_no_time_in_which_nothing_ran_is_a_workers(queue: TaskQueue, clock: Clock, tmp_path: Path) -> None:
+    """Neither that of a worker which was idle at the crash, nor that of one which was in the middle of something."""
+    queue.add_tasks([task(name) for name in "ABCDE"])
+    for worker_id in ("idle", "works", "works"):
+        name = lease(queue, worker_id)
+        clock.advance(10.0)
+        queue.complete_task(str(name), worker_id, success(5.0))
+    lease(queue, "works")
+    clock.advance(3600.0)
+
+    with closing(after_a_crash(queue, tmp_path / "crash", clock)) as again:
+        again.interrupt_leases(list(again.get_leases()), "killed", is_crash=True)
+        clock.advance(3600.0)
+
+        assert again.get_performance_metrics()["worker_utilization"] == pytest.approx({"idle": 0.5, "works": 0.5})
+        with closing(after_a_crash(again, tmp_path / "another", clock)) as third:
+            assert third.get_performance_metrics()["worker_utilization"] == pytest.approx({"idle": 0.5, "works": 0.5})
+
+
+def test_the_time_of_a_worker_that_outlives_its_queue_goes_on(queue: TaskQueue, clock: Clock, tmp_path: Path) -> None:
+    queue.add_tasks([task(name) for name in "ABC"])
+    lease(queue)
+    clock.advance(10.0)
+    queue.complete_task("A", "w1", success(5.0))
+    lease(queue)
+    clock.advance(10.0)
+
+    with closing(after_a_crash(queue, tmp_path / "crash", clock)) as again:
+        again.complete_task("B", "w1", success(10.0))
+        lease(again)
+        clock.advance(10.0)
+
+        assert again.get_performance_metrics()["worker_utilization"] == {"w1": pytest.approx(25.0 / 30.0)}
+
+
 # ── what JSON cannot hold ────────────────────────────────────────────────────────────────────────────────────────────
 
 loop: list[Any] = []
