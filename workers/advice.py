@@ -75,6 +75,7 @@ def predict_batch(
     measurement: Measurement, priorities: Sequence[int], rules: Rules, *, runs: int = 15, seed: int = 1
 ) -> Prediction:
     """Predict these POs; where computing was not measured the range is from all waiting to all computing."""
+    rules = replace(rules, workers=min(rules.workers, max(1, len(priorities))))  # no more are started
     histories = measurement.histories
     found = predict(histories, priorities, rules, measurement.costs, Random(seed), runs=runs)
     if measurement.cpu_share is not None or rules.workers <= rules.cores:
@@ -121,7 +122,11 @@ def recommend(
         Item("start_method", settings.start_method, start, reasons["start_method"]),
     ]
     table = [
-        WhatIf(n, predict_batch(started, priorities, replace(rules, workers=n)), n * memory_per_worker(measurement))
+        WhatIf(
+            n,
+            predict_batch(started, priorities, replace(rules, workers=n)),
+            min(n, len(priorities)) * memory_per_worker(measurement),
+        )
         for n in what_if
     ]
     return Recommendation(
@@ -206,7 +211,7 @@ def recommended_jobs(
         reasons["jobs"] = (
             "as set: whether the work waits or computes was not measured; tune ORDERS --sample measures it"
         )
-        return min(current, by_memory)
+        return min(current, by_memory, max(1, len(priorities)))
     most = max(1, min(MAX_JOBS, len(priorities), by_memory, MAX_EXTRAPOLATION * measurement.jobs))
     candidates = sorted({n for n in (*CANDIDATES, most) if n <= most})
     took = {n: predict_batch(measurement, priorities, replace(rules, workers=n), runs=0).seconds for n in candidates}

@@ -348,14 +348,14 @@ def _dispatch(watch: _Watch, attempts: Sequence[Measure], worker_pids: set[int])
     later = [measure for measure in attempts if measure.gap_s]
     if len(later) < MIN_GAPS or watch.counted < MIN_GAPS:
         return TYPICAL_COSTS.dispatch_s, TYPICAL_COSTS.dispatch_cpu_s
-    gap_s = _mean_of_usual([measure.gap_s for measure in later])
-    own_s = _mean_of_usual([measure.gap_cpu_s for measure in later])
+    gap_s = mean_of_usual([measure.gap_s for measure in later])
+    own_s = mean_of_usual([measure.gap_cpu_s for measure in later])
     helpers = watch.first_look.keys() & watch.last_look.keys() - worker_pids
     helpers_s = sum(watch.last_look[pid] - watch.first_look[pid] for pid in helpers)
     return gap_s, own_s + helpers_s / watch.counted
 
 
-def _mean_of_usual(values: Sequence[float]) -> float:
+def mean_of_usual(values: Sequence[float], usual_s: float = MAX_GAP_S) -> float:
     """Without the waits for a retry, or for a process that was stopped: those are no cost of the pool."""
-    limit = max(MAX_GAP_S, 10.0 * statistics.median(values))
+    limit = max(usual_s, 10.0 * statistics.median(values))
     return max(0.0, statistics.fmean(value for value in values if value <= limit))

@@ -12,7 +12,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -25,7 +24,7 @@ from poqueue.tuning import look_at_machine
 from workers.advice import predict_batch, recommend, rules_of
 from workers.advice_report import NOT_FOR_TUNE, NOT_WRITTEN, as_json, as_text, as_yaml, plain_table
 from workers.measurement import Measurement, measured_from_history
-from workers.past_run import read_past_run
+from workers.past_run import PastRun, read_past_run
 from workers.processing import ProcessorSpec
 from workers.progress import Progress, make_progress
 from workers.quantities import parse_duration, parse_jobs, usable_cores
@@ -216,10 +215,11 @@ def _measure_run(run_dir: Path, arguments: argparse.Namespace) -> _Measured:
     past = read_past_run(run_dir)
     kept = {key: value for key, value in past.settings.items() if key not in NOT_WRITTEN}
     resolved = _resolve({**kept, **given_settings(arguments)}, arguments)
-    measurement = replace(measured_from_history(past.attempts), source=past.source, jobs=past.jobs, note=past.note)
+    at_once = min(past.jobs, len(past.priorities))
+    measurement = replace(measured_from_history(past.attempts), source=past.source, jobs=at_once, note=past.note)
+    measurement = replace(measurement, costs=_fitted(measurement.costs, past))
     if not past.seconds:
         return measurement, past.priorities, resolved
-    measurement = _fitted(measurement, past.priorities, resolved.settings, past.seconds)
     rules = rules_of(resolved.settings, usable_cores(), jobs=past.jobs)
     replayed = predict_batch(measurement, past.priorities, rules, runs=0)
     fit = (
@@ -230,17 +230,24 @@ def _measure_run(run_dir: Path, arguments: argparse.Namespace) -> _Measured:
     return measurement, past.priorities, resolved
 
 
-def _fitted(measurement: Measurement, priorities: Sequence[int], settings: RunSettings, seconds: float) -> Measurement:
-    """A run does not tell what lay between its attempts; its whole time does."""
-    rules = rules_of(settings, usable_cores(), jobs=measurement.jobs)
-    for _ in range(3):
-        replayed = predict_batch(measurement, priorities, rules, runs=0)
-        costs = measurement.costs
-        step_s = (seconds - replayed.seconds) * rules.workers / measurement.attempts
-        dispatch_s = max(0.0, costs.dispatch_s + step_s)
-        cpu_s = min(costs.dispatch_cpu_s, costs.dispatch_cpu_s * dispatch_s / max(costs.dispatch_s, 1e-9))
-        measurement = replace(measurement, costs=replace(costs, dispatch_s=dispatch_s, dispatch_cpu_s=cpu_s))
-    return measurement
+def _fitted(costs: Costs, past: PastRun) -> Costs:
+    """With what the run tells of the time between its attempts, and of that before and behind all of them."""
+    if past.gap_s is not None:
+        cpu_s = min(costs.dispatch_cpu_s, costs.dispatch_cpu_s * past.gap_s / costs.dispatch_s)
+        costs = replace(costs, dispatch_s=past.gap_s, dispatch_cpu_s=cpu_s)
+    if not past.seconds:
+        return costs
+    pos = len(past.priorities)
+    usual_s = (
+        max(costs.start_s, costs.boot_s) + costs.end_s + costs.report_s * pos + costs.leave_s * min(past.jobs, pos)
+    )
+    if past.outside_s > usual_s:
+        return replace(costs, end_s=costs.end_s + past.outside_s - usual_s)
+    share = past.outside_s / usual_s
+    return replace(
+        costs, start_s=share * costs.start_s, boot_s=share * costs.boot_s, end_s=share * costs.end_s,
+        report_s=share * costs.report_s, leave_s=share * costs.leave_s,
+    )  # fmt: skip
 
 
 def parse_what_if(text: str) -> list[int]:
