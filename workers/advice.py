@@ -68,6 +68,8 @@ def rules_of(settings: RunSettings, cores: int, *, jobs: int | None = None) -> R
         max_retry_delay=settings.max_retry_delay,
         jitter=settings.jitter,
         by_priority=settings.priority,
+        start_delay=settings.start_delay,
+        max_tasks_per_worker=settings.max_tasks_per_worker,
     )
 
 
@@ -135,7 +137,7 @@ def recommend(
         predict_batch(measurement, priorities, now),
         advised,
         table,
-        stops_paying(table) if measurement.cpu_share is not None else None,
+        stops_paying(table) if measurement.cpu_share is not None and not measurement.repeated else None,
     )
 
 
@@ -207,9 +209,11 @@ def recommended_jobs(
     """The fewest workers that come near the shortest predicted time, within memory and what was measured."""
     each_bytes = memory_per_worker(measurement)
     by_memory = max(1, int(machine.free_bytes * MEMORY_SHARE) // each_bytes)
-    if measurement.cpu_share is None:
+    if measurement.cpu_share is None or measurement.repeated:
         reasons["jobs"] = (
-            "as set: whether the work waits or computes was not measured; tune ORDERS --sample measures it"
+            "as set: there are never two of one number at once, and the prediction leaves that out"
+            if measurement.repeated
+            else "as set: whether the work waits or computes was not measured; tune ORDERS --sample measures it"
         )
         return min(current, by_memory, max(1, len(priorities)))
     most = max(1, min(MAX_JOBS, len(priorities), by_memory, MAX_EXTRAPOLATION * measurement.jobs))

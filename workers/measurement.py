@@ -43,6 +43,7 @@ class Measurement:
         cpu_share: of the time of all attempts, the part in which they computed; None: not measured.
         rss_bytes: the most that a worker held; None: not measured.
         jobs: how many attempts ran at once.
+        repeated: POs of the batch that have the number of another one.
         costs: of the pool besides, as the workers were started.
         forkserver_costs: the same with workers from a forkserver; None: not measured, or they came from one.
         note: what else must be known of it, for people; or empty.
@@ -64,6 +65,7 @@ class Measurement:
     costs: Costs = TYPICAL_COSTS
     forkserver_costs: Costs | None = None
     jobs: int = 1
+    repeated: int = 0
     note: str = ""
 
     @property

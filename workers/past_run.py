@@ -40,9 +40,11 @@ class PastRun:
         priorities: of all its POs.
         settings: what it was given, by key; those at their default left out.
         jobs: how many workers it had.
+        repeated: POs that have the number of another one, and so never ran beside it.
         seconds: from its beginning to its end, if that is one stretch of work with `jobs` workers; else None.
         outside_s: the part of that before its first attempt and behind its last one.
         gap_s: what lay between two attempts of one worker, on average; None: too few, or spaced by a delay.
+        replaced_s: likewise from the last attempt of a worker that made as many as it may to the first of the next one.
         source: for people.
         note: what must be known of it, for people; or empty.
     """
@@ -54,8 +56,10 @@ class PastRun:
     seconds: float | None
     source: str
     note: str = ""
+    repeated: int = 0
     outside_s: float = 0.0
     gap_s: float | None = None
+    replaced_s: float | None = None
 
 
 def read_past_run(run_dir: Path) -> PastRun:
@@ -132,8 +136,10 @@ def _from_journal(run_dir: Path, history: RunHistory) -> PastRun:
         seconds,
         f"{len(history.orders):,} POs of the run {run_dir}",
         _how_far(history, sum(bool(task) and task[-1].outcome == "retry" for task in told)),
+        len(history.orders) - len({order.po_number for order in history.orders}),
         max(0.0, seconds - (history.until - history.began_at)) if seconds else 0.0,
         _gap_s(history) if "start_delay" not in changed else None,
+        _gap_s(history, is_replaced=True) if "max_tasks_per_worker" in changed else None,
     )
 
 
@@ -148,17 +154,18 @@ def _is_as_set(history: RunHistory, jobs: int) -> bool:
     return len(last_ends) <= jobs and left_at > begun - LEFT_S
 
 
-def _gap_s(history: RunHistory) -> float | None:
+def _gap_s(history: RunHistory, *, is_replaced: bool = False) -> float | None:
     """Before first attempts only: those had been ready, and a retry may not have been due yet."""
     created = {order.task_id: order.created_at for order in history.orders}
-    by_worker: dict[str, list[Attempt]] = defaultdict(list)
+    by_slot: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in history.attempts:
-        by_worker[attempt.worker_id].append(attempt)
+        by_slot[attempt.slot].append(attempt)
     gaps = [
         max(0.0, after.started_at - before.ended_at)
-        for attempts in by_worker.values()
+        for attempts in by_slot.values()
         for before, after in pairwise(attempts)
         if before.ended_at is not None and after.attempt == 1
+        and (before.worker_id != after.worker_id) is is_replaced
         and created.get(after.task_id, math.inf) <= before.ended_at
     ]  # fmt: skip
     return mean_of_usual(gaps, MAX_GAP_S) if len(gaps) >= MIN_GAPS else None
@@ -203,6 +210,7 @@ def _from_report(run_dir: Path) -> PastRun:
         None,  # how much of that lay between the attempts it does not tell
         f"{len(tasks):,} POs of the run {run_dir}",
         f"the run kept no journal: this is from its {REPORT_NAME}",
+        len(tasks) - len({task["po_number"] for task in tasks}),
     )
 
 

@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, NoReturn
 
 from poqueue.errors import ConfigError, OrdersError
-from poqueue.simulation import Costs
+from poqueue.simulation import TYPICAL_COSTS, Costs
 from poqueue.span import span_text
 from poqueue.tuning import look_at_machine
 from workers.advice import predict_batch, recommend, rules_of
@@ -173,10 +173,23 @@ def _measure_sample(source: Path, arguments: argparse.Namespace) -> _Measured:
         progress.close()
     measurement = measured_from_history(sample.attempts)
     name = f"{len(places):,} of {len(book.orders):,} POs of {source.name}, run on {jobs} workers in {span_text(sample.seconds)}"
-    measurement = replace(measurement, source=name, costs=sample.costs, jobs=jobs)
+    repeated = len(book.orders) - len({order["po_number"] for order in book.orders})
+    measurement = replace(
+        measurement, source=name, costs=sample.costs, jobs=jobs, repeated=repeated, note=_repeated_text(repeated)
+    )
     if forkserver is not None:
         measurement = replace(measurement, forkserver_costs=sample.costs.with_start_of(forkserver))
     return measurement, book.priorities, resolved
+
+
+def _repeated_text(repeated: int) -> str:
+    """What a prediction that looks at no numbers leaves out."""
+    if not repeated:
+        return ""
+    return (
+        f"{repeated:,} POs have the number of another one (--duplicates separate): there are never two of one number at once, "
+        "which the prediction leaves out; so nothing is advised on the number of workers"
+    )
 
 
 def _measure_forkserver(settings: RunSettings, spec: ProcessorSpec, progress: Progress, jobs: int) -> Costs | None:
@@ -217,7 +230,8 @@ def _measure_run(run_dir: Path, arguments: argparse.Namespace) -> _Measured:
     resolved = _resolve({**kept, **given_settings(arguments)}, arguments)
     at_once = min(past.jobs, len(past.priorities))
     measurement = replace(measured_from_history(past.attempts), source=past.source, jobs=at_once, note=past.note)
-    measurement = replace(measurement, costs=_fitted(measurement.costs, past))
+    note = "\n".join(filter(None, (past.note, _repeated_text(past.repeated))))
+    measurement = replace(measurement, costs=_fitted(measurement.costs, past), repeated=past.repeated, note=note)
     if not past.seconds:
         return measurement, past.priorities, resolved
     rules = rules_of(resolved.settings, usable_cores(), jobs=past.jobs)
@@ -226,21 +240,28 @@ def _measure_run(run_dir: Path, arguments: argparse.Namespace) -> _Measured:
         f"the run took {span_text(past.seconds)}; with the pool's costs fitted to it, the simulation takes "
         f"{span_text(replayed.seconds)}"
     )
-    measurement = replace(measurement, note="\n".join(filter(None, (past.note, fit))))
+    measurement = replace(measurement, note="\n".join(filter(None, (note, fit))))
     return measurement, past.priorities, resolved
 
 
 def _fitted(costs: Costs, past: PastRun) -> Costs:
-    """With what the run tells of the time between its attempts, and of that before and behind all of them."""
+    """With what the run tells of its attempts' gaps, of what lay before and behind all of them, and of replaced workers."""
     if past.gap_s is not None:
         cpu_s = min(costs.dispatch_cpu_s, costs.dispatch_cpu_s * past.gap_s / costs.dispatch_s)
         costs = replace(costs, dispatch_s=past.gap_s, dispatch_cpu_s=cpu_s)
-    if not past.seconds:
+    if past.seconds:
+        costs = _with_outside(costs, past)
+    if past.replaced_s is None:
         return costs
+    boot_s = max(0.0, past.replaced_s - costs.leave_s)
+    share = min(1.0, TYPICAL_COSTS.boot_s / boot_s) if boot_s else 0.0  # the rest of it is a setup that waits
+    return replace(costs, boot_s=boot_s, boot_cpu_share=share)
+
+
+def _with_outside(costs: Costs, past: PastRun) -> Costs:
     pos = len(past.priorities)
-    usual_s = (
-        max(costs.start_s, costs.boot_s) + costs.end_s + costs.report_s * pos + costs.leave_s * min(past.jobs, pos)
-    )
+    leaving_s = costs.end_s + costs.report_s * pos + costs.leave_s * min(past.jobs, pos)
+    usual_s = max(costs.start_s, costs.boot_s) + leaving_s
     if past.outside_s > usual_s:
         return replace(costs, end_s=costs.end_s + past.outside_s - usual_s)
     share = past.outside_s / usual_s

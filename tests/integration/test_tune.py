@@ -265,6 +265,27 @@ def test_a_run_without_a_journal_is_learned_from_by_its_report(tmp_path: Path) -
     assert "kept no journal" in ended.out
 
 
+@pytest.mark.once
+def test_a_delay_between_starts_is_predicted_once(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, *["ok"] * 24)
+    words = (*BEHAVE, "--delay", "100ms", "--json")
+
+    found = json.loads(tune(tmp_path, temporary, str(path), *words, "--sample", "12").check(0).out)
+
+    assert found["predicted"]["now"]["seconds"] == pytest.approx(2.4, abs=0.8)
+    assert found["measured"]["costs"]["dispatch_s"] < 0.05
+
+
+@pytest.mark.once
+def test_rows_of_one_number_that_run_apart_are_told_to_be_left_out(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, *["ok"] * 6)
+    path.write_text(path.read_text() + "PO-1,ACME,1.00,ok\nPO-1,ACME,1.00,ok\n")
+
+    ended = tune(tmp_path, temporary, str(path), *BEHAVE, "--duplicates", "separate").check(0)
+
+    assert "2 POs have the number of another one" in ended.out
+
+
 def test_two_numbers_are_enough_for_rough_advice(tmp_path: Path) -> None:
     text = poqueue("tune", "--tasks", "1000", "--duration", "2s", "-j", "4", cwd=tmp_path).check(0)
     found = json.loads(poqueue("tune", "--tasks", "1000", "--duration", "2s", "--json", cwd=tmp_path).check(0).out)

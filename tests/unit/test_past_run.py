@@ -172,6 +172,22 @@ def test_what_lay_between_attempts_and_around_them_is_told_apart(tmp_path: Path)
     assert past.outside_s == pytest.approx(20.0 - 15.3, abs=1e-3)
 
 
+def test_how_long_workers_that_replace_others_took_is_told_by_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with JournalMaker(a_run(tmp_path, jobs=1, max_tasks_per_worker=1) / "journal.sqlite") as journal:
+        for number in range(20):
+            lease = journal.lease(journal.add(str(number)), f"w1.{number + 1}", 1.0 + number * 1.5)
+            journal.end(Kind.COMPLETED, lease, 2.0 + number * 1.5, seconds=1.0)
+    told = {"jobs": 1, "max_retries": 1, "max_tasks_per_worker": 1}
+    a_report(tmp_path, seconds=31.0, settings={key: {"value": one, "from": "x"} for key, one in told.items()})
+
+    main(["tune", str(tmp_path), "--json"])
+
+    assert read_past_run(tmp_path).replaced_s == pytest.approx(0.5, abs=1e-3)
+    assert json.loads(capsys.readouterr().out)["predicted"]["now"]["seconds"] == pytest.approx(31.0, rel=0.03)
+
+
 @pytest.mark.parametrize("other", [[1], []], ids=["after its first PO", "before it had one"])
 def test_a_run_that_was_scaled_down_is_not_as_set(other: list[int], tmp_path: Path) -> None:
     with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
@@ -219,6 +235,14 @@ def test_what_was_set_is_kept_and_what_stands_by_itself_is_not(tmp_path: Path) -
 
     assert "task_timeout" not in settings and "journal" not in settings
     assert (settings["processor"], settings["max_retries"]) == ("site:Session", 1)
+
+
+def test_pos_that_share_a_number_are_counted(tmp_path: Path) -> None:
+    with JournalMaker(a_run(tmp_path, duplicates="separate") / "journal.sqlite") as journal:
+        for name in "AABCCC":
+            journal.end(Kind.COMPLETED, journal.lease(journal.add(name), "w1.1", 1.0), 2.5, seconds=1.5)
+
+    assert read_past_run(tmp_path).repeated == 3
 
 
 def test_a_run_without_a_journal_is_learned_from_by_its_report_and_that_is_said(tmp_path: Path) -> None:

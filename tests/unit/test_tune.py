@@ -327,6 +327,29 @@ def test_a_start_that_was_not_compared_stays_as_set(method: str, why: str) -> No
     assert why in item.why
 
 
+def test_what_spaces_the_starts_and_what_replaces_workers_is_in_the_prediction() -> None:
+    measurement = measured_from_history([well(n, 0.01, 0.0001) for n in range(20)])
+
+    plain = recommend(measurement, [5] * 200, RunSettings(jobs=2), MACHINE)
+    spaced = recommend(measurement, [5] * 200, RunSettings(jobs=2, start_delay=0.1), MACHINE)
+    replaced = recommend(measurement, [5] * 200, RunSettings(jobs=2, max_tasks_per_worker=1), MACHINE)
+
+    assert spaced.now.seconds == pytest.approx(20.0, rel=0.05)
+    assert spaced.items[0].advice == 1  # more wait for their turn
+    assert replaced.now.seconds > 5 * plain.now.seconds
+
+
+def test_where_pos_share_a_number_nothing_is_advised_on_workers() -> None:
+    measurement = replace(measured_from_history([well(n, 1.0, 0.01) for n in range(20)]), repeated=7)
+    settings = RunSettings(jobs=3, duplicates="separate")
+
+    found = recommend(measurement, [5] * 200, settings, MACHINE, [1, 8])
+
+    assert (found.items[0].advice, found.stops_paying_at) == (3, None)
+    assert "never two of one number" in found.items[0].why
+    assert "stops paying" not in as_text(measurement, found, 200)
+
+
 def test_what_if_shows_each_and_where_it_stops_paying() -> None:
     measurement = measured_from_history([well(n, 1.0, 1.0) for n in range(20)])
 
