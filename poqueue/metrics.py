@@ -60,10 +60,10 @@ class DurationHistogram:
 
 
 class _WorkerTime:
-    __slots__ = ("busy_s", "first")
+    __slots__ = ("busy_s", "first", "last")
 
     def __init__(self, first: float) -> None:
-        self.first = first
+        self.first = self.last = first
         self.busy_s = 0.0
 
 
@@ -72,6 +72,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.first_dispatch: float | None = None
+        self._paced_from: float | None = None  # the first dispatch since tasks could be started last,
+        self._done_before = 0  # and how many had been completed by then
         self.dispatches = 0
         self.tasks_started = 0
         self.tasks_retried = 0
@@ -87,16 +89,34 @@ class Metrics:
         self._latest = -inf  # completions of about one moment, not in the windows yet
         self._latest_count = 0
         self._workers: dict[str, _WorkerTime] = {}
+        self._gone: dict[str, _WorkerTime] = {}
 
     def dispatched(self, worker_id: str, count: int, started: int, waited_s: float, now: float) -> None:
         """Leases were handed out: how many, how many of them first attempts, and how long their tasks had been ready together."""
-        if self.first_dispatch is None:
-            self.first_dispatch = now
+        if self._paced_from is None:
+            self._paced_from, self._done_before = now, self.durations
+            if self.first_dispatch is None:
+                self.first_dispatch = now
         self.dispatches += count
         self.tasks_started += started
         self.waited_s += waited_s
         if worker_id not in self._workers:
-            self._workers[worker_id] = _WorkerTime(now)
+            self._workers[worker_id] = self._come(worker_id, now)
+
+    def _come(self, worker_id: str, now: float) -> _WorkerTime:
+        """A worker's first lease; or it has outlived the queue before, and goes on."""
+        worker = self._gone.pop(worker_id, None)
+        if worker is None:
+            return _WorkerTime(now)
+        worker.first += now - worker.last
+        return worker
+
+    def left(self, worker_id: str, now: float) -> None:
+        """A worker gets no lease any more: its time ends, or will once it has ended what it has."""
+        worker = self._workers.pop(worker_id, None) or self._gone.get(worker_id)
+        if worker is not None:
+            worker.last = now
+            self._gone[worker_id] = worker
 
     def undone(self, attempt: int, waited_s: float) -> None:
         """A lease was given back before its task, which had been ready for so long, began."""
@@ -104,11 +124,12 @@ class Metrics:
         self.waited_s -= max(0.0, waited_s)
         self.tasks_started -= attempt == 1
 
-    def worked(self, worker_id: str, busy_s: float) -> None:
+    def worked(self, worker_id: str, busy_s: float, now: float) -> None:
         """Attempts of a worker ended, after so many seconds of work together."""
-        worker = self._workers.get(worker_id)
+        worker = self._workers.get(worker_id) or self._gone.get(worker_id)
         if worker is not None:
             worker.busy_s += busy_s
+            worker.last = now
 
     def retry_ended(self, *, succeeded: bool) -> None:
         """An attempt after the first one succeeded or failed."""
@@ -142,6 +163,25 @@ class Metrics:
         elapsed_s = min(window_s, now - self.first_dispatch)
         return window.count(now) / max(elapsed_s, 1e-3)
 
+    def pace(self, now: float) -> float:
+        """The same of the last minute, without the time before which nothing could be started."""
+        if self._paced_from is None:
+            return 0.0
+        elapsed_s = now - self._paced_from
+        if elapsed_s >= MINUTE_S:
+            return self.throughput(now)
+        return (self.durations - self._done_before) / max(elapsed_s, 1e-3)
+
+    def taken_up(self) -> None:
+        """All this was in another queue's time: nobody knows how long its workers stayed after what they did last."""
+        self.stood_still()
+        self._gone |= self._workers
+        self._workers = {}
+
+    def stood_still(self) -> None:
+        """For a while no task could be started: from the next one on the pace counts anew."""
+        self._paced_from = None
+
     def average_duration_s(self) -> float:
         """Seconds of work a completed task took, on average."""
         return self.duration_sum_s / self.durations if self.durations else 0.0
@@ -151,21 +191,25 @@ class Metrics:
         return self.waited_s / self.dispatches if self.dispatches else 0.0
 
     def utilization(self, now: float, held_since: dict[str, float]) -> dict[str, float]:
-        """For each worker the share 0..1 of its time, since its first lease, that it had work.
+        """For each worker the share 0..1 of its time, since its first lease and until it was gone, that it had work.
 
         Args:
             held_since: when each worker that holds leases now got the first of them; those held ahead overlap.
         """
-        return {
-            worker_id: _share(worker, now, held_since.get(worker_id)) for worker_id, worker in self._workers.items()
+        there = self._workers | {
+            worker_id: worker for worker_id, worker in self._gone.items() if worker_id in held_since
+        }
+        shares = {worker_id: _share(worker, worker.last, None) for worker_id, worker in self._gone.items()}
+        return shares | {
+            worker_id: _share(worker, now, held_since.get(worker_id)) for worker_id, worker in there.items()
         }
 
 
-def _share(worker: _WorkerTime, now: float, held_since: float | None) -> float:
-    elapsed_s = now - worker.first
+def _share(worker: _WorkerTime, until: float, held_since: float | None) -> float:
+    elapsed_s = until - worker.first
     if elapsed_s <= 0.0:
         return 0.0 if held_since is None else 1.0
-    running_s = 0.0 if held_since is None else now - held_since
+    running_s = 0.0 if held_since is None else until - held_since
     return min(1.0, max(0.0, worker.busy_s + running_s) / elapsed_s)
 
 

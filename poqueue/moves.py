@@ -65,18 +65,18 @@ class Moves:
         entries, durations, worked_s, timeouts = [], [], 0.0, self._timeouts
         for entry, result, stated_s, busy_s in ends:
             held_s = now - entry.leased if now > entry.leased else 0.0  # as read from a journal if a clock was set back
-            duration_s = stated_s or held_s
-            worked_s += held_s if busy_s is None or busy_s > held_s else busy_s
+            spent_s = held_s if busy_s is None or busy_s > held_s else busy_s
+            worked_s += spent_s
             entry.result = result
             entry.completed_at = at
             if entry.retry_count:
                 self._metrics.retry_ended(succeeded=True)
-            if timeouts is not None:
-                timeouts.note(entry.group, duration_s)
+            if timeouts is not None:  # as measured: a limit is held against the clock, not what is stated
+                timeouts.note(entry.group, spent_s)
             entries.append(entry)
-            durations.append(duration_s)
+            durations.append(stated_s or held_s)
         self._ledger.move(entries, COMPLETED, now)
-        self._metrics.worked(entries[0].worker_id or "", worked_s)
+        self._metrics.worked(entries[0].worker_id or "", worked_s, now)
         self._metrics.completed(durations, now)
         return self._schedule.end(entries)
 
@@ -141,7 +141,8 @@ class Moves:
 
     def interrupt(self, entry: Entry, details: dict[str, Any], is_crash: bool, now: float, at: float) -> int:
         """The attempt was broken off: it waits again at its place, no retry used, and the next attempt is told its number."""
-        may_run = self._stop(entry, None, now)
+        # nobody knows how long it worked before a crash, and since then it did not
+        may_run = self._schedule.end([entry]) if is_crash else self._stop(entry, None, now)
         entry.ready = now
         entry.interruptions += 1
         entry.crashes += is_crash
@@ -180,7 +181,7 @@ class Moves:
 
     def _note_worked(self, entry: Entry, busy_s: float | None, now: float) -> None:
         held_s = max(0.0, now - entry.leased)
-        self._metrics.worked(entry.worker_id or "", held_s if busy_s is None else min(busy_s, held_s))
+        self._metrics.worked(entry.worker_id or "", held_s if busy_s is None else min(busy_s, held_s), now)
 
     def _note_error(self, entry: Entry, details: dict[str, Any], at: float) -> None:
         entry.crashes = 0  # no more in a row

@@ -4,14 +4,16 @@
                     └────► drawn again and again (bootstrap) ──► predict  ──► Prediction with its range
 
 A history is what happened to one task, attempt by attempt. Replayed are priorities and first in first out, retries with
-their backoff, timeouts, the start of workers and of those that replace killed ones, the time between two attempts, and
-cores: when running attempts ask for more of them than there are, computing is stretched and waiting is not.
+their backoff, timeouts, the start of workers and of those that replace others (killed ones, and those that have made as many
+attempts as they may), the time between two attempts, the delay between the starts of any two, and cores: when running attempts
+ask for more of them than there are, computing is stretched and waiting is not.
 
-Left out: no two tasks of one PO at once, replacing workers by age or memory, and what waits behind a locked resource.
+Left out: no two tasks of one PO at once, replacing workers by memory, and what waits behind a locked resource.
 """
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -65,6 +67,8 @@ class Rules:
     max_retry_delay: float = 3600.0
     jitter: float = 0.0
     by_priority: bool = True
+    start_delay: float = 0.0
+    max_tasks_per_worker: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +253,8 @@ def stretch_of(running: int, cpu_share: float, cores: float) -> float:
 
 # ---------------------------------------------------------------------- the events
 
-# a task may run; an attempt's timeout; a killed worker is dead; one is started; the batch is being added
-_DUE, _DEADLINE, _DEAD, _SPAWN, _ADD = range(5)
+# a task may run; an attempt's timeout; a killed worker is dead; one is started; the batch is being added; the next may start
+_DUE, _DEADLINE, _DEAD, _SPAWN, _ADD, _NEXT = range(6)
 # what runs besides tasks: a worker's start, the adding of the batch, the start of one in reserve, a worker's setup
 _WORKER, _ADDING, _RESERVE, _SETUP = (-1, -2, -3, -4)
 
@@ -308,6 +312,9 @@ class _Simulation:
         self._serial = 0
         self._running: dict[int, tuple[int, _Step, float]] = {}  # serial -> rank, step, since
         self._idle = 0
+        self._next_start = 0.0
+        self._made: deque[int] = deque()  # if workers are replaced: the attempts of each idle one,
+        self._made_by: dict[int, int] = {}  # and of each that works, by serial
         self._reserve = self._missing = 0  # workers that wait to replace one; places that wait for a worker
         self._has_lost = False
         self._waited_s = self._busy_s = self._cpu_s = self._alone_s = 0.0
@@ -324,7 +331,8 @@ class _Simulation:
         different = {id(history): history for history in histories}
         shares = {id(a): self._share_of(a) for history in different.values() for a in history}
         boot_share = costs.boot_cpu_share
-        everything = [*shares.values(), boot_share, costs.setup_cpu_share]
+        boots = 1 + len(shares) // (rules.max_tasks_per_worker or math.inf)
+        everything = [*shares.values(), *[boot_share] * int(boots), costs.setup_cpu_share]
         everything += [1.0] if costs.add_s else []
         beside = 1 if costs.add_s else 0
         self._is_roomy = rules.workers + beside <= rules.cores and max(everything) <= 1.0
@@ -350,6 +358,7 @@ class _Simulation:
 
         self._adding = beside_tasks(costs.add_s * len(histories), 1.0)
         self._boot = beside_tasks(costs.boot_s, boot_share)
+        self._boot_again = beside_tasks(costs.leave_s + costs.boot_s, boot_share)
         self._boot_ahead = beside_tasks(max(0.0, costs.boot_s - costs.start_s), boot_share)
         self._setup = beside_tasks(costs.setup_s, costs.setup_cpu_share)
 
@@ -371,7 +380,7 @@ class _Simulation:
         self._boot_workers()
         left = len(self._steps)
         while self._completed + self._failed < left:
-            while self._idle and self._ready:
+            while self._idle and self._ready and self._now >= self._next_start:
                 self._start(heapq.heappop(self._ready) & ((1 << 40) - 1))
             if not self._step_on():
                 raise ValueError("the batch never ends: an attempt hangs, and there is no timeout")
@@ -401,6 +410,11 @@ class _Simulation:
         self._attempts += 1
         self._waited_s += self._now - self._ready_at[rank]
         self._launch(rank, steps[tried] if tried < len(steps) else steps[-1])
+        if self._rules.start_delay:
+            self._next_start = self._now + self._rules.start_delay
+            heapq.heappush(self._timed, (self._next_start, _NEXT, 0))
+        if self._made:
+            self._made_by[self._serial] = self._made.popleft() + 1
 
     def _launch(self, rank: int, step: _Step) -> None:
         self._serial = serial = self._serial + 1
@@ -469,7 +483,7 @@ class _Simulation:
             self._launch(_WORKER, self._boot)
         elif what == _ADD:
             self._launch(_ADDING, self._adding)
-        elif which in self._running:
+        elif what == _DEADLINE and which in self._running:
             self._kill(which)
 
     def _end(self, serial: int) -> None:
@@ -483,10 +497,13 @@ class _Simulation:
         attempt = step.attempt
         self._busy_s += self._now - since
         self._alone_s += step.length or 0.0
+        made = self._made_by.pop(serial, 0)
         if attempt.ends_worker:
             self._replace(is_foreseen=False)
+        elif made and made == self._rules.max_tasks_per_worker:
+            self._launch(_WORKER, self._boot_again)
         else:
-            self._idle += 1
+            self._idle_now(made)
         if attempt.outcome == COMPLETED:
             self._completed += 1
             self._note_end(rank)
@@ -502,7 +519,7 @@ class _Simulation:
             return
         self._missing -= what == _RESERVE
         if what == _SETUP:
-            self._idle += 1
+            self._idle_now(0)
         elif what != _ADDING:
             self._employ()
 
@@ -511,7 +528,13 @@ class _Simulation:
         if self._costs.setup_s:
             self._launch(_SETUP, self._setup)
         else:
-            self._idle += 1
+            self._idle_now(0)
+
+    def _idle_now(self, made: int) -> None:
+        """A worker has nothing to do, and so many attempts behind it."""
+        self._idle += 1
+        if self._rules.max_tasks_per_worker:
+            self._made.append(made)
 
     def _replace(self, *, is_foreseen: bool) -> None:
         """A worker is dead: one in reserve takes its place, and another one is started, computing beside the tasks.
@@ -532,6 +555,7 @@ class _Simulation:
     def _kill(self, serial: int) -> None:
         """The timeout: when the worker is dead, the task goes back."""
         rank, step, since = self._running.pop(serial)
+        self._made_by.pop(serial, None)
         costs = self._costs
         pace = self._paces[step.pace]
         pace.running -= 1

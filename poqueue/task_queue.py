@@ -377,6 +377,7 @@ class TaskQueue:
         """Lease nothing to this worker any more; its next exchange says stop. Its reports still count."""
         with self._lock:
             self._retired.add(worker_id)
+            self._metrics.left(worker_id, self._clock())
             self._work.notify_all()
 
     def release_worker(self, worker_id: str) -> list[str]:
@@ -387,6 +388,7 @@ class TaskQueue:
         """
         with self._lock:
             self._retired.add(worker_id)
+            self._metrics.left(worker_id, self._clock())
         return self.take_back(worker_id)
 
     def take_back(self, worker_id: str, but: int = 0) -> list[str]:
@@ -567,6 +569,7 @@ class TaskQueue:
             if self._is_paused:
                 self._write([Record(Kind.RESUMED, None, None, self._wall_clock())])
                 self._is_paused = False
+                self._metrics.stood_still()
             self._work.notify_all()
             waiting, running = self._waiting(), self._ledger.counts[PROCESSING]
         logger.info("queue resumed: %d waiting, %d running", waiting, running)
@@ -577,6 +580,7 @@ class TaskQueue:
             if reason == self._held_because:
                 return
             self._held_because = reason
+            self._metrics.stood_still()
             self._work.notify_all()
 
     def clear_queue(self, preserve_processing: bool = True) -> int:
@@ -760,7 +764,7 @@ class TaskQueue:
         with self._lock:
             metrics, counts = self._metrics, self._ledger.counts
             measured = tuning.Measured(
-                counts[COMPLETED], counts[S.FAILED], metrics.tasks_retried,
+                counts[COMPLETED], counts[S.FAILED], metrics.tasks_retried, metrics.retries_ended,
                 metrics.average_duration_s(), metrics.duration_max_s,
                 percentage(metrics.retries_succeeded, metrics.retries_ended), metrics.histogram.buckets(),
             )  # fmt: skip
@@ -1245,6 +1249,7 @@ class TaskQueue:
         moves = Moves(self._ledger, nowhere, self._metrics, self._errors, self._timeouts)
         found = replay(journal, self._ledger, moves, now, self._wall_clock(), self._config.retention_s)
         self._rank, self._token, self._is_paused = found.last_rank, found.last_token, found.is_paused
+        self._metrics.taken_up()
         try:
             self._config = self._config.changed(found.settings)
         except ValueError as error:  # another version knows others
@@ -1272,6 +1277,7 @@ class TaskQueue:
             raise
         if self._fault is not None:
             self._fault = None
+            self._metrics.stood_still()
             log_now(logging.WARNING, "the queue goes on: %s can be written again", self._journal.path)
             self._work.notify_all()
 
@@ -1356,15 +1362,15 @@ class TaskQueue:
         return counts[PENDING] + counts[S.RETRY_PENDING]
 
     def _estimate_s(self) -> float | None:
-        """Seconds until everything is done, by the recent rate; the last retry's delay and one run are a lower bound."""
+        """Seconds until everything is done, by the recent pace; the last retry's delay and one run are a lower bound."""
         running = self._ledger.counts[PROCESSING]
         left = self._waiting() + running
         if not left:
             return 0.0
-        if self._is_paused or not self._metrics.durations:
+        if self._is_paused or self._held_because or self._fault is not None or not self._metrics.durations:
             return None
         now, average_s = self._clock(), self._metrics.average_duration_s()
-        rate = self._metrics.throughput(now) or max(1, running) / max(average_s, 1e-6)
+        rate = self._metrics.pace(now) or max(1, running) / max(average_s, 1e-6)
         latest_due = self._schedule.latest_due()
         waits_s = max(0.0, latest_due - now) + average_s if latest_due is not None else 0.0
         return max(left / rate, waits_s)

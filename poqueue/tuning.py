@@ -11,6 +11,7 @@ from typing import Any
 
 from poqueue.config import MAX_TIMEOUT_S, check_seconds, check_whole
 from poqueue.simulation import COMPLETED, RETRY, TYPICAL_BY_START, Attempt, Costs, History, Prediction, Rules, predict
+from poqueue.span import span_text
 from poqueue.task import DEFAULT_PRIORITY, LEASE_AHEAD_S, MAX_LEASES
 
 TIMEOUT_FACTOR = 4.0
@@ -40,12 +41,14 @@ class Measured:
 
     Attributes:
         retried: tasks of which at least one attempt was retried.
+        retries_ended: attempts that were retries; of 0 the percentage of those that succeeded says nothing.
         durations: (seconds, count) of completed tasks, the shortest first.
     """
 
     completed: int = 0
     failed: int = 0
     retried: int = 0
+    retries_ended: int = 0
     average_s: float = 0.0
     longest_s: float = 0.0
     retry_success_percent: float = 0.0
@@ -92,14 +95,14 @@ def advise(
 
     is_measured = measured.completed >= MIN_MEASURED and measured.average_s > 0.0
     duration_s = measured.average_s if is_measured else float(average_task_duration)
-    seen = f"{duration_s:.3g} s a task " + (
+    seen = f"{span_text(duration_s)} a task " + (
         f"(measured on {measured.completed} tasks)" if is_measured else "(as given)"
     )
     reasons: dict[str, str] = {}
     workers = _workers(expected_task_count, worker_count, machine, reasons)
     advice: dict[str, Any] = {
         "task_timeout": _timeout(duration_s, seen, measured, reasons),
-        "max_retries": retries_for(max_retries, measured.retried, measured.retry_success_percent, reasons),
+        "max_retries": retries_for(max_retries, measured.retries_ended, measured.retry_success_percent, reasons),
         "retry_delay": _retry_delay(retry_delay, duration_s, seen, reasons),
         "worker_count": workers,
         "leases_ahead": _leases_ahead(duration_s, seen, reasons),
@@ -143,32 +146,30 @@ def _timeout(duration_s: float, seen: str, measured: Measured, reasons: dict[str
     longest_s = max(duration_s, measured.longest_s)
     timeout_s = round(min(MAX_TIMEOUT_S, max(MIN_TIMEOUT_S, TIMEOUT_FACTOR * duration_s, 1.5 * longest_s)), 3)
     reasons["task_timeout"] = (
-        f"{TIMEOUT_FACTOR:g} x {seen}, not under 1.5 x the longest seen ({longest_s:.3g} s) nor {MIN_TIMEOUT_S:g} s: "
+        f"{TIMEOUT_FACTOR:g} x {seen}, not under 1.5 x the longest seen ({span_text(longest_s)}) nor {span_text(MIN_TIMEOUT_S)}: "
         "a hung task is noticed soon and a slow one is not killed"
     )
     return timeout_s
 
 
-def retries_for(max_retries: int, retried: int, success_percent: float, reasons: dict[str, str]) -> int:
+def retries_for(max_retries: int, ended: int, success_percent: float, reasons: dict[str, str]) -> int:
     """How many retries, from what retries have brought; the reason goes into `reasons`.
 
     Args:
         max_retries: as configured.
-        retried: tasks that have been retried.
-        success_percent: of the attempts that were retries, how many succeeded.
+        ended: attempts that were retries, and have ended.
+        success_percent: how many of them succeeded.
     """
-    if not retried:
-        reasons["max_retries"] = f"as configured ({max_retries}): nothing has been retried yet to learn from"
+    if not ended:
+        reasons["max_retries"] = f"as configured ({max_retries}): no retry has ended yet to learn from"
         return max_retries
     if success_percent < 5.0:
-        reasons["max_retries"] = (
-            f"retries hardly help here: {success_percent:.0f} % of them succeeded ({retried} tasks retried)"
-        )
+        reasons["max_retries"] = f"retries hardly help here: {success_percent:.0f} % of {ended} succeeded"
         return min(max_retries, 1)
     fails = 1.0 - min(99.0, success_percent) / 100.0
     needed = max(1, math.ceil(math.log(0.01) / math.log(fails)))
     reasons["max_retries"] = (
-        f"{success_percent:.0f} % of retries succeeded ({retried} tasks retried): {min(10, needed)} retries leave "
+        f"{success_percent:.0f} % of {ended} retries succeeded: {min(10, needed)} retries leave "
         f"{100.0 * fails ** min(10, needed):.2g} % of the failing tasks failed"
     )
     return min(10, needed)
@@ -177,7 +178,8 @@ def retries_for(max_retries: int, retried: int, success_percent: float, reasons:
 def _retry_delay(retry_delay: float, duration_s: float, seen: str, reasons: dict[str, str]) -> float:
     delay_s = round(min(max(retry_delay, duration_s / 2), 60.0), 3)
     reasons["retry_delay"] = (
-        f"the configured {retry_delay:g} s, but at least half of {seen}, so that a fault has time to pass, and at most 60 s"
+        f"the configured {span_text(retry_delay)}, but at least half of {seen}, so that a fault has time to pass, "
+        "and at most 60 s"
     )
     return delay_s
 
@@ -199,7 +201,7 @@ def _workers(tasks: int, worker_count: int, machine: Machine, reasons: dict[str,
 
 def _leases_ahead(duration_s: float, seen: str, reasons: dict[str, str]) -> int:
     ahead = max(1, int(min(MAX_LEASES, LEASE_AHEAD_S / duration_s)))
-    reasons["leases_ahead"] = f"about {LEASE_AHEAD_S * 1000:g} ms of work at {seen}; 1 for longer tasks"
+    reasons["leases_ahead"] = f"about {span_text(LEASE_AHEAD_S)} of work at {seen}; 1 for longer tasks"
     return ahead
 
 
@@ -216,13 +218,13 @@ def _thresholds(tasks: int, duration_s: float, workers: int, reasons: dict[str, 
     batch_s = tasks * duration_s / workers
     if batch_s <= 60.0 or tasks <= workers:
         reasons["priority_thresholds"] = (
-            f"the whole batch takes about {batch_s:.3g} s: priorities hardly change when a PO is done"
+            f"the whole batch takes about {span_text(batch_s)}: priorities hardly change when a PO is done"
         )
         return {"urgent_max_priority": 5, "urgent_share": 1.0}
     share = round(max(0.01, min(0.2, 60.0 / batch_s)), 3)
     reasons["priority_thresholds"] = (
-        f"the batch takes about {batch_s:.3g} s; with at most {share:.0%} of the tasks at priority 1 to 3 "
-        "the urgent ones are through in about a minute"
+        f"the batch takes about {span_text(batch_s)}; with at most {share:.1%} of the tasks at priority 1 to 3 "
+        f"the urgent ones are through in about {span_text(share * batch_s)}"
     )
     return {"urgent_max_priority": 3, "urgent_share": share}
 
@@ -236,7 +238,7 @@ def measured_histories(measured: Measured) -> list[History]:
     durations = _quantiles(measured.durations, HISTORIES) or [measured.average_s] * HISTORIES
     scale = measured.average_s / (sum(durations) / len(durations))  # the buckets are coarse; their mean is known
     retried = round(HISTORIES * min(1.0, measured.retried / ended))
-    in_vain = round(retried * (1.0 - measured.retry_success_percent / 100.0))
+    in_vain = round(retried * (1.0 - measured.retry_success_percent / 100.0)) if measured.retries_ended else 0
     step = max(1, HISTORIES // max(1, retried))
     histories: list[History] = []
     for number, seconds in enumerate(durations):
@@ -300,8 +302,8 @@ def _start_method(tasks: int, histories: Sequence[History], rules: Rules, reason
     }
     saved = 1.0 - took["forkserver"] / took["spawn"]
     figures = (
-        f"with typical start times (measured elsewhere) the batch takes {took['spawn']:.3g} s by spawn and "
-        f"{took['forkserver']:.3g} s by forkserver"
+        f"with typical start times (measured elsewhere) the batch takes {span_text(took['spawn'])} by spawn and "
+        f"{span_text(took['forkserver'])} by forkserver"
     )
     if saved < START_SAVES:
         reasons["start_method"] = f"{figures}: less than {START_SAVES:.0%} is no reason to leave the default"

@@ -7,9 +7,10 @@ from random import Random
 from typing import Any
 
 from poqueue.simulation import Prediction, Rules, predict
+from poqueue.span import span_text
 from poqueue.tuning import MIN_TIMEOUT_S, START_SAVES, WORKER_BYTES, Machine, retries_for
 from workers.measurement import Measurement, percentile
-from workers.quantities import MAX_DURATION_S, MAX_JOBS, megabytes, span_text
+from workers.quantities import MAX_DURATION_S, MAX_JOBS, megabytes
 from workers.safe_text import safe_text
 from workers.sample import CRASHES
 from workers.setting_values import Timeout
@@ -67,6 +68,8 @@ def rules_of(settings: RunSettings, cores: int, *, jobs: int | None = None) -> R
         max_retry_delay=settings.max_retry_delay,
         jitter=settings.jitter,
         by_priority=settings.priority,
+        start_delay=settings.start_delay,
+        max_tasks_per_worker=settings.max_tasks_per_worker,
     )
 
 
@@ -74,6 +77,7 @@ def predict_batch(
     measurement: Measurement, priorities: Sequence[int], rules: Rules, *, runs: int = 15, seed: int = 1
 ) -> Prediction:
     """Predict these POs; where computing was not measured the range is from all waiting to all computing."""
+    rules = replace(rules, workers=min(rules.workers, max(1, len(priorities))))  # no more are started
     histories = measurement.histories
     found = predict(histories, priorities, rules, measurement.costs, Random(seed), runs=runs)
     if measurement.cpu_share is not None or rules.workers <= rules.cores:
@@ -99,8 +103,8 @@ def recommend(
         reasons["task_timeout"] += (
             "; the prediction as set reckons with the most that the share of the median may come to"
         )
-    retries = retries_for(settings.max_retries, measurement.retried, success, reasons)
-    if not measurement.retried and len(measurement.histories) < len(priorities):
+    retries = retries_for(settings.max_retries, measurement.retries, success, reasons)
+    if not measurement.failures and len(measurement.histories) < len(priorities):
         unseen = min(1.0, 3.0 / len(measurement.histories))
         reasons["max_retries"] += f"; up to {unseen:.1%} of all POs may still need some (rule of three)"
     delay_s = recommended_retry_delay(measurement, settings.retry_delay, reasons)
@@ -120,7 +124,11 @@ def recommend(
         Item("start_method", settings.start_method, start, reasons["start_method"]),
     ]
     table = [
-        WhatIf(n, predict_batch(started, priorities, replace(rules, workers=n)), n * memory_per_worker(measurement))
+        WhatIf(
+            n,
+            predict_batch(started, priorities, replace(rules, workers=n)),
+            min(n, len(priorities)) * memory_per_worker(measurement),
+        )
         for n in what_if
     ]
     return Recommendation(
@@ -129,7 +137,7 @@ def recommend(
         predict_batch(measurement, priorities, now),
         advised,
         table,
-        stops_paying(table) if measurement.cpu_share is not None else None,
+        stops_paying(table) if measurement.cpu_share is not None and not measurement.repeated else None,
     )
 
 
@@ -201,11 +209,13 @@ def recommended_jobs(
     """The fewest workers that come near the shortest predicted time, within memory and what was measured."""
     each_bytes = memory_per_worker(measurement)
     by_memory = max(1, int(machine.free_bytes * MEMORY_SHARE) // each_bytes)
-    if measurement.cpu_share is None:
+    if measurement.cpu_share is None or measurement.repeated:
         reasons["jobs"] = (
-            "as set: whether the work waits or computes was not measured; tune ORDERS --sample measures it"
+            "as set: there are never two of one number at once, and the prediction leaves that out"
+            if measurement.repeated
+            else "as set: whether the work waits or computes was not measured; tune ORDERS --sample measures it"
         )
-        return min(current, by_memory)
+        return min(current, by_memory, max(1, len(priorities)))
     most = max(1, min(MAX_JOBS, len(priorities), by_memory, MAX_EXTRAPOLATION * measurement.jobs))
     candidates = sorted({n for n in (*CANDIDATES, most) if n <= most})
     took = {n: predict_batch(measurement, priorities, replace(rules, workers=n), runs=0).seconds for n in candidates}

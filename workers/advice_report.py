@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from poqueue.simulation import Prediction
+from poqueue.span import span_text
 from workers.advice import WORTH_IT, Recommendation, WhatIf
 from workers.measurement import Measurement, percentile
-from workers.quantities import megabytes, span_text
+from workers.quantities import megabytes
 from workers.resolved import Resolved
 from workers.safe_text import safe_text
 from workers.settings import SETTINGS
@@ -34,11 +35,10 @@ def as_text(measurement: Measurement, advice: Recommendation, pos: int) -> str:
         )
     if advice.what_if:
         parts.append(_what_if_table(advice.what_if))
-        parts.append(
-            f"it stops paying at {advice.stops_paying_at} workers: more save less than {WORTH_IT - 1:.0%}"
-            if advice.stops_paying_at is not None
-            else "the time is that of work which only waits; the range reaches to work which only computes"
-        )
+        if advice.stops_paying_at is not None:
+            parts.append(f"it stops paying at {advice.stops_paying_at} workers: more save less than {WORTH_IT - 1:.0%}")
+        elif measurement.cpu_share is None:
+            parts.append("the time is that of work which only waits; the range reaches to work which only computes")
     if measurement.note:
         parts.append(measurement.note)
     return "\n\n".join(parts)

@@ -9,7 +9,9 @@ from pathlib import Path
 from workers.process_control import own_cgroup
 from workers.quantities import format_size
 
-EASE = 1.1  # what held the run back must be over by this factor before it goes on
+EASE = 0.1  # what held the run back must be over by this share of the limit before it goes on,
+MIB = 1024**2
+MOST_EASE_BYTES = 64 * MIB  # and no more than this: much above a large limit may never be reached
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
@@ -60,9 +62,12 @@ class MachineGuard:
         return "; ".join(reason for reason in reasons if reason)
 
     def _look(self, what: str, found: int, limit: int, word: str, option: str) -> str:
-        needed = limit * EASE if what in self._short_of else limit
-        if found >= needed:
+        ease = int(min(limit * EASE, MOST_EASE_BYTES))
+        eased = limit + (ease - ease % MIB if ease > MIB else ease)  # a size that can be said shortly
+        if found >= (eased if what in self._short_of else limit):
             self._short_of.discard(what)
             return ""
         self._short_of.add(what)
-        return f"new POs wait: {what} {word} is below {format_size(limit)} ({option})"
+        return (
+            f"new POs wait: {what} {word} is below {format_size(limit)} ({option}), and go on from {format_size(eased)}"
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poqueue.errors import ConfigError, InputError, PoqueueError
+from poqueue.span import rate_text
 from workers.quantities import MAX_JOBS, format_duration
 from workers.run_dir import DEFAULT_PARENT
 from workers.safe_text import quoted, safe_text
@@ -109,7 +110,7 @@ def _status_text(status: dict[str, Any]) -> str:
         f"{status['run']}: {view['phase']}",
         f"{done} of {total} POs: {status['completed_tasks']} succeeded, {status['failed_tasks']} failed, "
         f"{status['processing_tasks']} running, {status['retry_tasks']} retrying, {status['pending_tasks'] + to_add} waiting",
-        f"{status['throughput']:.3g} POs/s, {eta}, running for {format_duration(round(view['elapsed_s']))}",
+        f"{rate_text(status['throughput'])}, {eta}, running for {format_duration(round(view['elapsed_s']))}",
     ]
     lines += [safe_text(text) for text in dict.fromkeys((view["note"], status["reason"])) if text]
     rows = [

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from poqueue.adaptive import TIMEOUT_ERROR
@@ -38,11 +38,12 @@ class Measurement:
         seconds: of the attempts that ended well, ascending, as they were beside each other; histories: each as if alone.
         failures: failed attempts by type.
         hung: POs of which an attempt was killed by its timeout, with the longest that one ran.
-        retried, recovered: POs that were retried, and those of them that ended well.
+        retried, recovered: POs that were retried, or wait for that, and those of them that ended well.
         retries, retries_helped: attempts that were retries, and those of them that ended well.
         cpu_share: of the time of all attempts, the part in which they computed; None: not measured.
         rss_bytes: the most that a worker held; None: not measured.
         jobs: how many attempts ran at once.
+        repeated: POs of the batch that have the number of another one.
         costs: of the pool besides, as the workers were started.
         forkserver_costs: the same with workers from a forkserver; None: not measured, or they came from one.
         note: what else must be known of it, for people; or empty.
@@ -64,6 +65,7 @@ class Measurement:
     costs: Costs = TYPICAL_COSTS
     forkserver_costs: Costs | None = None
     jobs: int = 1
+    repeated: int = 0
     note: str = ""
 
     @property
@@ -90,13 +92,13 @@ def measured_from_history(attempts: Iterable[AttemptRecord]) -> Measurement:
         listed = ", ".join(f"{count} x {safe_text(kind, 60)}" for kind, count in failures.most_common(3))
         raise OrdersError(f"no attempt ended well ({listed or 'there was none'}): there is nothing to learn from")
     usual_s = statistics.median(one.seconds or 0.0 for one in everything if one.outcome == "completed")
-    retried = [group for group in groups if len(group) > 1]
+    retried = [group for group in groups if len(group) > 1 or _is_open(group)]
     retries = [one for group in retried for one in group[1:]]
     computed = [(getattr(one, "cpu_s", None), one.seconds) for one in everything]
     known = [(cpu_s, seconds) for cpu_s, seconds in computed if cpu_s is not None and seconds]
     return Measurement(
         source="",
-        histories=[tuple(_as_simulated(one, usual_s) for one in group) for group in groups],
+        histories=[_history(group, usual_s) for group in groups],
         seconds=well,
         attempts=len(everything),
         failures=dict(failures.most_common()),
@@ -124,6 +126,20 @@ def _by_po(attempts: Iterable[AttemptRecord]) -> list[list[AttemptRecord]]:
         if attempt.outcome in ("completed", "failed"):
             del open_groups[attempt.po_number]
     return groups
+
+
+def _is_open(group: Sequence[AttemptRecord]) -> bool:
+    """Whether the run has not come to the PO's end: it waits for its retry."""
+    return group[-1].outcome == "retry"
+
+
+def _history(group: Sequence[AttemptRecord], usual_s: float) -> History:
+    """For the simulation; a PO whose end nobody knows ends as usual, and does not fail for ever."""
+    history = tuple(_as_simulated(one, usual_s) for one in group)
+    if not _is_open(group):
+        return history
+    ending = replace(history[-1], seconds=usual_s, outcome=COMPLETED, retry_after_s=None, ends_worker=False)
+    return (*history, ending)
 
 
 def _taken_s(one: AttemptRecord) -> float:

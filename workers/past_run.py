@@ -4,9 +4,11 @@ journal ──► RunHistory (history.py) ──► every attempt, PO by PO ─�
 report.json, of a run that kept no journal ───────────────────────────┘
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from workers.measuring import alone_seconds
 from workers.report_files import read_history
 from workers.resolved import load_settings, render_config
 from workers.run_record import REPORT_NAME, read_report, read_run_record
-from workers.sample import MeasuredAttempt
+from workers.sample import MIN_GAPS, MeasuredAttempt, mean_of_usual
 from workers.worker_files import Usage
 
+LEFT_S = 1.0  # who has had no PO for so long while others went on is no worker any more
+MAX_GAP_S = 0.2  # more between two attempts is no cost of the pool: several ends are told at once, but not so many
 BESIDE_S = 0.0005  # what a worker computes between two attempts, at most
 UNTOLD = ("interrupted", "running")  # such an attempt tells nothing of how long one takes
 
@@ -36,7 +40,11 @@ class PastRun:
         priorities: of all its POs.
         settings: what it was given, by key; those at their default left out.
         jobs: how many workers it had.
+        repeated: POs that have the number of another one, and so never ran beside it.
         seconds: from its beginning to its end, if that is one stretch of work with `jobs` workers; else None.
+        outside_s: the part of that before its first attempt and behind its last one.
+        gap_s: what lay between two attempts of one worker, on average; None: too few, or spaced by a delay.
+        replaced_s: likewise from the last attempt of a worker that made as many as it may to the first of the next one.
         source: for people.
         note: what must be known of it, for people; or empty.
     """
@@ -48,6 +56,10 @@ class PastRun:
     seconds: float | None
     source: str
     note: str = ""
+    repeated: int = 0
+    outside_s: float = 0.0
+    gap_s: float | None = None
+    replaced_s: float | None = None
 
 
 def read_past_run(run_dir: Path) -> PastRun:
@@ -111,19 +123,52 @@ def _from_journal(run_dir: Path, history: RunHistory) -> PastRun:
     by_task: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in history.attempts:
         by_task[attempt.task_id].append(attempt)
-    told = [one for task in by_task.values() for one in _told(task, max_retries)]
-    attempts = with_usage(told, Usage.of_run(history.run))
+    told = [list(_told(task, max_retries)) for task in by_task.values()]
+    attempts = with_usage([one for task in told for one in task], Usage.of_run(history.run))
     is_whole = history.run.get("reason") == "done" and not history.pauses and "resumed" not in history.run
-    is_as_set = len({attempt.slot for attempt in history.attempts}) <= jobs  # nobody has scaled it up
+    changed = _changed(settings)
+    seconds = history.run.get("seconds") if is_whole and _is_as_set(history, jobs) else None
     return PastRun(
         attempts,
         [order.priority for order in history.orders],
-        _changed(settings),
+        changed,
         jobs,
-        history.run.get("seconds") if is_whole and is_as_set else None,
+        seconds,
         f"{len(history.orders):,} POs of the run {run_dir}",
-        _how_far(history),
+        _how_far(history, sum(bool(task) and task[-1].outcome == "retry" for task in told)),
+        len(history.orders) - len({order.po_number for order in history.orders}),
+        max(0.0, seconds - (history.until - history.began_at)) if seconds else 0.0,
+        _gap_s(history) if "start_delay" not in changed else None,
+        _gap_s(history, is_replaced=True) if "max_tasks_per_worker" in changed else None,
     )
+
+
+def _is_as_set(history: RunHistory, jobs: int) -> bool:
+    """Nobody has scaled it: no more places than that, and none that was left while others began what had long been ready."""
+    last_ends: dict[str, float] = defaultdict(float)
+    for attempt in history.attempts:
+        last_ends[attempt.slot] = max(last_ends[attempt.slot], attempt.ended_at or 0.0)
+    begun = max((attempt.started_at for attempt in history.attempts if attempt.attempt == 1), default=0.0)
+    is_one_missing = len(last_ends) < min(jobs, len(history.orders))
+    left_at = min(history.began_at if is_one_missing else math.inf, *last_ends.values(), math.inf)
+    return len(last_ends) <= jobs and left_at > begun - LEFT_S
+
+
+def _gap_s(history: RunHistory, *, is_replaced: bool = False) -> float | None:
+    """Before first attempts only: those had been ready, and a retry may not have been due yet."""
+    created = {order.task_id: order.created_at for order in history.orders}
+    by_slot: dict[str, list[Attempt]] = defaultdict(list)
+    for attempt in history.attempts:
+        by_slot[attempt.slot].append(attempt)
+    gaps = [
+        max(0.0, after.started_at - before.ended_at)
+        for attempts in by_slot.values()
+        for before, after in pairwise(attempts)
+        if before.ended_at is not None and after.attempt == 1
+        and (before.worker_id != after.worker_id) is is_replaced
+        and created.get(after.task_id, math.inf) <= before.ended_at
+    ]  # fmt: skip
+    return mean_of_usual(gaps, MAX_GAP_S) if len(gaps) >= MIN_GAPS else None
 
 
 def _told(task: list[Attempt], max_retries: int) -> Iterator[MeasuredAttempt]:
@@ -134,7 +179,7 @@ def _told(task: list[Attempt], max_retries: int) -> Iterator[MeasuredAttempt]:
         yield MeasuredAttempt(one.po_number, one.seconds, one.outcome, one.error_type, is_final)
 
 
-def _how_far(history: RunHistory) -> str:
+def _how_far(history: RunHistory, waiting: int) -> str:
     if history.has_ended:
         return ""
     ended = history.counts[TaskStatus.COMPLETED.value] + history.counts[TaskStatus.FAILED.value]
@@ -142,6 +187,7 @@ def _how_far(history: RunHistory) -> str:
     running = sum(attempt.outcome == "running" for attempt in history.attempts)
     return (
         f"the run {state}: learned from the {ended:,} of {len(history.orders):,} POs that have ended"
+        + (f", and from failed attempts at {waiting} that " + ("has not" if waiting == 1 else "have not") if waiting else "")
         + (f"; {running} attempts that run, or ran at its end, tell nothing yet" if running else "")
     )  # fmt: skip
 
@@ -161,9 +207,10 @@ def _from_report(run_dir: Path) -> PastRun:
         [int(task["priority"]) for task in tasks],
         _changed(run["settings"]),
         int(run["settings"]["jobs"]["value"]),
-        run.get("seconds") if run.get("reason") == "done" else None,
+        None,  # how much of that lay between the attempts it does not tell
         f"{len(tasks):,} POs of the run {run_dir}",
         f"the run kept no journal: this is from its {REPORT_NAME}",
+        len(tasks) - len({task["po_number"] for task in tasks}),
     )
 
 

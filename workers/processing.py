@@ -21,7 +21,7 @@ from types import FunctionType, MethodType
 from poqueue.config import MAX_TIMEOUT_S
 from poqueue.errors import ProcessorError
 from poqueue.hints import TYPE_CHECKING, Any, NamedTuple, StrPath
-from poqueue.payload import FrozenResult, freeze_plain_result, freeze_success, thaw
+from poqueue.payload import FrozenResult, freeze_plain_result, freeze_success, is_duration, thaw
 from poqueue.plain import NotPlainError, is_flat, plain, plain_details
 from poqueue.task import Fields, Lease, Report, Success, TaskResult, instance
 from workers.signals import Interrupt, Termination
@@ -499,7 +499,7 @@ def _as_list(downloads: Any) -> list[Any]:
 def _seconds_of(result: TaskResult, measured: float) -> float:
     """The time that the processor states, if it is one, or else what was measured."""
     stated = plain(result.processing_time)
-    return float(stated) if isinstance(stated, int | float) and stated > 0 else measured
+    return float(stated) if is_duration(stated) and stated > 0 else measured
 
 
 def _freeze_result(result: TaskResult, seconds: float) -> FrozenResult:

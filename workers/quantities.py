@@ -5,7 +5,6 @@ of the option it was given for, and returns the quantity. What it cannot read is
 the value and what is accepted. True and False are never numbers, NaN and infinity never quantities.
 """
 
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,13 +93,13 @@ def parse_choice(value: object, option: str, *, choices: Sequence[str]) -> str:
 def format_duration(seconds: float) -> str:
     """Seconds as `parse_duration` reads them back, in the largest unit that keeps the number whole."""
     for unit in ("d", "h", "m", "s"):
-        count = seconds / _SECONDS[unit]
-        if count >= 1 and count == int(count):
-            return f"{int(count)}{unit}"
+        count = int(seconds / _SECONDS[unit])
+        if count and count * _SECONDS[unit] == seconds:
+            return f"{count}{unit}"
     milliseconds = round(seconds * 1000)
     if 0 < milliseconds < 1000 and milliseconds / 1000 == seconds:
         return f"{milliseconds}ms"
-    return f"{_plain_decimal(seconds)}s"
+    return f"{plain_decimal(seconds)}s"
 
 
 def format_size(size_bytes: int) -> str:
@@ -160,19 +159,15 @@ def _whole_number(value: object) -> int | None:
     return int(match[0]) if match else None
 
 
-def _plain_decimal(number: float) -> str:
-    return f"{number:.6f}".rstrip("0").rstrip(".")
+def plain_decimal(number: float, factor: int = 1) -> str:
+    """The number, times the factor, with all its digits and no exponent, so that it can be read back exactly."""
+    from decimal import Decimal  # only here: every worker process imports this module
+
+    return f"{(Decimal(repr(number)) * factor).normalize():f}"
 
 
 def _refusal(option: str, accepted: str, value: object) -> ValueError:
     return ValueError(f"{option} must be {accepted}, got {quoted(value)}")
-
-
-def span_text(seconds: float) -> str:
-    """Seconds for people, to three digits."""
-    units = ((0.9995, 0.001, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min"), (math.inf, 3600.0, "h"))
-    size, unit = next((size, unit) for limit, size, unit in units if seconds < limit)
-    return f"{float(f'{seconds / size:.3g}'):g} {unit}"
 
 
 def megabytes(size_bytes: int) -> str:

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from poqueue.errors import ConfigError
+from poqueue.span import rate_text
 from poqueue.task import TaskStatus
 from workers.history import Order, Outcome, Pause, RunHistory, utc
 from workers.report_figures import (
@@ -223,7 +224,7 @@ def _cards(history: RunHistory, facts: _Facts) -> list[dict[str, str]]:
         ("retry", f"{counts['retries']:,}", "retries"),
         ("kill", f"{counts['kills']:,}", "workers killed or lost"),
         ("", seconds_text(facts.span_s), "first start to last end"),
-        ("", _rate_text(rate), "on average"),
+        ("", rate_text(rate), "on average"),
         ("", share_text(_mean_use(facts.use)), "utilisation of workers"),
     ]
     return [{"kind": kind, "number": number, "what": what} for kind, number, what in cards]
@@ -232,12 +233,6 @@ def _cards(history: RunHistory, facts: _Facts) -> list[dict[str, str]]:
 def _commands(history: RunHistory) -> list[tuple[str, str, str]]:
     found = [("again", "Run the failures again", history.again), ("rest", "Go on with the rest", history.rest)]
     return [(id, title, command) for id, title, command in found if command]
-
-
-def _rate_text(per_second: float) -> str:
-    unit, factor = next(((u, f) for u, f in (("s", 1), ("min", 60)) if per_second * f >= 1), ("h", 3600))
-    rate = per_second * factor
-    return f"{rate:,.0f} POs/{unit}" if rate >= 100 else f"{rate:.3g} POs/{unit}"
 
 
 def _mean_use(use: Sequence[WorkerUse]) -> float:
@@ -332,7 +327,7 @@ def _throughput_summary(facts: _Facts) -> str:
     width = seconds_text(best.end - best.start)
     return (
         f"POs that ended, in stretches of {width}; blue completed, red failed. "
-        f"Highest: {_rate_text(rate)}, at {_clock(best.start)}."
+        f"Highest: {rate_text(rate)}, at {_clock(best.start)}."
     )
 
 

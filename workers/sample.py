@@ -294,7 +294,9 @@ def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, settings: RunS
     setup_s, setup_cpu_share = _setup(setups) if setups else (0.0, 0.0)
     leave_s = typical.leave_s  # what two workers take longer than one is too little to measure it
     last_s = max((measure.ended for measure in measures), default=watch.closed)
-    dispatch_s, dispatch_cpu_s = _dispatch(watch, attempts, {measure.pid for measure in measures})
+    dispatch_s, dispatch_cpu_s = _dispatch(
+        watch, attempts, {measure.pid for measure in measures}, is_spaced=bool(settings.start_delay)
+    )
     tasks = max(1, len(watch.ends))
     later = jobs - ahead_of(jobs, usable_cores())
     return Costs(
@@ -343,19 +345,25 @@ def _kill_s(watch: _Watch, task_timeout: float) -> float:
     return max(0.0, statistics.median(kills)) if kills else TYPICAL_COSTS.kill_s
 
 
-def _dispatch(watch: _Watch, attempts: Sequence[Measure], worker_pids: set[int]) -> tuple[float, float]:
-    """Time between two attempts of a worker, and computing for each attempt, of worker, manager and supervisor."""
+def _dispatch(
+    watch: _Watch, attempts: Sequence[Measure], worker_pids: set[int], *, is_spaced: bool
+) -> tuple[float, float]:
+    """Time between two attempts of a worker, and computing for each attempt, of worker, manager and supervisor.
+
+    Args:
+        is_spaced: starts are a delay apart (--delay), which is all that lies between two attempts then.
+    """
     later = [measure for measure in attempts if measure.gap_s]
     if len(later) < MIN_GAPS or watch.counted < MIN_GAPS:
         return TYPICAL_COSTS.dispatch_s, TYPICAL_COSTS.dispatch_cpu_s
-    gap_s = _mean_of_usual([measure.gap_s for measure in later])
-    own_s = _mean_of_usual([measure.gap_cpu_s for measure in later])
+    gap_s = mean_of_usual([measure.gap_s for measure in later]) if not is_spaced else TYPICAL_COSTS.dispatch_s
+    own_s = mean_of_usual([measure.gap_cpu_s for measure in later])
     helpers = watch.first_look.keys() & watch.last_look.keys() - worker_pids
     helpers_s = sum(watch.last_look[pid] - watch.first_look[pid] for pid in helpers)
     return gap_s, own_s + helpers_s / watch.counted
 
 
-def _mean_of_usual(values: Sequence[float]) -> float:
+def mean_of_usual(values: Sequence[float], usual_s: float = MAX_GAP_S) -> float:
     """Without the waits for a retry, or for a process that was stopped: those are no cost of the pool."""
-    limit = max(MAX_GAP_S, 10.0 * statistics.median(values))
+    limit = max(usual_s, 10.0 * statistics.median(values))
     return max(0.0, statistics.fmean(value for value in values if value <= limit))

@@ -10,10 +10,11 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
-from workers.quantities import MAX_DURATION_S, format_duration, parse_duration
+from workers.quantities import MAX_DURATION_S, format_duration, parse_duration, plain_decimal
 from workers.safe_text import quoted
 
 REPORT_FORMATS = (".json", ".csv", ".yaml")
@@ -148,7 +149,7 @@ class HaltRule(NamedTuple):
     def __str__(self) -> str:
         if not self.why:
             return "never"
-        amount = f"{self.percent:g}%" if self.percent else str(self.number)
+        amount = f"{plain_decimal(self.percent)}%" if self.percent else str(self.number)
         return f"{'now' if self.is_now else 'soon'},{_HALT_WORDS[self.why]}={amount}"
 
     def limit(self, total: int) -> int:
@@ -183,7 +184,7 @@ class Timeout(NamedTuple):
 
     def __str__(self) -> str:
         most = format_duration(self.seconds)
-        return f"{self.share * 100:g}%,{most}" if self.share else most
+        return f"{plain_decimal(self.share, 100)}%,{most}" if self.share else most
 
 
 DEFAULT_TIMEOUT_S = 300.0
@@ -200,4 +201,4 @@ def parse_timeout(value: object, option: str) -> Timeout:
     if not 100.0 < float(found[1]) <= 100_000.0:
         raise ValueError(f"{option} in percent must be above 100% (of the median), up to 100000%, got {quoted(value)}")
     seconds = parse_duration(most, option, minimum_s=0.1, maximum_s=MAX_DURATION_S) if comma else DEFAULT_TIMEOUT_S
-    return Timeout(seconds, float(found[1]) / 100.0)
+    return Timeout(seconds, float(Decimal(found[1]) / 100))

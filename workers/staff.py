@@ -1,7 +1,7 @@
 """The worker processes of a run: a slot each, replaced when they end, with some in reserve, and a brake on bad starts."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.context import BaseContext
 
 from poqueue.errors import PoqueueError
@@ -111,6 +111,13 @@ class Staff:
         """Hold another number of workers from now on; returns those of the places that are given up."""
         self.jobs = jobs
         return [worker for worker in self.workers if worker.slot > jobs]
+
+    def count_on(self, worker_ids: Iterable[str]) -> None:
+        """No worker is to be taken for one of these, which were of the run's earlier life."""
+        for worker_id in worker_ids:
+            slot, _, incarnation = worker_id.removeprefix("w").partition(".")
+            if slot.isdecimal() and incarnation.isdecimal():
+                self._incarnations[int(slot)] = max(int(incarnation), self._incarnations.get(int(slot), 0))
 
     def remove_dead(self) -> list[WorkerProcess]:
         """The dead, no longer of the staff; a standby has no worker id."""

@@ -12,23 +12,23 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
 
 from poqueue.errors import ConfigError, OrdersError
-from poqueue.simulation import Costs
+from poqueue.simulation import TYPICAL_COSTS, Costs
+from poqueue.span import span_text
 from poqueue.tuning import look_at_machine
 from workers.advice import predict_batch, recommend, rules_of
 from workers.advice_report import NOT_FOR_TUNE, NOT_WRITTEN, as_json, as_text, as_yaml, plain_table
 from workers.measurement import Measurement, measured_from_history
-from workers.past_run import read_past_run
+from workers.past_run import PastRun, read_past_run
 from workers.processing import ProcessorSpec
 from workers.progress import Progress, make_progress
-from workers.quantities import parse_duration, parse_jobs, span_text, usable_cores
-from workers.resolved import Resolved, load_settings
+from workers.quantities import parse_duration, parse_jobs, usable_cores
+from workers.resolved import Resolved, load_settings, render_config
 from workers.run_dir import typed
 from workers.safe_text import safe_text
 from workers.sample import SampleInterruptedError, choose, measure_start, run_sample
@@ -36,6 +36,10 @@ from workers.settings import SETTINGS, RunSettings, given_settings
 from workers.whole_file import check_output
 
 DEFAULT_SAMPLE, DEFAULT_SEED = 20, 1
+SET_FOR_TWO_NUMBERS = {  # what counts beside them, by the advice's names
+    "worker_count": "jobs", "task_timeout": "task_timeout", "max_retries": "max_retries", "retry_delay": "retry_delay",
+    "start_method": "start_method",
+}  # fmt: skip
 
 
 def tune(arguments: argparse.Namespace) -> int:
@@ -87,6 +91,8 @@ def _refuse_what_does_nothing(arguments: argparse.Namespace) -> None:
         for key, flag in (("what_if", "--what-if"), ("write", "--write")):
             if given[key] is not None:
                 raise ConfigError(f"{flag} needs something that was measured: name an order file or a run directory")
+        for key in given_settings(arguments).keys() - {*SET_FOR_TWO_NUMBERS.values(), *NOT_FOR_TUNE}:
+            raise ConfigError(f"{SETTINGS[key].flags[-1]} does nothing without an order file or a run: leave it out")
     for key in NOT_FOR_TUNE:
         if key in given:
             raise ConfigError(f"{SETTINGS[key].flags[-1]} has no meaning for tune: it makes no run directory")
@@ -101,27 +107,33 @@ def _tune_workload(arguments: argparse.Namespace) -> int:
 
     if arguments.tasks is None or arguments.duration is None:
         raise ConfigError("name an order file, a run directory, or --tasks N and --duration D")
+    resolved = _resolve(given_settings(arguments), arguments)
+    settings = resolved.settings
+    shown = {key: value for key, value, _ in render_config(resolved)}
+    now = {name: shown[key] for name, key in SET_FOR_TWO_NUMBERS.items()}
+    queue = TaskQueue(settings.max_retries, settings.retry_delay, settings.task_timeout.seconds)
     try:
         duration_s = parse_duration(arguments.duration, "--duration")
-        jobs = parse_jobs(getattr(arguments, "jobs", "auto"), "--jobs")
-        advice = TaskQueue().optimize_for_workload(arguments.tasks, duration_s, jobs)
+        advice = queue.optimize_for_workload(arguments.tasks, duration_s, settings.jobs)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if arguments.json:
-        print(json.dumps(advice))
+        print(json.dumps({**advice, "now": now}))
         return 0
     reasons = advice.pop("reasons")
-    rows = [(key, _value_text(value), reasons.get(key, "")) for key, value in advice.items()]
-    print(plain_table(rows, ("setting", "advice", "why"), [None, 28, 70]))
+    rows = [(key, now.get(key, ""), _value_text(key, value), reasons.get(key, "")) for key, value in advice.items()]
+    print(plain_table(rows, ("setting", "now", "advice", "why"), [None, None, 28, 66]))
     return 0
 
 
-def _value_text(value: Any) -> str:
+def _value_text(key: str, value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_value_text(item)}" for key, item in value.items())
+        return ", ".join(f"{name}: {_value_text(name, item)}" for name, item in value.items())
     if isinstance(value, list):
-        return " to ".join(map(_value_text, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return " to ".join(_value_text(key, item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.1%}" if key.endswith("_share") else span_text(value)
+    return f"{value // 1_000_000} MB" if key.endswith("_bytes") else str(value)  # as the reasons have it
 
 
 # ---------------------------------------------------------------------- a sample
@@ -161,10 +173,23 @@ def _measure_sample(source: Path, arguments: argparse.Namespace) -> _Measured:
         progress.close()
     measurement = measured_from_history(sample.attempts)
     name = f"{len(places):,} of {len(book.orders):,} POs of {source.name}, run on {jobs} workers in {span_text(sample.seconds)}"
-    measurement = replace(measurement, source=name, costs=sample.costs, jobs=jobs)
+    repeated = len(book.orders) - len({order["po_number"] for order in book.orders})
+    measurement = replace(
+        measurement, source=name, costs=sample.costs, jobs=jobs, repeated=repeated, note=_repeated_text(repeated)
+    )
     if forkserver is not None:
         measurement = replace(measurement, forkserver_costs=sample.costs.with_start_of(forkserver))
     return measurement, book.priorities, resolved
+
+
+def _repeated_text(repeated: int) -> str:
+    """What a prediction that looks at no numbers leaves out."""
+    if not repeated:
+        return ""
+    return (
+        f"{repeated:,} POs have the number of another one (--duplicates separate): there are never two of one number at once, "
+        "which the prediction leaves out; so nothing is advised on the number of workers"
+    )
 
 
 def _measure_forkserver(settings: RunSettings, spec: ProcessorSpec, progress: Progress, jobs: int) -> Costs | None:
@@ -203,31 +228,47 @@ def _measure_run(run_dir: Path, arguments: argparse.Namespace) -> _Measured:
     past = read_past_run(run_dir)
     kept = {key: value for key, value in past.settings.items() if key not in NOT_WRITTEN}
     resolved = _resolve({**kept, **given_settings(arguments)}, arguments)
-    measurement = replace(measured_from_history(past.attempts), source=past.source, jobs=past.jobs, note=past.note)
+    at_once = min(past.jobs, len(past.priorities))
+    measurement = replace(measured_from_history(past.attempts), source=past.source, jobs=at_once, note=past.note)
+    note = "\n".join(filter(None, (past.note, _repeated_text(past.repeated))))
+    measurement = replace(measurement, costs=_fitted(measurement.costs, past), repeated=past.repeated, note=note)
     if not past.seconds:
         return measurement, past.priorities, resolved
-    measurement = _fitted(measurement, past.priorities, resolved.settings, past.seconds)
     rules = rules_of(resolved.settings, usable_cores(), jobs=past.jobs)
     replayed = predict_batch(measurement, past.priorities, rules, runs=0)
     fit = (
         f"the run took {span_text(past.seconds)}; with the pool's costs fitted to it, the simulation takes "
         f"{span_text(replayed.seconds)}"
     )
-    measurement = replace(measurement, note="\n".join(filter(None, (past.note, fit))))
+    measurement = replace(measurement, note="\n".join(filter(None, (note, fit))))
     return measurement, past.priorities, resolved
 
 
-def _fitted(measurement: Measurement, priorities: Sequence[int], settings: RunSettings, seconds: float) -> Measurement:
-    """A run does not tell what lay between its attempts; its whole time does."""
-    rules = rules_of(settings, usable_cores(), jobs=measurement.jobs)
-    for _ in range(3):
-        replayed = predict_batch(measurement, priorities, rules, runs=0)
-        costs = measurement.costs
-        step_s = (seconds - replayed.seconds) * rules.workers / measurement.attempts
-        dispatch_s = max(0.0, costs.dispatch_s + step_s)
-        cpu_s = min(costs.dispatch_cpu_s, costs.dispatch_cpu_s * dispatch_s / max(costs.dispatch_s, 1e-9))
-        measurement = replace(measurement, costs=replace(costs, dispatch_s=dispatch_s, dispatch_cpu_s=cpu_s))
-    return measurement
+def _fitted(costs: Costs, past: PastRun) -> Costs:
+    """With what the run tells of its attempts' gaps, of what lay before and behind all of them, and of replaced workers."""
+    if past.gap_s is not None:
+        cpu_s = min(costs.dispatch_cpu_s, costs.dispatch_cpu_s * past.gap_s / costs.dispatch_s)
+        costs = replace(costs, dispatch_s=past.gap_s, dispatch_cpu_s=cpu_s)
+    if past.seconds:
+        costs = _with_outside(costs, past)
+    if past.replaced_s is None:
+        return costs
+    boot_s = max(0.0, past.replaced_s - costs.leave_s)
+    share = min(1.0, TYPICAL_COSTS.boot_s / boot_s) if boot_s else 0.0  # the rest of it is a setup that waits
+    return replace(costs, boot_s=boot_s, boot_cpu_share=share)
+
+
+def _with_outside(costs: Costs, past: PastRun) -> Costs:
+    pos = len(past.priorities)
+    leaving_s = costs.end_s + costs.report_s * pos + costs.leave_s * min(past.jobs, pos)
+    usual_s = max(costs.start_s, costs.boot_s) + leaving_s
+    if past.outside_s > usual_s:
+        return replace(costs, end_s=costs.end_s + past.outside_s - usual_s)
+    share = past.outside_s / usual_s
+    return replace(
+        costs, start_s=share * costs.start_s, boot_s=share * costs.boot_s, end_s=share * costs.end_s,
+        report_s=share * costs.report_s, leave_s=share * costs.leave_s,
+    )  # fmt: skip
 
 
 def parse_what_if(text: str) -> list[int]:

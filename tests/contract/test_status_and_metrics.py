@@ -215,6 +215,41 @@ def test_there_is_no_eta_while_paused(queue: TaskQueue, clock: Clock) -> None:
 
 
 @pytest.mark.contract("R12")
+def test_there_is_no_eta_while_the_queue_is_held(queue: TaskQueue, clock: Clock) -> None:
+    for number in range(3):
+        queue.add_task(task(f"PO-{number}"))
+    lease_and_take(queue, clock, 2)
+    queue.hold_queue("no memory")
+    assert queue.get_queue_status()["estimated_completion"] is None
+
+    queue.hold_queue("")
+    assert queue.get_queue_status()["estimated_completion"] > 0
+
+
+@pytest.mark.contract("R12", "R15")
+@pytest.mark.parametrize("is_held", [False, True], ids=["paused", "held"])
+@pytest.mark.parametrize("stood_still_s", [20.0, 3600.0])
+def test_the_eta_goes_by_the_time_in_which_tasks_could_run(
+    queue: TaskQueue, clock: Clock, stood_still_s: float, is_held: bool
+) -> None:
+    for number in range(40):
+        queue.add_task(task(f"PO-{number}"))
+    for _ in range(10):
+        lease_and_take(queue, clock, 1)
+
+    queue.hold_queue("no memory") if is_held else queue.pause_queue()
+    clock.advance(stood_still_s)
+    queue.hold_queue("") if is_held else queue.resume_queue()
+    clock.advance(2.0)
+    etas = [queue.get_queue_status()["estimated_completion"]]
+    for _ in range(2):
+        lease_and_take(queue, clock, 1)
+        etas.append(queue.get_queue_status()["estimated_completion"])
+
+    assert etas == [pytest.approx(left, rel=0.1) for left in (30, 29, 28)]
+
+
+@pytest.mark.contract("R12")
 def test_the_eta_grows_with_what_waits(queue: TaskQueue, clock: Clock) -> None:
     queue.add_task(task("PO-0"))
     lease_and_take(queue, clock, 2)
@@ -389,3 +424,31 @@ def test_a_worker_counts_as_busy_while_its_task_runs(queue: TaskQueue, clock: Cl
     clock.advance(30)
 
     assert queue.get_performance_metrics()["worker_utilization"]["w1"] == pytest.approx(1.0)
+
+
+@pytest.mark.contract("R13")
+@pytest.mark.parametrize("end", ["release_worker", "retire_worker"])
+def test_the_time_of_a_worker_ends_when_it_is_gone(queue: TaskQueue, clock: Clock, end: str) -> None:
+    queue.add_task(task())
+    lease_and_take(queue, clock, 30)
+    clock.advance(10)
+    getattr(queue, end)("w1")
+    clock.advance(3600)
+
+    assert queue.get_performance_metrics()["worker_utilization"]["w1"] == pytest.approx(30 / 40)
+
+
+@pytest.mark.contract("R13")
+def test_a_worker_that_is_to_go_works_until_its_last_task_has_ended(queue: TaskQueue, clock: Clock) -> None:
+    queue.add_task(task("PO-0"))
+    queue.add_task(task("PO-1"))
+    lease_and_take(queue, clock, 30)
+    clock.advance(10)
+    last = lease(queue)
+    queue.retire_worker("w1")
+    clock.advance(20)
+    assert queue.get_performance_metrics()["worker_utilization"]["w1"] == pytest.approx(50 / 60)
+    queue.complete_task(last.task_id, "w1", success(20.0))
+    clock.advance(3600)
+
+    assert queue.get_performance_metrics()["worker_utilization"]["w1"] == pytest.approx(50 / 60)

@@ -68,6 +68,16 @@ def test_each_advice_has_its_reason_in_words(queue: TaskQueue) -> None:
     assert all(isinstance(reason, str) and len(reason.split()) > 2 for reason in reasons.values())
 
 
+@pytest.mark.parametrize(("workload", "urgent"), [((10_000, 2.5, 8), "59.4 s"), ((1_000_000, 3600.0, 64), "156 h")])
+def test_the_reason_of_a_threshold_says_how_long_the_urgent_tasks_take(
+    queue: TaskQueue, workload: tuple[int, float, int], urgent: str
+) -> None:
+    reasons = queue.optimize_for_workload(*workload)["reasons"]
+
+    assert f"through in about {urgent}" in reasons["priority_thresholds"]
+    assert "e+0" not in " ".join(reasons.values())
+
+
 @pytest.mark.parametrize("tasks", [0, 1, 3])
 def test_fewer_workers_than_asked_for_are_explained_by_the_tasks_if_there_are_no_more(
     queue: TaskQueue, tasks: int

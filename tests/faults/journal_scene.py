@@ -62,7 +62,13 @@ def snapshot(queue: TaskQueue) -> dict[str, Any]:
         "paused": queue._is_paused,
         "config": queue._config._asdict(),
         "last": (queue._rank, queue._token),
-        "metrics": queue.get_performance_metrics(),
+        "metrics": {
+            **queue.get_performance_metrics(),
+            "worker_utilization": {},
+        },  # how long a worker stayed is not known,
+        "busy_s": {
+            name: one.busy_s for name, one in (queue._metrics._gone | queue._metrics._workers).items()
+        },  # how long it worked is
         "errors": queue.get_error_summary(),
         "workers": {worker: sorted(tasks) for worker, tasks in queue._ledger._by_worker.items()},
     }
@@ -73,7 +79,7 @@ def whole_state(queue: TaskQueue) -> dict[str, Any]:
     """Beside that, all that lives in memory only: a refusal changes none of it."""
     return {
         **snapshot(queue),
-        "status": {**queue.get_queue_status(), "status": "", "reason": ""},
+        "status": {**queue.get_queue_status(), "status": "", "reason": "", "estimated_completion": None},
         "turns": dict(queue._turns),
         "retired": set(queue._retired),
         "next start": queue._next_start,

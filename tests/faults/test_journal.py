@@ -377,12 +377,15 @@ def test_what_cannot_be_written_has_not_happened(
 
 
 def test_the_status_says_why_nothing_starts_and_the_queue_goes_on_by_itself(queue: TaskQueue, clock: Clock) -> None:
-    queue.add_task(task("A"))
+    queue.add_tasks([task("before"), task("A")])
+    lease(queue)
+    clock.advance(1.0)
+    queue.complete_task("before", "w1", success(1.0))
     with faults_at("journal.before_commit"):
         assert lease(queue) is None
 
         status = queue.get_queue_status()
-        assert status["status"] == "PAUSED"
+        assert (status["status"], status["estimated_completion"]) == ("PAUSED", None)
         assert str(journal_of(queue).path) in status["reason"]
         assert "No space left on device" in status["reason"]
         assert "bytes free" in status["reason"]
@@ -1463,6 +1466,60 @@ def test_the_rate_after_a_replay_is_none_that_there_never_was(
 
         assert status["throughput"] <= 1.1
         assert status["estimated_completion"] >= 90.0
+
+
+def test_the_eta_of_a_run_that_was_taken_up_goes_by_the_time_since_then(
+    queue: TaskQueue, clock: Clock, tmp_path: Path
+) -> None:
+    queue.add_tasks([task(f"T{number}") for number in range(100)])
+    for number in range(50):
+        lease(queue)
+        clock.advance(1.0)
+        queue.complete_task(f"T{number}", "w1", success(1.0))
+    clock.advance(3600.0)
+
+    with closing(after_a_crash(queue, tmp_path / "crash", clock)) as again:
+        for number in range(50, 55):
+            lease(again)
+            clock.advance(1.0)
+            again.complete_task(f"T{number}", "w1", success(1.0))
+
+        assert again.get_queue_status()["estimated_completion"] == pytest.approx(45.0, rel=0.1)
+
+
+def test_no_time_in_which_nothing_ran_is_a_workers(queue: TaskQueue, clock: Clock, tmp_path: Path) -> None:
+    """Neither that of a worker which was idle at the crash, nor that of one which was in the middle of something."""
+    queue.add_tasks([task(name) for name in "ABCDE"])
+    for worker_id in ("idle", "works", "works"):
+        name = lease(queue, worker_id)
+        clock.advance(10.0)
+        queue.complete_task(str(name), worker_id, success(5.0))
+    lease(queue, "works")
+    clock.advance(3600.0)
+
+    with closing(after_a_crash(queue, tmp_path / "crash", clock)) as again:
+        again.interrupt_leases(list(again.get_leases()), "killed", is_crash=True)
+        clock.advance(3600.0)
+
+        assert again.get_performance_metrics()["worker_utilization"] == pytest.approx({"idle": 0.5, "works": 0.5})
+        with closing(after_a_crash(again, tmp_path / "another", clock)) as third:
+            assert third.get_performance_metrics()["worker_utilization"] == pytest.approx({"idle": 0.5, "works": 0.5})
+
+
+def test_the_time_of_a_worker_that_outlives_its_queue_goes_on(queue: TaskQueue, clock: Clock, tmp_path: Path) -> None:
+    queue.add_tasks([task(name) for name in "ABC"])
+    lease(queue)
+    clock.advance(10.0)
+    queue.complete_task("A", "w1", success(5.0))
+    lease(queue)
+    clock.advance(10.0)
+
+    with closing(after_a_crash(queue, tmp_path / "crash", clock)) as again:
+        again.complete_task("B", "w1", success(10.0))
+        lease(again)
+        clock.advance(10.0)
+
+        assert again.get_performance_metrics()["worker_utilization"] == {"w1": pytest.approx(25.0 / 30.0)}
 
 
 # ── what JSON cannot hold ────────────────────────────────────────────────────────────────────────────────────────────

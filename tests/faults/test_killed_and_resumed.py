@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -98,6 +99,35 @@ def test_a_run_that_is_through_starts_no_worker_when_it_is_resumed(tmp_path: Pat
     batch.finish(code=5)
 
     assert log.read_text().count("worker started") == started > 0
+
+
+def test_workers_of_a_resumed_run_are_others_than_those_before(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,wait", "C,", jobs=1)
+    with batch.start() as run:
+        wait_until(lambda: "B" in batch.begun(), "the first one is done, and the second one runs")
+        batch.kill_everything(run)
+    (tmp_path / "go").touch()
+
+    batch.finish()
+
+    workers = {row["po_number"]: row["worker"] for row in read_csv(batch.run_dir / "results.csv")}
+    assert workers == {"A": "w1.1", "B": "w1.2", "C": "w1.2"}
+    report = json.loads((batch.run_dir / "report.json").read_text())
+    assert set(report["performance"]["worker_utilization"]) == {"w1.1", "w1.2"}
+    shown = batch.poqueue("report", "r").check(0).out
+    assert re.search(r"^w1 +2 ", shown, re.MULTILINE), shown
+
+
+def test_what_a_resumed_run_is_set_to_is_told_by_where_it_came_from(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", words=("--retries", "1", "--timeout", "40s"))
+    with batch.start() as run:
+        run.wait().check(0)
+
+    batch.finish("--timeout", "50s", code=5)
+
+    told = json.loads((batch.run_dir / "report.json").read_text())["run"]["settings"]
+    assert told["max_retries"] == {"value": 1, "from": "run.json"}
+    assert told["task_timeout"] == {"value": "50s", "from": "command line"}
 
 
 @pytest.mark.slow

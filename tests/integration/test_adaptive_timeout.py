@@ -40,6 +40,31 @@ def test_a_hang_is_cut_off_by_the_median_and_then_gets_the_most(tmp_path: Path) 
     assert ended.out and APP_DIR.exists()
 
 
+@pytest.mark.once
+def test_what_a_processor_states_shortens_no_limit(tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("po_number,supplier,amount\n" + "\n".join(ROWS[:24]) + "\n")
+    (tmp_path / "states.py").write_text(
+        "import time\n"
+        "from poqueue import TaskResult\n"
+        "def process(po):\n"
+        "    time.sleep(0.2)\n"
+        "    return TaskResult(True, processing_time=0.001)\n"
+    )
+
+    poqueue(
+        "run", "orders.csv", "-p", "states:process", "--app-dir", ".", "-j", "4", "--timeout", "2000%,60s",
+        "--timeout-floor", "100ms", "--retries", "0", "--run-dir", "r", "-q", cwd=tmp_path,
+    ).check(0)  # fmt: skip
+
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    learned = report["performance"]["adaptive_timeouts"]
+    shown = json.loads(poqueue("report", "r", "--format", "json", cwd=tmp_path).check(0).out)["time_limits"]
+    assert learned["ACME"]["median_s"] >= 0.2
+    assert {limit["supplier"]: limit["limit_s"] for limit in shown} == pytest.approx(
+        {group: seen["limit_s"] for group, seen in learned.items()}, abs=0.02
+    )
+
+
 @pytest.mark.parametrize("given", ["100%", "50%", "200", "200%,0s", "-200%", "%", "1e3%"])
 def test_a_share_that_makes_no_sense_is_refused(given: str, tmp_path: Path) -> None:
     (tmp_path / "orders.csv").write_text("po_number\nA\n")

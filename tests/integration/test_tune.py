@@ -265,12 +265,52 @@ def test_a_run_without_a_journal_is_learned_from_by_its_report(tmp_path: Path) -
     assert "kept no journal" in ended.out
 
 
+@pytest.mark.once
+def test_a_delay_between_starts_is_predicted_once(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, *["ok"] * 24)
+    words = (*BEHAVE, "--delay", "100ms", "--json")
+
+    found = json.loads(tune(tmp_path, temporary, str(path), *words, "--sample", "12").check(0).out)
+
+    assert found["predicted"]["now"]["seconds"] == pytest.approx(2.4, abs=0.8)
+    assert found["measured"]["costs"]["dispatch_s"] < 0.05
+
+
+@pytest.mark.once
+def test_rows_of_one_number_that_run_apart_are_told_to_be_left_out(tmp_path: Path, temporary: Path) -> None:
+    path = orders(tmp_path, *["ok"] * 6)
+    path.write_text(path.read_text() + "PO-1,ACME,1.00,ok\nPO-1,ACME,1.00,ok\n")
+
+    ended = tune(tmp_path, temporary, str(path), *BEHAVE, "--duplicates", "separate").check(0)
+
+    assert "2 POs have the number of another one" in ended.out
+
+
 def test_two_numbers_are_enough_for_rough_advice(tmp_path: Path) -> None:
     text = poqueue("tune", "--tasks", "1000", "--duration", "2s", "-j", "4", cwd=tmp_path).check(0)
     found = json.loads(poqueue("tune", "--tasks", "1000", "--duration", "2s", "--json", cwd=tmp_path).check(0).out)
 
     assert "queue_size_limit" in text.out and "as given" in text.out
     assert found["based_on"]["durations"] == "given"
+
+
+@pytest.mark.once
+def test_two_numbers_are_advised_on_as_set_wherever_that_is(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("jobs: 7\nmax_retries: 9\n", encoding="utf-8")
+    words = ("tune", "--tasks", "10000000", "--duration", "2s", "--timeout", "44s", "--retry-delay", "7s")
+
+    def advised(*more: str) -> Ended:
+        return poqueue(*words, *more, cwd=tmp_path, env={"POQUEUE_MAX_RETRIES": "8", "POQUEUE_CONFIG": "c.yaml"}).check(
+            0
+        )
+
+    found, text = json.loads(advised("--json").out), advised().out
+
+    assert (found["worker_count"], found["max_retries"], found["retry_delay"]) == (7, 8, 7.0)
+    assert found["now"] == {
+        "worker_count": 7, "task_timeout": "44s", "max_retries": 8, "retry_delay": "7s", "start_method": "spawn"
+    }  # fmt: skip
+    assert "44s" in text and "e+0" not in text
 
 
 @pytest.mark.once
@@ -297,6 +337,9 @@ def test_two_numbers_are_enough_for_rough_advice(tmp_path: Path) -> None:
         ((".", "--sample", "5"), 2, "--sample is for a sample"),
         (("--tasks", "5", "--duration", "1s", "--seed", "5"), 2, "--seed is for a sample"),
         (("--what-if", "jobs=2"), 2, "needs something that was measured"),
+        (("--tasks", "5", "--duration", "1s", "--config", "missing.yaml"), 2, "missing.yaml"),
+        (("--tasks", "5", "--duration", "1s", "--delay", "1s"), 2, "--delay does nothing"),
+        (("--tasks", "5", "--duration", "1s", "-p", "a:b"), 2, "--processor does nothing"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_advised(tmp_path: Path, words: tuple[str, ...], code: int, says: str) -> None:

@@ -42,9 +42,12 @@ def test_an_attempt_after_one_that_was_cut_off_has_the_tasks_own_limit() -> None
 
 
 def test_a_wish_for_a_retry_does_not_hide_that_the_attempt_was_cut_off() -> None:
-    queue = TaskQueue(max_retries=2, retry_delay=0.0, task_timeout=300.0, timeout_share=2.0, timeout_floor=1.0)
+    now = [100.0]
+    queue = TaskQueue(2, 0.0, 300.0, timeout_share=2.0, timeout_floor=1.0, clock=lambda: now[0])
     queue.add_tasks([ProcessingTask(f"t{n}", {"po_number": f"P{n}"}) for n in range(MIN_SAMPLES + 1)])
-    for lease in queue.exchange("w", limit=MIN_SAMPLES).leases:
+    leases = queue.exchange("w", limit=MIN_SAMPLES).leases
+    now[0] += 5.0
+    for lease in leases:
         queue.complete_task(lease.task_id, "w", TaskResult(True, [], 5.0))
     [lease] = queue.exchange("w").leases
     assert lease.task_timeout == 10.0

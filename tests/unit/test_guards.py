@@ -37,6 +37,19 @@ def test_it_holds_below_the_limit_and_goes_on_with_some_room_above(tmp_path: Pat
     assert "memory" in said[1] and "--memfree" in said[1]
 
 
+def test_the_room_above_a_large_limit_is_small_and_said(tmp_path: Path) -> None:
+    limit, mebibyte = 20 * 1024**3, 1024**2
+    available = [0]
+    guard = MachineGuard(tmp_path, memory_bytes=limit, memory_available=lambda: available[0])
+
+    said = []
+    for available[0] in (limit - mebibyte, limit + 63 * mebibyte, limit + 64 * mebibyte):
+        said.append(guard.reason())
+
+    text = "new POs wait: memory available is below 20G (--memfree), and go on from 20544M"
+    assert said == [text, text, ""]
+
+
 def test_memory_and_disk_are_told_together(tmp_path: Path) -> None:
     guard = MachineGuard(tmp_path, 1000, 1000, memory_available=lambda: 1, disk_free=lambda folder: 1)
 

@@ -33,6 +33,10 @@ def test_once_all_is_added_the_queue_says_how_long_it_takes() -> None:
     assert "25s to go" in told
 
 
+def test_the_pace_is_told_without_an_exponent() -> None:
+    assert "\n17,300 POs/s, " in _status_text({**STATUS, "throughput": 17_300.0, "view": VIEW})
+
+
 @pytest.mark.parametrize(("word", "value"), [("drain", None), ("stop", None), ("scale", 1), ("scale", 256)])
 def test_an_order_arrives_as_it_was_given(word: str, value: Any) -> None:
     assert read_order(order(word, value)) == (word, value)

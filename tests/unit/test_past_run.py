@@ -11,6 +11,7 @@ from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError, JournalError
 from poqueue.records import Kind
 from tests.unit.sample_journal import JournalMaker
+from workers.cli import main
 from workers.measurement import measured_from_history
 from workers.past_run import attempts_of_report, read_past_run
 from workers.run_record import RunRecord
@@ -126,6 +127,17 @@ def test_a_run_that_has_not_come_to_its_end_is_learned_from_as_far_as_it_got(tmp
     assert "did not come to its end" in past.note and "1 of 3 POs" in past.note and "1 attempts" in past.note
 
 
+def test_of_a_run_that_has_not_ended_the_failed_attempts_of_what_waits_are_told_apart(tmp_path: Path) -> None:
+    with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
+        journal.end(Kind.COMPLETED, journal.lease(journal.add("A"), "w1.1", 1.0), 2.5, seconds=1.5)
+        journal.end(Kind.RETRY, journal.lease(journal.add("B"), "w1.1", 3.0), 3.5, seconds=0.5, error_type="ValueError")
+
+    past = read_past_run(tmp_path)
+
+    assert [(one.po_number, one.outcome) for one in past.attempts] == [("A", "completed"), ("B", "retry")]
+    assert "the 1 of 2 POs that have ended, and from failed attempts at 1 that has not" in past.note
+
+
 @pytest.mark.parametrize("cause", ["resumed", "halted", "scaled up", "paused"])
 def test_its_time_counts_only_if_it_was_one_stretch_of_work(tmp_path: Path, cause: str) -> None:
     with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
@@ -141,6 +153,72 @@ def test_its_time_counts_only_if_it_was_one_stretch_of_work(tmp_path: Path, caus
     a_report(tmp_path, settings={**jobs, **limits}, **more)
 
     assert read_past_run(tmp_path).seconds is None
+
+
+def test_what_lay_between_attempts_and_around_them_is_told_apart(tmp_path: Path) -> None:
+    with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
+        for number in range(20):
+            worker, start = f"w{number % 2 + 1}.1", 2.0 + number // 2 * 1.01
+            lease = journal.lease(journal.add(str(number)), worker, start)
+            journal.end(Kind.COMPLETED, lease, start + 1.0, seconds=1.0)
+        retried = journal.lease(journal.add("late"), "w1.1", 12.1)
+        journal.end(Kind.RETRY, retried, 12.2, seconds=0.1, error_type="ValueError")
+        journal.end(Kind.COMPLETED, journal.lease(21, "w1.1", 17.2), 17.3, seconds=0.1)
+    a_report(tmp_path, seconds=20.0)
+
+    past = read_past_run(tmp_path)
+
+    assert past.gap_s == pytest.approx(0.01, abs=1e-3)  # and not the wait for the retry
+    assert past.outside_s == pytest.approx(20.0 - 15.3, abs=1e-3)
+
+
+def test_how_long_workers_that_replace_others_took_is_told_by_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with JournalMaker(a_run(tmp_path, jobs=1, max_tasks_per_worker=1) / "journal.sqlite") as journal:
+        for number in range(20):
+            lease = journal.lease(journal.add(str(number)), f"w1.{number + 1}", 1.0 + number * 1.5)
+            journal.end(Kind.COMPLETED, lease, 2.0 + number * 1.5, seconds=1.0)
+    told = {"jobs": 1, "max_retries": 1, "max_tasks_per_worker": 1}
+    a_report(tmp_path, seconds=31.0, settings={key: {"value": one, "from": "x"} for key, one in told.items()})
+
+    main(["tune", str(tmp_path), "--json"])
+
+    assert read_past_run(tmp_path).replaced_s == pytest.approx(0.5, abs=1e-3)
+    assert json.loads(capsys.readouterr().out)["predicted"]["now"]["seconds"] == pytest.approx(31.0, rel=0.03)
+
+
+@pytest.mark.parametrize("other", [[1], []], ids=["after its first PO", "before it had one"])
+def test_a_run_that_was_scaled_down_is_not_as_set(other: list[int], tmp_path: Path) -> None:
+    with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
+        for number in range(10):
+            worker, start = ("w1.1", number * 1.0) if number not in other else ("w2.1", 0.0)
+            lease = journal.lease(journal.add(str(number)), worker, start)
+            journal.end(Kind.COMPLETED, lease, start + 1.0, seconds=1.0)
+    a_report(tmp_path, seconds=10.5)
+
+    assert read_past_run(tmp_path).seconds is None
+
+
+def test_what_a_run_of_few_pos_took_to_start_is_no_cost_of_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with JournalMaker(a_run(tmp_path, jobs=64) / "journal.sqlite") as journal:
+        for number in range(16):
+            lease = journal.lease(journal.add(str(number)), f"w{number}.1", 4.0)
+            journal.end(Kind.COMPLETED, lease, 5.0, seconds=1.0)
+    jobs = {"jobs": {"value": 64, "from": "default"}, "max_retries": {"value": 1, "from": "default"}}
+    used = {"cpu_s": 0.016, "busy_s": 16.0, "queued_s": 0.0, "max_rss_bytes": 50_000_000}
+    a_report(tmp_path, seconds=6.0, workers_used=used, settings=jobs)
+
+    main(["tune", str(tmp_path), "--json", "--what-if", "jobs=4,16,64"])
+
+    found = json.loads(capsys.readouterr().out)
+    four, sixteen, more = found["what_if"]
+    assert four["seconds"] == pytest.approx(9.0, rel=0.1)
+    assert sixteen["seconds"] == pytest.approx(more["seconds"]) == pytest.approx(6.0, rel=0.2)
+    assert more["memory_bytes"] == sixteen["memory_bytes"] == 16 * 50_000_000
+    assert found["predicted"]["now"]["seconds"] == pytest.approx(more["seconds"], rel=0.01)
 
 
 def test_giving_up_before_the_last_retry_is_for_good(tmp_path: Path) -> None:
@@ -159,6 +237,14 @@ def test_what_was_set_is_kept_and_what_stands_by_itself_is_not(tmp_path: Path) -
     assert (settings["processor"], settings["max_retries"]) == ("site:Session", 1)
 
 
+def test_pos_that_share_a_number_are_counted(tmp_path: Path) -> None:
+    with JournalMaker(a_run(tmp_path, duplicates="separate") / "journal.sqlite") as journal:
+        for name in "AABCCC":
+            journal.end(Kind.COMPLETED, journal.lease(journal.add(name), "w1.1", 1.0), 2.5, seconds=1.5)
+
+    assert read_past_run(tmp_path).repeated == 3
+
+
 def test_a_run_without_a_journal_is_learned_from_by_its_report_and_that_is_said(tmp_path: Path) -> None:
     queue = TaskQueue(max_retries=1)
     queue.add_task(ProcessingTask("A", {"po_number": "A"}))
@@ -172,7 +258,7 @@ def test_a_run_without_a_journal_is_learned_from_by_its_report_and_that_is_said(
 
     assert [(one.po_number, one.seconds, one.outcome) for one in past.attempts] == [("A", 1.5, "completed")]
     assert "no journal" in past.note and "report.json" in past.note
-    assert past.seconds == 9.0
+    assert past.seconds is None
 
 
 def test_a_journal_that_is_lost_is_told_and_not_made_up_for(tmp_path: Path) -> None:

@@ -515,6 +515,7 @@ def test_a_task_result_is_taken_as_it_is() -> None:
         TaskResult(True, None),  # type: ignore[arg-type]
         TaskResult(True, "a.pdf"),  # type: ignore[arg-type]
         TaskResult(True, processing_time="x"),  # type: ignore[arg-type]
+        TaskResult(True, processing_time=1e300), TaskResult(True, processing_time=10**400),
         TaskResult(True, processing_time=float("nan")), TaskResult(True, processing_time=-1.0), TaskResult(1),  # type: ignore[arg-type]
         TaskResult(True, data=None),  # type: ignore[arg-type]
         TaskResult(True, data=[1]),  # type: ignore[arg-type]

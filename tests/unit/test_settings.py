@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from poqueue.errors import ConfigError
 from workers.quantities import usable_cores
@@ -500,6 +502,49 @@ def test_the_rendered_configuration_is_json_and_a_file_takes_it_back(tmp_path: P
     text = json.dumps({key: value for key, value in values.items() if key != "check"})
     assert from_file(tmp_path, text).settings == resolved.settings
     assert [key for key, _, _ in rendered] == [field.name for field in fields(RunSettings)]
+
+
+_numbers = st.decimals("0.0000001", "1000000", places=7).map(lambda number: f"{number:f}")
+_durations = st.builds("{}{}".format, _numbers, st.sampled_from(["ms", "s", "m", "h", "d", ""]))
+_sizes = st.builds("{}{}".format, _numbers, st.sampled_from(["K", "M", "G", "T", ""]))
+_words = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), min_size=1, max_size=5)
+GIVEN: dict[str, st.SearchStrategy[Any]] = {  # of settings with a form of their own
+    "task_timeout": _durations | st.builds("{}%,{}".format, _numbers, _durations) | st.builds("{}%".format, _numbers),
+    "halt": st.builds("{},{}={}{}".format, *map(st.sampled_from, (["soon", "now"], ["fail", "success", "done"])),
+                      _numbers, st.sampled_from(["%", ""])),
+    "options": st.dictionaries(_words, _words),
+    "map": st.dictionaries(_words, _words),
+    "report": st.lists(st.builds("{}.json".format, _words)),
+}  # fmt: skip
+_anything = (
+    _numbers | _durations | _sizes | _words | st.sampled_from(["true", "fork", "full", "none", "tab", "m:a", "50%"])
+)
+
+
+@given(st.data(), st.sampled_from(sorted(SETTINGS)))
+def test_what_is_shown_of_a_setting_is_read_back_exactly(data: st.DataObject, key: str) -> None:
+    entry = SETTINGS[key]
+    try:
+        value = entry.parse(data.draw(GIVEN.get(key, _anything)), key)
+    except ValueError:
+        assume(False)
+
+    shown = json.loads(json.dumps(entry.show(value)))  # as run.json keeps it
+
+    assert entry.parse(shown, key) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [
+        ("task_timeout", "100.0001%,5m"),
+        ("halt", "now,done=0.0000001%"),
+        ("retry_delay", "0.1234567s"),
+        ("grace", "1.5s"),
+    ],
+)
+def test_a_setting_is_shown_with_all_its_digits(key: str, given: str) -> None:
+    assert SETTINGS[key].show(SETTINGS[key].parse(given, key)) == given
 
 
 def test_the_table_documents_every_setting() -> None:

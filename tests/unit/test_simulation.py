@@ -248,6 +248,24 @@ def test_workers_beyond_the_cores_are_started_when_the_queue_is_there() -> None:
     assert run(tasks(1.0, 1.0), Rules(2, cores=2), replace(costs, boot_s=1.5)).makespan_s == pytest.approx(3.5)
 
 
+def test_starts_are_a_delay_apart_however_many_workers_there_are() -> None:
+    found = run(tasks(*[1.0] * 10), Rules(10, start_delay=0.5))
+    again = run([(FAILS, WELL)] * 2, Rules(2, start_delay=3.0, retry_delay=0.0))
+
+    assert found.makespan_s == pytest.approx(9 * 0.5 + 1.0)
+    assert again.makespan_s == pytest.approx(3 * 3.0 + 1.0)
+    assert run(tasks(*[1.0] * 10), Rules(1, start_delay=0.5)).makespan_s == pytest.approx(10.0)
+
+
+def test_a_worker_is_replaced_after_as_many_attempts_as_it_may_make() -> None:
+    costs = Costs(boot_s=0.5, boot_cpu_share=0.0, setup_s=0.25, leave_s=0.1)
+
+    found = run(tasks(*[1.0] * 6), Rules(1, max_tasks_per_worker=2), costs)
+
+    up_s = 0.5 + 0.25
+    assert found.makespan_s == pytest.approx(up_s + 2 * (2.0 + 0.1 + up_s) + 2.0 + 0.1)
+
+
 def test_a_batch_that_cannot_end_is_refused() -> None:
     with pytest.raises(ValueError, match="timeout"):
         run([(HANGS,)], Rules(1))

@@ -16,7 +16,7 @@ from poqueue import ProcessingTask, TaskQueue, TaskResult, tuning
 from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError, OrdersError
 from poqueue.metrics import DurationHistogram
-from poqueue.simulation import Costs
+from poqueue.simulation import COMPLETED, RETRY, Costs
 from poqueue.tuning import Machine
 from workers import advice as tuned
 from workers.advice import recommend
@@ -140,6 +140,18 @@ def test_two_tasks_of_one_po_number_stay_two() -> None:
     assert len(measured_from_history([well(1), well(1)]).histories) == 2
 
 
+def test_a_po_that_waits_for_its_retry_is_no_po_that_fails_for_ever() -> None:
+    measurement = measured_from_history([*(well(n) for n in range(20)), badly(77, kind=TIMEOUT_ERROR, seconds=300.0)])
+
+    found = advised(measurement, pos=21)
+
+    assert (measurement.retried, measurement.recovered, measurement.retries) == (1, 0, 0)
+    assert [(one.seconds, one.outcome) for one in measurement.histories[-1]] == [
+        (math.inf, RETRY), (1.0, COMPLETED)
+    ]  # fmt: skip
+    assert (found["predicted"]["now"]["attempts"], found["predicted"]["now"]["failed"]) == (22, 0)
+
+
 def test_an_interrupted_attempt_says_nothing() -> None:
     found = measured_from_history([badly(1, "interrupted"), well(1)])
 
@@ -233,6 +245,14 @@ def test_hopeless_pos_get_one_retry_and_those_that_recover_as_many_as_they_need(
     assert advised(measured_from_history(helped[:20]))["advice"]["max_retries"]["advice"] == 3
 
 
+def test_what_may_fail_unseen_is_told_by_the_rule_of_three_only_where_nothing_failed() -> None:
+    smooth = measured_from_history([well(n) for n in range(20)])
+    rough = measured_from_history([*(well(n) for n in range(10)), *(badly(n, "failed") for n in range(10, 20))])
+
+    assert "up to 15.0% of all POs may still need some" in advised(smooth)["advice"]["max_retries"]["why"]
+    assert "rule of three" not in advised(rough)["advice"]["max_retries"]["why"]
+
+
 @pytest.mark.parametrize(
     ("cpu_s", "retried", "delay_s"),
     [(0.97, True, 0.1), (0.97, False, 5.0), (0.8, True, 5.0), (0.05, True, 5.0), (None, True, 5.0)],
@@ -305,6 +325,29 @@ def test_a_start_that_was_not_compared_stays_as_set(method: str, why: str) -> No
 
     assert (item.now, item.advice) == (method, method)
     assert why in item.why
+
+
+def test_what_spaces_the_starts_and_what_replaces_workers_is_in_the_prediction() -> None:
+    measurement = measured_from_history([well(n, 0.01, 0.0001) for n in range(20)])
+
+    plain = recommend(measurement, [5] * 200, RunSettings(jobs=2), MACHINE)
+    spaced = recommend(measurement, [5] * 200, RunSettings(jobs=2, start_delay=0.1), MACHINE)
+    replaced = recommend(measurement, [5] * 200, RunSettings(jobs=2, max_tasks_per_worker=1), MACHINE)
+
+    assert spaced.now.seconds == pytest.approx(20.0, rel=0.05)
+    assert spaced.items[0].advice == 1  # more wait for their turn
+    assert replaced.now.seconds > 5 * plain.now.seconds
+
+
+def test_where_pos_share_a_number_nothing_is_advised_on_workers() -> None:
+    measurement = replace(measured_from_history([well(n, 1.0, 0.01) for n in range(20)]), repeated=7)
+    settings = RunSettings(jobs=3, duplicates="separate")
+
+    found = recommend(measurement, [5] * 200, settings, MACHINE, [1, 8])
+
+    assert (found.items[0].advice, found.stops_paying_at) == (3, None)
+    assert "never two of one number" in found.items[0].why
+    assert "stops paying" not in as_text(measurement, found, 200)
 
 
 def test_what_if_shows_each_and_where_it_stops_paying() -> None:
@@ -433,6 +476,21 @@ def test_measured_retries_are_in_the_prediction() -> None:
     assert rough.optimize_for_workload(1000, 1.0, 2)["predicted_completion_s"] == pytest.approx(
         1.5 * expected, rel=0.05
     )
+
+
+def test_a_retry_that_has_not_ended_says_nothing_against_retries() -> None:
+    clock = Clock()
+    queue = TaskQueue(clock=clock)
+    worked(queue, clock, [1.0] * 30)
+    queue.add_task(ProcessingTask(po_data={"po_number": "PO-waits"}))
+    task = queue.get_next_task("w")
+    assert task is not None and queue.retry_task(task.task_id, {"error_type": "ValueError", "error": "no"})
+
+    advice = queue.optimize_for_workload(1000, 1.0, 2)
+
+    assert advice["max_retries"] == 3
+    assert "no retry has ended yet" in advice["reasons"]["max_retries"]
+    assert advice["predicted_completion_s"] == pytest.approx(500.0 * 31 / 30, rel=0.05)
 
 
 @given(st.lists(st.floats(1e-5, 1e5), min_size=1, max_size=200))
