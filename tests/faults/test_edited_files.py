@@ -502,9 +502,9 @@ def test_runs_tells_the_states_apart(tmp_path: Path) -> None:
         run.send(signal.SIGINT)
         run.wait().check(130)
     assert runs(batch) == ["interrupted"]
-    (tmp_path / "go").touch()
-    batch.finish("--halt", "now,fail=1", code=4)
+    batch.finish("--halt", "now,fail=1", "-j", "4", code=4)  # A and B wait while C fails
     assert runs(batch) == ["halted"]
+    (tmp_path / "go").touch()
     batch.finish(code=1)
     assert runs(batch) == ["finished"]
     batch.poqueue("run", "--resume", "r").check(5)
