@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from poqueue.simulation import TYPICAL_COSTS
 from tests.integration.console import APP_DIR, BEHAVE, ROOT, SAMPLE, Ended, poqueue, started, tree, wait_until
 from workers.measuring import WARM_UP_S
 
@@ -272,8 +273,8 @@ def test_a_delay_between_starts_is_predicted_once(tmp_path: Path, temporary: Pat
 
     found = json.loads(tune(tmp_path, temporary, str(path), *words, "--sample", "12").check(0).out)
 
-    assert found["predicted"]["now"]["seconds"] == pytest.approx(2.4, abs=0.8)
-    assert found["measured"]["costs"]["dispatch_s"] < 0.05
+    assert found["predicted"]["now"]["seconds"] >= 23 * 0.1
+    assert found["measured"]["costs"]["dispatch_s"] == TYPICAL_COSTS.dispatch_s
 
 
 @pytest.mark.once
