@@ -107,8 +107,8 @@ class Feeder:
 
     @property
     def due(self) -> float | None:
-        """When a lot is to be sent that was refused, or held back to be counted."""
-        return self._not_before if self._lots and self._sent is None else None
+        """When a lot is to be made, or sent that was refused, or held back to be counted."""
+        return self._not_before if self._sent is None and not self.is_done else None
 
     def turn(self, wait_s: float = 0.0) -> bool:
         """One step: hear that a lot was taken, send the next one, make the one after it. False if there was nothing to do.

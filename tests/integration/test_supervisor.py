@@ -793,10 +793,14 @@ def test_what_is_still_to_be_added_is_shown_as_waiting(tmp_path: Path, monkeypat
     assert all(s.succeeded + s.failed + s.running + s.retrying + s.pending == 3000 for s in seen)
 
 
-def test_what_was_held_back_for_a_look_is_added_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hear_s", [0.0, 10.0])
+def test_what_was_held_back_for_a_look_is_added_after_it(
+    hear_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervisor_module, "SHOW_S", 0.0)
     monkeypatch.setattr(supervisor_module, "QUEUE_TURN_S", 0.001)  # a look after each lot,
-    monkeypatch.setattr(feeder_module, "HEAR_S", 0.0)  # which is still on its way then
+    monkeypatch.setattr(feeder_module, "HEAR_S", hear_s)  # which is still on its way then, or has just been taken
+    monkeypatch.setattr(feeder_module, "LOTS_AHEAD", 0)  # and no other one is made yet,
     monkeypatch.setattr(supervisor_module, "TICK_S", 600.0)  # and nothing else wakes the loop
 
     with on_stage(tmp_path, on_show=lambda snapshot: None) as (supervisor, play):
