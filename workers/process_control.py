@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # else where it is used: it would take a tenth of a program's
 
 RUN_MARK = "POQUEUE_RUN_ID"
 PROCESS_MARK = "POQUEUE_RUN_ID_OF_PROCESS"
-PRELOADED = ["workers.worker"]  # what all but one of its processes import; it starts no thread
+PRELOADED = ["workers.preload"]  # it starts no thread
+_BEFORE_US = {"hashlib", "hmac"}  # what it imports, and this process not yet
 _MAX_ROUNDS = 50
 
 
@@ -62,7 +63,7 @@ def _is_shadowed(folder: StrPath) -> bool:
     The fork server looks for modules in the current folder first: there may be a secrets.py of the user's.
     """
     try:
-        names = [name for name in os.listdir(folder) if name.partition(".")[0] in sys.modules]
+        names = [name for name in os.listdir(folder) if name.partition(".")[0] in sys.modules.keys() | _BEFORE_US]
     except OSError:  # it is gone, or closed to us
         return True
     paths = [os.path.join(os.path.abspath(folder), name) for name in names]

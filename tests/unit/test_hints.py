@@ -25,7 +25,7 @@ LATER = {
 }
 
 
-@pytest.mark.parametrize("modules", ["workers.supervisor", "workers.worker, poqueue.server"])
+@pytest.mark.parametrize("modules", ["workers.supervisor", "workers.worker, poqueue.server", "workers.preload"])
 def test_what_every_process_loads_loads_nothing_that_only_some_need(modules: str) -> None:
     # without site, which is not ours: an editable install brings pathlib
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {modules}; print(*sys.modules)"

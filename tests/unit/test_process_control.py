@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -420,7 +421,7 @@ def test_signals_are_held_only_in_the_thread_that_starts() -> None:
 
 @pytest.mark.parametrize(
     ("name", "is_shadowed"),
-    [("pickle.py", True), ("workers/__init__.py", True), ("orders.csv", False), ("json/x", False)],
+    [("pickle.py", True), ("hmac.py", True), ("workers/__init__.py", True), ("orders.csv", False), ("json/x", False)],
 )
 def test_the_fork_server_preloads_nothing_where_a_file_has_the_name_of_a_module(
     name: str, is_shadowed: bool, tmp_path: Path
@@ -431,6 +432,39 @@ def test_the_fork_server_preloads_nothing_where_a_file_has_the_name_of_a_module(
 
     assert control._is_shadowed(tmp_path) is is_shadowed
     assert not control._is_shadowed(Path(control.__file__).parents[1])
+
+
+def test_the_fork_server_imports_what_only_workers_need_after_its_first_fork(tmp_path: Path) -> None:
+    """Which is that of the queue's process: it need not wait for that, and finds the rest."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+            import multiprocessing
+            import sys
+
+            def tell(end):
+                end.send([name in sys.modules for name in ("poqueue.events", "workers.worker")])
+
+            if __name__ == "__main__":
+                from workers.process_control import start_forkserver
+
+                start_forkserver()
+                context = multiprocessing.get_context("forkserver")
+                for _ in range(2):
+                    ours, theirs = context.Pipe()
+                    process = context.Process(target=tell, args=(theirs,))
+                    process.start()
+                    print(*ours.recv())
+                    process.join()
+        """)
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    done = subprocess.run(
+        [sys.executable, script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == ["True", "False", "True", "True"], done.stderr
 
 
 # ── what a process says of itself ────────────────────────────────────────────────────────────────────────────────────
