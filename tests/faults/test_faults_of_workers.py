@@ -649,14 +649,12 @@ def test_a_system_without_semaphores_runs_a_batch(tmp_path: Path) -> None:
         """)
     )
     write_orders(tmp_path / "o.csv", "A,ok", "B,ok")
-    before = set(os.listdir("/dev/shm"))
 
     ended = poqueue(
         "run", "o.csv", "-j", "2", "--run-dir", "r", cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}/site:{ROOT}"}
     ).check(0)
 
-    assert "2 succeeded" in ended.err
-    assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith(("sem.", "psm_", "pym-"))}
+    assert "2 succeeded" in ended.err  # where every semaphore is refused
 
 
 # ── C46: a manager that does not close ───────────────────────────────────────────────────────────────────────────────
