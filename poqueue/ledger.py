@@ -182,7 +182,9 @@ class Ledger:
 
     def held_since(self) -> dict[str, float]:
         """When each worker that holds leases now got the first of them, monotonic seconds."""
-        return {worker_id: min(entry.leased for entry in held.values()) for worker_id, held in self._held.items()}
+        # a signal handler may read in the middle of a step, where there is an empty one
+        held = ((worker_id, held) for worker_id, held in self._held.items() if held)
+        return {worker_id: min(entry.leased for entry in entries.values()) for worker_id, entries in held}
 
     def move(self, entries: Iterable[Entry], status: S, now: float = 0.0) -> None:
         """Follow one arrow of the table, each of these tasks. To COMPLETED or FAILED: `now` is remembered, for retention."""

@@ -62,8 +62,9 @@ def _is_shadowed(folder: StrPath) -> bool:
 
     The fork server looks for modules in the current folder first: there may be a secrets.py of the user's.
     """
+    known = sys.modules.keys() | _BEFORE_US
     try:
-        names = [name for name in os.listdir(folder) if name.partition(".")[0] in sys.modules.keys() | _BEFORE_US]
+        names = [name for name in os.listdir(folder) if name.partition(".")[0] in known]
     except OSError:  # it is gone, or closed to us
         return True
     paths = [os.path.join(os.path.abspath(folder), name) for name in names]

@@ -35,7 +35,8 @@ class ProcessorCheck:
             return
         self._output = tempfile.TemporaryFile(prefix="poqueue-check-")  # noqa: SIM115  (closed by close)
         path = f"/proc/{os.getpid()}/fd/{self._output.fileno()}"  # it has no name of its own, which a kill -9 would leave behind
-        context = get_context("spawn")
+        is_fork = start_method == "fork" and not isinstance(spec.target, str)  # which need not be importable anew
+        context: Any = get_context("fork" if is_fork else "spawn")
         self._answers, answer = context.Pipe(duplex=False)
         self._id = f"check-{os.getpid()}-{os.urandom(4).hex()}"
         marks = {control.RUN_MARK: self._id, control.PROCESS_MARK: self._id}
@@ -121,7 +122,7 @@ def _is_known(spec: ProcessorSpec, start_method: str) -> bool:
     if isinstance(spec.target, str):
         return True
     check_importable(spec.target, start_method)
-    return start_method == "fork" or not isinstance(spec.target, type)  # who forks need not be able to import it anew
+    return not isinstance(spec.target, type)
 
 
 def _check(

@@ -33,10 +33,11 @@ START_TOLERANCE_S = 0.02  # both times come from the same counter of the kernel;
 
 @dataclass(slots=True)
 class LeftBehind:
-    """What dead workers knew: reports by lease token, and the tokens of what was in hand."""
+    """What dead workers knew: reports by lease token, the tokens of what was in hand, and their ids."""
 
     reports: dict[int, Report] = field(default_factory=dict)
     begun: set[int] = field(default_factory=set)
+    worker_ids: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
 
     def remove(self) -> None:
@@ -104,6 +105,7 @@ def read_left_behind(run_dir: Path) -> LeftBehind:
 
 def _read_worker(folder: Path, found: LeftBehind) -> None:
     files = WorkerReader.of_dead(folder)
+    found.worker_ids.append(files.worker_id())
     reports = files.untold_reports()
     found.reports |= {report.token: report for report in reports}
     token = files.status().token

@@ -96,7 +96,8 @@ class Staff:
         if missing and needed is not None:
             missing = missing[: max(0, needed() - sum(worker.takes_more for worker in self.workers))]
         for slot in missing:
-            self._check_boots()
+            if not self._may_start():
+                return
             worker = self._take_standby() or self._start(now)
             if worker is None:
                 return
@@ -189,11 +190,13 @@ class Staff:
             self._boot_failures = 0
         return any(state.phase >= Phase.WORKING for state in states)
 
-    def _check_boots(self) -> None:
-        if not self._look_at_boots() and self._boot_failures >= MAX_BOOT_FAILURES:
-            raise WorkersCannotStartError(
-                f"{self._boot_failures} workers in a row could not start: {self._boot_reason}"
-            )
+    def _may_start(self) -> bool:
+        """Not after many bad starts, while one that was started before may still get through: it shows that it can be done."""
+        if self._look_at_boots() or self._boot_failures < MAX_BOOT_FAILURES:
+            return True
+        if any(worker.kill is None for worker in self.workers):
+            return False
+        raise WorkersCannotStartError(f"{self._boot_failures} workers in a row could not start: {self._boot_reason}")
 
     def _start(self, now: float) -> WorkerProcess | None:
         self._serial += 1

@@ -303,7 +303,7 @@ class Supervisor:
         Returns:
             How many POs were interrupted in the middle.
         """
-        self._staff.count_on(self._ask("get_performance_metrics")["worker_utilization"])
+        self._staff.count_on([*self._ask("get_performance_metrics")["worker_utilization"], *left.worker_ids])
         leases = self._ask("get_leases", brings_data=False)
         for token, report in left.reports.items():
             if token in leases:

@@ -52,7 +52,8 @@ BOOT_EXIT = 3
 ASK_AGAIN_S = 0.1  # between tries to reach a queue that is away, or that cannot write its journal
 CONNECT_WITHIN_S = 60.0
 UNLIMITED_S = 1e9
-LINGER_S = 1.0  # what a processor has left holds up the end of its worker no longer
+LINGER_S = 1.0  # what a processor has left holds up the end of its worker no longer,
+AFTER_KILL_S = 0.1  # but for what it takes then
 _SIG_SETMASK = int(signal.SIG_SETMASK)
 _TENDED = tuple(map(int, (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGALRM, signal.SIGUSR1,
@@ -116,23 +117,29 @@ def main(settings: WorkerSettings | None, orders: "Connection[Any, Any]", life: 
 def _leave() -> None:
     """Threads and children that the processor has left may end within LINGER_S, and hold the end up no longer.
 
-    What it has registered with atexit is called in any case, and takes its time.
+    What it has registered with atexit takes its time, if Python calls it: not in forks before 3.13.
     """
     signal.signal(signal.SIGTERM, _end_at_once)
     signal.signal(signal.SIGALRM, _wait_no_longer)
     pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))
     atexit.register(signal.setitimer, signal.ITIMER_REAL, 0.0)  # the last one registered, and so called first
-    signal.setitimer(signal.ITIMER_REAL, LINGER_S, LINGER_S)
+    signal.setitimer(signal.ITIMER_REAL, LINGER_S)
     # waits for children; Python waits for threads when this process's main is left
     util._exit_function()  # type: ignore[attr-defined]  # it is there
 
 
 def _wait_no_longer(number: int, frame: Any) -> None:
-    """First for children; when there are none any more, for threads, which cannot be ended."""
+    """Children are killed, and if that was not all, so that this process ends, it does so by itself: threads have no end."""
     if children := active_children():
         for child in children:
             child.kill()
-        return
+        signal.signal(number, _end_with_threads)
+        signal.setitimer(signal.ITIMER_REAL, AFTER_KILL_S)
+    else:
+        _end_with_threads(number, frame)
+
+
+def _end_with_threads(number: int, frame: Any) -> NoReturn:
     if get_start_method() == "spawn" or sys.version_info >= (3, 13):  # else Python calls none of them either
         atexit._run_exitfuncs()
     _flush()

@@ -9,7 +9,8 @@ One private folder a worker process:
              with the lease token of the attempt that named it, 0 for the session.
     mark     mapped by the worker alone, and so by all that it forks; never written to, it tells when the worker was started.
     boot     why the worker could not start.
-    usage    what it has used, of a worker that ended by itself.
+    usage    what it has used, of a worker that ended by itself;
+    id       under which id it works.
 """
 
 import contextlib
@@ -292,6 +293,16 @@ class WorkerReader:
             return []
         holds = {0, self.status().token} - {report.token for report in self.untold_reports()}
         return [one for one in named if one.pop("token", 0) in holds]
+
+    def name(self, worker_id: str) -> None:
+        """Note under which id it works, for whoever finds the folder; this is worth no failure."""
+        path = os.path.join(self.folder, "id")
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8", opener=private) as file:
+            file.write(worker_id)
+
+    def worker_id(self) -> str:
+        """Under which id it works or has worked; empty if under none."""
+        return self._text("id")
 
     def untold_reports(self) -> list[Report]:
         """What the worker has finished and perhaps not told."""

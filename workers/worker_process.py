@@ -168,6 +168,7 @@ class WorkerProcess:
     def employ(self, worker_id: str, slot: int) -> None:
         """Let it work under this id."""
         self.worker_id, self.slot = worker_id, slot
+        self.files.name(worker_id)
         self.started = time.monotonic()
         with contextlib.suppress(OSError):  # it is dead; the next look will find that
             self._orders.send(worker_id)

@@ -479,7 +479,10 @@ def test_a_mistake_in_a_call_is_one_of_our_errors_and_runs_nothing(call: str, sa
 
 @pytest.mark.once
 @pytest.mark.parametrize("processor", ["Site", '"my_batch:Site"'])
-def test_a_class_that_cannot_be_constructed_is_told_before_anything_runs(processor: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start_method", ["spawn", "fork"])
+def test_a_class_that_cannot_be_constructed_is_told_before_anything_runs(
+    processor: str, start_method: str, tmp_path: Path
+) -> None:
     ended = run_script(
         tmp_path,
         f"""
@@ -494,7 +497,7 @@ def test_a_class_that_cannot_be_constructed_is_told_before_anything_runs(process
 
         if __name__ == "__main__":
             try:
-                run_batch("orders.csv", {processor}, run_dir="r", app_dir=".")
+                run_batch("orders.csv", {processor}, run_dir="r", app_dir=".", start_method="{start_method}")
             except ProcessorError as error:
                 print(error)
         """,

@@ -163,6 +163,23 @@ def test_a_worker_that_cannot_start_beside_others_is_tried_less_and_less_and_tha
     assert len(told) == 3 and "(4 times)" in told[2]
 
 
+def test_a_run_does_not_end_while_one_that_was_started_before_may_get_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staff, "_delay_s", lambda bad_starts: 0.0)
+    tasks = [po(f"P{number}", "quick", tmp_path) for number in range(5)]
+    target = villains.OnlyOneAtATimeAndSlowly
+    with on_stage(tmp_path, *tasks, target=target, jobs=4) as (supervisor, play):
+
+        def look() -> None:
+            wait_until(lambda: supervisor._staff._boot_failures >= 3, "the others have failed")
+            (tmp_path / "go").touch()
+
+        meanwhile(supervisor, look)
+
+    assert all(play.is_completed(f"P{number}") for number in range(5))
+
+
 def test_a_bad_start_now_and_then_ends_no_run(tmp_path: Path) -> None:
     tasks = [po(f"P{number}", "quick", tmp_path) for number in range(5)]
 

@@ -625,6 +625,15 @@ class OnlyOneAtATime(SetupRaises):
         return process(po, context)
 
 
+class OnlyOneAtATimeAndSlowly(OnlyOneAtATime):
+    """Whoever has the licence is not through before there is a file "go"."""
+
+    def setup(self, context: WorkerContext) -> None:
+        super().setup(context)
+        while not Path(context.options["folder"], "go").exists():
+            time.sleep(0.01)
+
+
 class SetupHangs(SetupRaises):
     """A login that never comes back."""
 

@@ -38,3 +38,11 @@ def test_a_place_in_the_order_of_ends_stays_while_a_step_is_under_way(step: str)
 
     assert seen == ([([], 0)] if step == "an end" else [([], 0), ([], 1)])  # nothing for now, nothing skipped
     assert ledger.finished(0, 10) == ((entries, 3) if step == "an end" else ([], 2))
+
+
+def test_since_when_workers_hold_leases_can_be_asked_in_the_middle_of_a_step() -> None:
+    """Of a worker's first lease, or of its last one."""
+    ledger = Ledger()
+    ledger._held["w1"] = {}
+
+    assert ledger.held_since() == {}

@@ -408,3 +408,14 @@ def test_what_a_dead_worker_owned_is_ended_however_long_it_had_worked(
 
     wait_until(lambda: owned.poll() is not None, "it is ended")
     assert owned.returncode == -signal.SIGKILL
+
+
+def test_under_which_ids_dead_workers_have_worked_is_known(tmp_path: Path) -> None:
+    """Also of one that has never had a lease: whoever resumes gives no id twice."""
+    (tmp_path / "work.1").mkdir()
+    for number, worker_id in enumerate(("w1.7", "w2.1")):
+        reader = WorkerReader(tmp_path / "work.1" / f"process-{number}")
+        reader.name(worker_id)
+        reader.let_go()
+
+    assert read_left_behind(tmp_path).worker_ids == ["w1.7", "w2.1"]
