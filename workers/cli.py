@@ -530,6 +530,7 @@ def _again(report: BatchReport, name: str, config: Path | None) -> str:
     wanted |= dict.fromkeys(("sheet", "limit", "run_dir", "results"))
     wanted["encoding"] = "utf-8" if any(base["encoding"] for base in bases) else None
     wanted["delimiter"] = "," if any(base["delimiter"] for base in bases) else None
+    wanted["map"] = {**dict.fromkeys((field for base in bases for field in base["map"]), ""), **wanted["map"]}
     if wanted["command"] is not None:
         del wanted["processor"]
     for base in bases:

@@ -238,6 +238,32 @@ def test_the_same_command_goes_on_and_a_config_and_options_are_joined_as_in_a_ru
     assert record["settings"]["options"] == record["options"] == {"a": "3", "b": "2"}
 
 
+def test_a_field_without_a_header_leaves_the_map_when_its_column_is_gone(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,1,S,ok", header="po_number,Sum,supplier,do")
+    poqueue(
+        "run", "orders.csv", *BEHAVE, "--map", "supplier=supplier,amount=Sum", "--run-dir", "r", cwd=tmp_path
+    ).check(0)
+    write_orders(tmp_path / "orders.csv", "A,S,ok", "B,S,ok", header="po_number,supplier,do")
+    again = ["run", "--resume", "r", "--accept-changes"]
+
+    assert "no column 'Sum' for amount" in poqueue(*again, cwd=tmp_path).check(3).err
+    poqueue(*again, "--map", "amount=", cwd=tmp_path).check(0)
+
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["settings"]["map"] == {"supplier": "supplier"}
+    assert outcomes(tmp_path / "r") == {"A": "succeeded", "B": "succeeded"}
+
+
+def test_another_processor_gets_none_of_the_options_that_the_one_before_had(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,give-up")
+    poqueue("run", "orders.csv", *BEHAVE, "--option", "a=1", "--run-dir", "r", cwd=tmp_path).check(1)
+    again = ["retry", "r", "--accept-changes"]
+
+    poqueue(*again, *BEHAVE, "--option", "b=2", cwd=tmp_path).check(1)
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["options"] == {"a": "1", "b": "2"}
+    poqueue(*again, "-p", "workers.processors.dossier:process", "--option", "c=3", cwd=tmp_path).check(0)
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["options"] == {"c": "3"}
+
+
 def test_a_config_may_take_a_limit_away_from_a_run_that_goes_on(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "A,ok", "B,ok")
     (tmp_path / "c.yaml").write_text("limit: none\n")

@@ -378,6 +378,17 @@ def test_the_limit_leaves_the_rest_to_a_file_that_runs_it(tmp_path: Path) -> Non
     assert json.loads(rest.out)["accounts"]["succeeded"] == 2
 
 
+def test_the_rest_is_run_without_a_field_that_the_run_took_out_of_its_configs_map(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok", "B,ok")
+    (tmp_path / "c.yaml").write_text("map: {po_number: po_number, amount: Sum}\n")
+    words = ["--config", "c.yaml", "--map", "amount=", "--limit", "1", "--run-dir", "r"]
+
+    ended = poqueue("run", "orders.csv", *BEHAVE, *words, cwd=tmp_path).check(0)
+    poqueue(*advised(ended, "run the rest"), "--run-dir", "rest", cwd=tmp_path).check(0)
+
+    assert outcomes(tmp_path / "rest") == {"B": "succeeded"}
+
+
 @pytest.mark.once
 def test_after_a_retry_the_rest_is_run_by_the_processor_of_the_run(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "A,give-up", "B,give-up")
