@@ -422,6 +422,23 @@ def test_retry_has_no_place_for_an_option_that_could_not_hold(option: str, tmp_p
     assert option in batch.poqueue("run", "--help").check(0).out
 
 
+@pytest.mark.parametrize(("key", "again"), [("limit", "retry"), ("run_dir", "retry"), ("run_dir", "run --resume")])
+def test_nor_has_a_run_that_goes_on_for_a_config_that_names_another_limit_or_place(
+    key: str, again: str, tmp_path: Path
+) -> None:
+    write_orders(tmp_path / "orders.csv", "A,give-up", "B,ok", "C,ok")
+    for name, limit, run_dir in (("same", 2, "r"), ("other", 1, "elsewhere")):
+        (tmp_path / f"{name}.yaml").write_text(f"{key}: {limit if key == 'limit' else run_dir}\n")
+    poqueue("run", "orders.csv", *BEHAVE, "--limit", "2", "--run-dir", "r", cwd=tmp_path).check(1)
+    before = (tmp_path / "r" / "run.json").read_bytes()
+
+    refused = poqueue(*again.split(), "r", "--config", "other.yaml", cwd=tmp_path).check(2)
+
+    assert f"{key} (other.yaml line 1) cannot be given here: " in refused.err
+    assert (tmp_path / "r" / "run.json").read_bytes() == before
+    poqueue(*again.split(), "r", "--config", "same.yaml", cwd=tmp_path).check(1 if again == "retry" else 5)
+
+
 @pytest.mark.slow
 def test_limits_given_to_retry_hold_for_the_old_tasks(tmp_path: Path) -> None:
     words = ("--retries", "0", "--timeout", "0.4", "--grace", "0.2", "--retry-delay", "0.05")
