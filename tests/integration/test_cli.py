@@ -625,7 +625,8 @@ def test_a_halt_that_comes_with_the_last_po_has_cut_nothing_short(
 
     ended = poqueue("run", "orders.csv", *BEHAVE, "--halt", rule, "-j", "1", "--run-dir", "r", "--json", cwd=tmp_path)
 
-    assert json.loads(ended.check(code).out)["reason"] == "done" and "--resume" not in ended.err
+    told = json.loads(ended.check(code).out)
+    assert (told["reason"], told["message"]) == ("done", "") and "--resume" not in ended.err
     poqueue("run", "--resume", "r", cwd=tmp_path).check(5)
 
 
