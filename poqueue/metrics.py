@@ -73,7 +73,7 @@ class Metrics:
     def __init__(self) -> None:
         self.first_dispatch: float | None = None
         self._paced_from: float | None = None  # the first dispatch since tasks could be started last,
-        self._done_before = 0  # and how many had been completed by then
+        self._ended_before = 0  # and how many had ended by then
         self.dispatches = 0
         self.tasks_started = 0
         self.tasks_retried = 0
@@ -81,11 +81,13 @@ class Metrics:
         self.retries_succeeded = 0
         self.waited_s = 0.0
         self.durations = 0
+        self.failures = 0
         self.duration_sum_s = 0.0
         self.duration_max_s = 0.0
         self.histogram = DurationHistogram()
         self._minute = RateWindow(MINUTE_S)
         self._hour = RateWindow(HOUR_S)
+        self._failed_minute = RateWindow(MINUTE_S)
         self._latest = -inf  # completions of about one moment, not in the windows yet
         self._latest_count = 0
         self._workers: dict[str, _WorkerTime] = {}
@@ -94,7 +96,7 @@ class Metrics:
     def dispatched(self, worker_id: str, count: int, started: int, waited_s: float, now: float) -> None:
         """Leases were handed out: how many, how many of them first attempts, and how long their tasks had been ready together."""
         if self._paced_from is None:
-            self._paced_from, self._done_before = now, self.durations
+            self._paced_from, self._ended_before = now, self.durations + self.failures
             if self.first_dispatch is None:
                 self.first_dispatch = now
         self.dispatches += count
@@ -148,6 +150,11 @@ class Metrics:
             self._latest = now
         self._latest_count += len(durations)
 
+    def failed(self, now: float) -> None:
+        """A task's last attempt failed."""
+        self.failures += 1
+        self._failed_minute.add(now, 1)
+
     def _count_latest(self) -> None:
         if self._latest_count:
             self._minute.add(self._latest, self._latest_count)
@@ -164,13 +171,13 @@ class Metrics:
         return window.count(now) / max(elapsed_s, 1e-3)
 
     def pace(self, now: float) -> float:
-        """The same of the last minute, without the time before which nothing could be started."""
+        """Tasks that ended, well or not, per second of the last minute, without the time in which nothing could be started."""
         if self._paced_from is None:
             return 0.0
         elapsed_s = now - self._paced_from
         if elapsed_s >= MINUTE_S:
-            return self.throughput(now)
-        return (self.durations - self._done_before) / max(elapsed_s, 1e-3)
+            return self.throughput(now) + self._failed_minute.count(now) / MINUTE_S
+        return (self.durations + self.failures - self._ended_before) / max(elapsed_s, 1e-3)
 
     def taken_up(self) -> None:
         """All this was in another queue's time: nobody knows how long its workers stayed after what they did last."""

@@ -85,6 +85,7 @@ class Moves:
     ) -> int:
         """The attempt failed, and with it the task."""
         may_run = self._stop(entry, busy_s, now)
+        self._metrics.failed(now)
         self._note_error(entry, details, at)
         entry.result = result
         entry.completed_at = at

@@ -448,7 +448,7 @@ class _Run:
         not_run = self._not_run if self._not_run is not None else self._left_over()
         self._counts["not_run"] = len(not_run)
         if end.reason in ("interrupted", "halted") and not not_run:
-            end = end._replace(reason="done")  # it came with the last PO, and cut nothing short
+            end = RunEnd("done", end.signal)  # it came with the last PO, and cut nothing short
         failpoint.hit("batch.before_finish")
         accounts = self._finish(not_run)
         with contextlib.suppress(FileNotFoundError):  # it may have died before it made the file

@@ -258,17 +258,22 @@ def _retry(arguments: argparse.Namespace) -> int:
 def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bool) -> int:
     """The settings are those that the run was started with; the command line's and those of --config go first."""
     from workers.batch import Resuming, resume_settings
-    from workers.run_record import find_run
+    from workers.run_record import find_run, read_run_record
     from workers.settings import given_settings
 
     run_dir = find_run(named)
     given = given_settings(arguments)
-    if "run_dir" in given:
-        raise _usage("--run-dir cannot be given here: a run goes on in its own directory")
-    if retry_failed and "limit" in given:
-        raise _usage("--limit cannot be given here: all that failed in the run is run again")
+    resolved = resume_settings(run_dir, given, arguments.config)
+    settings, origins = resolved.settings, resolved.origins
+    # A config may be the one that the run was started with.
+    if "run_dir" in given or (settings.run_dir is not None and settings.run_dir.resolve() != run_dir):
+        where = "--run-dir" if "run_dir" in given else f"run_dir ({origins['run_dir']})"
+        raise _usage(f"{where} cannot be given here: a run goes on in its own directory")
+    if retry_failed and ("limit" in given or settings.limit != read_run_record(run_dir).settings.get("limit")):
+        where = "--limit" if "limit" in given else f"limit ({origins['limit']})"
+        raise _usage(f"{where} cannot be given here: all that failed in the run is run again")
     resuming = Resuming(run_dir, arguments.accept_changes, retry_failed)
-    return _run_batch(arguments, resume_settings(run_dir, given, arguments.config), resuming)
+    return _run_batch(arguments, resolved, resuming)
 
 
 def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resuming | None) -> int:
@@ -530,6 +535,7 @@ def _again(report: BatchReport, name: str, config: Path | None) -> str:
     wanted |= dict.fromkeys(("sheet", "limit", "run_dir", "results"))
     wanted["encoding"] = "utf-8" if any(base["encoding"] for base in bases) else None
     wanted["delimiter"] = "," if any(base["delimiter"] for base in bases) else None
+    wanted["map"] = {**dict.fromkeys((field for base in bases for field in base["map"]), ""), **wanted["map"]}
     if wanted["command"] is not None:
         del wanted["processor"]
     for base in bases:

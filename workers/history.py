@@ -427,18 +427,19 @@ def _order(task: _Task, seconds: float, texts: set[str] | None) -> Order:
     currency, amount = next(iter(totals.items())) if len(totals) == 1 else ("; ".join(filter(None, totals)), None)
     if texts is not None:
         _add_texts(po, texts)
+    supplier = str(po.get("supplier") or "").strip()
     return Order(
-        task.task_id, task.po_number, str(po.get("supplier") or "").strip(), amount, task.status.value, task.priority,
+        task.task_id, task.po_number, supplier, amount, task.status.value, task.priority,
         task.attempts, task.created_at, task.completed_at, seconds, task.error_type, task.message, currency,
-        len(po.get("row_numbers") or ()) or 1, _charges(dossier.lines),
+        len(po.get("row_numbers") or ()) or 1, _charges(dossier.lines, supplier),
     )  # fmt: skip
 
 
-def _charges(lines: Iterable[Line]) -> tuple[Charge, ...]:
-    """Each row's amount for the supplier that it names itself."""
+def _charges(lines: Iterable[Line], supplier: str) -> tuple[Charge, ...]:
+    """Each row's amount for the supplier that it names itself, or else for the PO's."""
     by_supplier: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
-        by_supplier[str(line.cells.get("supplier") or "").strip()].append(line)
+        by_supplier[str(line.cells.get("supplier") or "").strip() or supplier].append(line)
     return tuple(Charge(name, *total) for name, own in by_supplier.items() for total in add_up(own).items())
 
 

@@ -17,6 +17,7 @@ HIDDEN = "…"
 _NAMED_RUN = ("orders_sha256", "processor", "begun_at", "seconds", "reason", "is_live")
 _PATHS = frozenset({"app_dir", "run_dir", "results", "config"})
 _SECRET_SETTINGS = frozenset({"options", "command", "map", "sheet", "report"})
+_FOLDERS = re.compile(r"^((?:(?:command line|environment \w+), over )*).*/")  # of the one file that an origin names
 _WORKER_ID = re.compile(r"[a-z-]{0,12}[0-9]{1,6}(?:\.[0-9]{1,9})?")
 
 
@@ -79,7 +80,7 @@ def _setting(key: str, entry: Any) -> Any:
         value = HIDDEN
     elif key in _PATHS and value:
         value = _name(value)
-    return {"value": value, "from": re.sub(r"\S*/", "", str(origin))}
+    return {"value": value, "from": _FOLDERS.sub(r"\1", str(origin))}
 
 
 def _name(path: Any) -> str:

@@ -52,7 +52,8 @@ def load_settings(
 ) -> Resolved:
     """Merge and check the sources: `cli` over the environment over the file over `recorded` over the defaults.
 
-    `options` and `map` are joined name by name; of `processor` and `command` the higher source's is used.
+    `options` and `map` are joined name by name, and a field with an empty header leaves the map; of `processor` and
+    `command` the higher source's is used.
 
     Args:
         cli: values by key, as argparse or a caller of the Python interface gives them; None counts as not given.
@@ -67,8 +68,9 @@ def load_settings(
     path = config_path or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
     from_file, notes = _read_file(path) if path else ({}, ())
     levels = [_from_caller(cli, caller), _from_environment(environ), from_file]
-    levels.append(_from_record(recorded or {}, levels))
-    read = [{key: _parse(key, given) for key, given in level.items()} for level in levels]
+    read = [_parse_all(level) for level in levels]
+    levels.append(_from_record(recorded or {}, read))
+    read.append(_parse_all(levels[-1]))
     _choose_processor_or_command(levels, read)
 
     values: dict[str, Any] = {}
@@ -78,6 +80,7 @@ def load_settings(
             joins = isinstance(value, dict) and values.get(key)
             values[key] = {**values[key], **value} if joins else value
             origins[key] = f"{level[key].origin}, over {origins[key]}" if joins else level[key].origin
+    values["map"] = {field: header for field, header in values.get("map", {}).items() if header}
     if values.get("command") is not None:
         origins["processor"] = "not used, as a command is given"
     resolved = Resolved(RunSettings(**values), origins, notes)
@@ -106,10 +109,13 @@ def _from_caller(cli: Mapping[str, Any], caller: str) -> dict[str, _Given]:
     return given
 
 
-def _from_record(recorded: Mapping[str, Any], above: Sequence[dict[str, _Given]]) -> dict[str, _Given]:
+def _from_record(recorded: Mapping[str, Any], above: Sequence[dict[str, Any]]) -> dict[str, _Given]:
     """What is needed of it: a directory, say, that another one has replaced need not exist any more."""
+    works = [(key, one[key]) for one in above for key in ("processor", "command") if one.get(key) is not None]
+    is_another = bool(works) and works[0] not in recorded.items()  # which has options of its own
     is_needed = {
-        key: isinstance(value, dict) or not any(key in one for one in above) for key, value in recorded.items()
+        key: (key == "map" or not is_another) if isinstance(value, dict) else not any(key in one for one in above)
+        for key, value in recorded.items()
     }
     return _from_caller({key: value for key, value in recorded.items() if is_needed[key]}, "run.json")
 
@@ -146,6 +152,10 @@ def _read_file(path: Path) -> tuple[dict[str, _Given], tuple[str, ...]]:
             raise ConfigError(f"{shown}:{line}: {key} has no value; give one, or remove the line to use the default")
         given[key] = _Given(value, f"{shown} line {line}", f"{shown}:{line}: {key}")
     return given, () if entries else (f"{shown} sets nothing: every setting has its default",)
+
+
+def _parse_all(level: Mapping[str, _Given]) -> dict[str, Any]:
+    return {key: _parse(key, given) for key, given in level.items()}
 
 
 def _parse(key: str, given: _Given) -> Any:

@@ -327,7 +327,7 @@ class RunSettings:
         "--map",
         "input",
         r"which column holds which field, such as po_number=PO,supplier=Vendor,amount=Amount; \, is a comma of a header; "
-        "fields from several sources are joined",
+        "fields from several sources are joined; amount= takes one out",
         metavar="FIELD=HEADER,...",
         action="append",
         known_as="columns mapping",

@@ -14,6 +14,7 @@ from tests.contract.scene import (
     Clock,
     counts,
     fail,
+    failure,
     finish,
     give_back,
     lease,
@@ -247,6 +248,25 @@ def test_the_eta_goes_by_the_time_in_which_tasks_could_run(
         etas.append(queue.get_queue_status()["estimated_completion"])
 
     assert etas == [pytest.approx(left, rel=0.1) for left in (30, 29, 28)]
+
+
+@pytest.mark.contract("R12")
+def test_the_eta_goes_by_what_ended_well_or_not_and_the_throughput_by_what_ended_well(
+    queue: TaskQueue, clock: Clock
+) -> None:
+    for number in range(200):
+        queue.add_task(task(f"PO-{number}"))
+    lease_and_take(queue, clock, 1)
+    told = []
+    for count, seconds in ((19, 1.0), (80, 2.0)):
+        for _ in range(count):
+            leased = lease(queue)
+            clock.advance(seconds)
+            queue.complete_task(leased.task_id, "w1", failure())
+        status = queue.get_queue_status()
+        told.append((status["estimated_completion"], status["throughput"]))
+
+    assert told == [(pytest.approx(180, rel=0.1), pytest.approx(1 / 20)), (pytest.approx(200, rel=0.1), 0.0)]
 
 
 @pytest.mark.contract("R12")

@@ -238,6 +238,32 @@ def test_the_same_command_goes_on_and_a_config_and_options_are_joined_as_in_a_ru
     assert record["settings"]["options"] == record["options"] == {"a": "3", "b": "2"}
 
 
+def test_a_field_without_a_header_leaves_the_map_when_its_column_is_gone(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,1,S,ok", header="po_number,Sum,supplier,do")
+    poqueue(
+        "run", "orders.csv", *BEHAVE, "--map", "supplier=supplier,amount=Sum", "--run-dir", "r", cwd=tmp_path
+    ).check(0)
+    write_orders(tmp_path / "orders.csv", "A,S,ok", "B,S,ok", header="po_number,supplier,do")
+    again = ["run", "--resume", "r", "--accept-changes"]
+
+    assert "no column 'Sum' for amount" in poqueue(*again, cwd=tmp_path).check(3).err
+    poqueue(*again, "--map", "amount=", cwd=tmp_path).check(0)
+
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["settings"]["map"] == {"supplier": "supplier"}
+    assert outcomes(tmp_path / "r") == {"A": "succeeded", "B": "succeeded"}
+
+
+def test_another_processor_gets_none_of_the_options_that_the_one_before_had(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,give-up")
+    poqueue("run", "orders.csv", *BEHAVE, "--option", "a=1", "--run-dir", "r", cwd=tmp_path).check(1)
+    again = ["retry", "r", "--accept-changes"]
+
+    poqueue(*again, *BEHAVE, "--option", "b=2", cwd=tmp_path).check(1)
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["options"] == {"a": "1", "b": "2"}
+    poqueue(*again, "-p", "workers.processors.dossier:process", "--option", "c=3", cwd=tmp_path).check(0)
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["options"] == {"c": "3"}
+
+
 def test_a_config_may_take_a_limit_away_from_a_run_that_goes_on(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "A,ok", "B,ok")
     (tmp_path / "c.yaml").write_text("limit: none\n")
@@ -394,6 +420,23 @@ def test_retry_has_no_place_for_an_option_that_could_not_hold(option: str, tmp_p
     assert f"{option} cannot be given here: " in refused.err and batch.begun() == begun
     assert option not in batch.poqueue("retry", "--help").check(0).out
     assert option in batch.poqueue("run", "--help").check(0).out
+
+
+@pytest.mark.parametrize(("key", "again"), [("limit", "retry"), ("run_dir", "retry"), ("run_dir", "run --resume")])
+def test_nor_has_a_run_that_goes_on_for_a_config_that_names_another_limit_or_place(
+    key: str, again: str, tmp_path: Path
+) -> None:
+    write_orders(tmp_path / "orders.csv", "A,give-up", "B,ok", "C,ok")
+    for name, limit, run_dir in (("same", 2, "r"), ("other", 1, "elsewhere")):
+        (tmp_path / f"{name}.yaml").write_text(f"{key}: {limit if key == 'limit' else run_dir}\n")
+    poqueue("run", "orders.csv", *BEHAVE, "--limit", "2", "--run-dir", "r", cwd=tmp_path).check(1)
+    before = (tmp_path / "r" / "run.json").read_bytes()
+
+    refused = poqueue(*again.split(), "r", "--config", "other.yaml", cwd=tmp_path).check(2)
+
+    assert f"{key} (other.yaml line 1) cannot be given here: " in refused.err
+    assert (tmp_path / "r" / "run.json").read_bytes() == before
+    poqueue(*again.split(), "r", "--config", "same.yaml", cwd=tmp_path).check(1 if again == "retry" else 5)
 
 
 @pytest.mark.slow

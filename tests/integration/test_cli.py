@@ -378,6 +378,17 @@ def test_the_limit_leaves_the_rest_to_a_file_that_runs_it(tmp_path: Path) -> Non
     assert json.loads(rest.out)["accounts"]["succeeded"] == 2
 
 
+def test_the_rest_is_run_without_a_field_that_the_run_took_out_of_its_configs_map(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok", "B,ok")
+    (tmp_path / "c.yaml").write_text("map: {po_number: po_number, amount: Sum}\n")
+    words = ["--config", "c.yaml", "--map", "amount=", "--limit", "1", "--run-dir", "r"]
+
+    ended = poqueue("run", "orders.csv", *BEHAVE, *words, cwd=tmp_path).check(0)
+    poqueue(*advised(ended, "run the rest"), "--run-dir", "rest", cwd=tmp_path).check(0)
+
+    assert outcomes(tmp_path / "rest") == {"B": "succeeded"}
+
+
 @pytest.mark.once
 def test_after_a_retry_the_rest_is_run_by_the_processor_of_the_run(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "A,give-up", "B,give-up")
@@ -614,7 +625,8 @@ def test_a_halt_that_comes_with_the_last_po_has_cut_nothing_short(
 
     ended = poqueue("run", "orders.csv", *BEHAVE, "--halt", rule, "-j", "1", "--run-dir", "r", "--json", cwd=tmp_path)
 
-    assert json.loads(ended.check(code).out)["reason"] == "done" and "--resume" not in ended.err
+    told = json.loads(ended.check(code).out)
+    assert (told["reason"], told["message"]) == ("done", "") and "--resume" not in ended.err
     poqueue("run", "--resume", "r", cwd=tmp_path).check(5)
 
 

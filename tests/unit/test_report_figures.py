@@ -137,6 +137,16 @@ def test_each_row_of_a_po_is_charged_to_the_supplier_that_it_names(path: Path) -
     assert 'All 2 suppliers</th><td class="n">2</td><td class="n">1,015</td>' in page, "a PO of both is one PO"
 
 
+def test_a_row_without_a_supplier_is_charged_to_the_one_of_its_po(path: Path) -> None:
+    with JournalMaker(path) as journal:
+        for number, (supplier, others) in {"1": ("Acme", ["", "Bolt"]), "2": ("", ["Bolt"])}.items():
+            rows = [{"supplier": name, "amount": "10"} for name in (supplier, *others)]
+            po = {"po_number": number, **rows[0], "rows": rows, "row_numbers": [*range(len(rows))]}
+            journal.add(number, payload=json.dumps(po).encode())
+
+    assert [(row.supplier, row.total) for row in costs(read(path))] == [("Acme", 20), ("Bolt", 20), ("", 10)]
+
+
 def test_slowest_hangs_and_durations_of_a_simulated_run(path: Path) -> None:
     simulate(path, pos=1_200, workers=4)
     history = read(path)

@@ -67,6 +67,7 @@ def history(tmp_path: Path) -> RunHistory:
         "settings": {
             "options": {"value": {"token": "s3cr3t"}, "from": "command line"}, "jobs": {"value": 2, "from": "default"},
             "app_dir": {"value": "/srv/secretfolder/app", "from": "/srv/secretfolder/c.yaml line 3"},
+            "map": {"value": {}, "from": "command line, over /srv/secretfolder, over all/secretfolder Inc/c.yaml line 4"},
             "command": {"value": "pay --key s3cr3t {po_number}", "from": "command line"},
         },
     }  # fmt: skip
@@ -113,6 +114,8 @@ def test_a_redacted_report_still_says_what_went_wrong_and_where(history: RunHist
     assert [order["po_number"] for order in document["orders"]] == ["PO 1", "PO 2"]
     assert document["again"] == document["rest"] == "", "a command is of no use without its folder"
     assert document["run"]["run_dir"] == "r1" and document["run"]["settings"]["jobs"]["value"] == 2
+    origins = {key: entry["from"] for key, entry in document["run"]["settings"].items()}
+    assert (origins["app_dir"], origins["map"]) == ("c.yaml line 3", "command line, over c.yaml line 4")
 
 
 def test_json_and_yaml_say_the_same(history: RunHistory) -> None:
