@@ -234,11 +234,15 @@ def _measure_run(run_dir: Path, arguments: argparse.Namespace) -> _Measured:
     measurement = replace(measurement, costs=_fitted(measurement.costs, past), repeated=past.repeated, note=note)
     if not past.seconds:
         return measurement, past.priorities, resolved
-    rules = rules_of(resolved.settings, usable_cores(), jobs=past.jobs)
+    as_it_ran = load_settings({}, None, {}, recorded={**kept, "app_dir": None})  # that one need not exist any more
+    rules = rules_of(as_it_ran.settings, usable_cores(), jobs=past.jobs)
     replayed = predict_batch(measurement, past.priorities, rules, runs=0)
+    fitted = ["its start and end"]
+    fitted += ["the time between two attempts"] if past.gap_s is not None else []
+    fitted += ["the replacement of workers"] if past.replaced_s is not None else []
     fit = (
-        f"the run took {span_text(past.seconds)}; with the pool's costs fitted to it, the simulation takes "
-        f"{span_text(replayed.seconds)}"
+        f"the run took {span_text(past.seconds)}; the simulation takes {span_text(replayed.seconds)}; "
+        f"fitted to the run: {', '.join(fitted)}"
     )
     measurement = replace(measurement, note="\n".join(filter(None, (note, fit))))
     return measurement, past.priorities, resolved

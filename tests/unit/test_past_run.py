@@ -188,6 +188,50 @@ def test_how_long_workers_that_replace_others_took_is_told_by_the_run(
     assert json.loads(capsys.readouterr().out)["predicted"]["now"]["seconds"] == pytest.approx(31.0, rel=0.03)
 
 
+def a_run_in_a_row(folder: Path, pos: int, *, is_replaced: bool = False, **more: Any) -> None:
+    """POs of 1 s each with 10 ms between them, and 0.5 s before and behind; each by a worker of its own, if it is replaced."""
+    with JournalMaker(a_run(folder, jobs=1, **more) / "journal.sqlite") as journal:
+        for number in range(pos):
+            lease = journal.lease(journal.add(str(number)), f"w1.{number + 1 if is_replaced else 1}", number * 1.01)
+            journal.end(Kind.COMPLETED, lease, number * 1.01 + 1.0, seconds=1.0)
+    told = {"jobs": 1, "max_retries": 1, **more}
+    a_report(folder, seconds=pos * 1.01 + 1.0, settings={key: {"value": one, "from": "x"} for key, one in told.items()})
+
+
+@pytest.mark.parametrize("asked", [["--delay", "30s"], ["--max-tasks-per-worker", "1"], ["--timeout", "500ms"]])
+def test_what_is_fitted_is_the_run_as_it_was_set_then(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run_in_a_row(tmp_path, 20)
+
+    def fit(*words: str) -> str:
+        main(["tune", str(tmp_path), *words, "--json"])
+        note: str = json.loads(capsys.readouterr().out)["note"]
+        return note
+
+    assert "the run took 21.2 s; the simulation takes 21." in fit()
+    assert fit(*asked) == fit()
+
+
+@pytest.mark.parametrize(
+    ("pos", "is_replaced", "fitted"),
+    [
+        (3, False, "its start and end"),
+        (20, False, "its start and end, the time between two attempts"),
+        (3, True, "its start and end"),
+        (20, True, "its start and end, the replacement of workers"),
+    ],
+)
+def test_it_is_said_what_was_fitted(
+    pos: int, is_replaced: bool, fitted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run_in_a_row(tmp_path, pos, is_replaced=is_replaced, **({"max_tasks_per_worker": 1} if is_replaced else {}))
+
+    main(["tune", str(tmp_path), "--json"])
+
+    assert json.loads(capsys.readouterr().out)["note"].endswith(f"; fitted to the run: {fitted}")
+
+
 @pytest.mark.parametrize("other", [[1], []], ids=["after its first PO", "before it had one"])
 def test_a_run_that_was_scaled_down_is_not_as_set(other: list[int], tmp_path: Path) -> None:
     with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
