@@ -214,7 +214,10 @@ def _leave_interrupted(number: int) -> NoReturn:
 
 
 def _resolve(given: dict[str, Any], arguments: argparse.Namespace) -> Resolved:
-    resolved = load_settings(given, arguments.config, os.environ)
+    return _with_notes(load_settings(given, arguments.config, os.environ))
+
+
+def _with_notes(resolved: Resolved) -> Resolved:
     for note in resolved.notes:
         _say(note)
     return resolved
@@ -227,7 +230,7 @@ def _measure_run(run_dir: Path, arguments: argparse.Namespace) -> _Measured:
     """Learn from what a run has written; nothing is run."""
     past = read_past_run(run_dir)
     kept = {key: value for key, value in past.settings.items() if key not in NOT_WRITTEN}
-    resolved = _resolve({**kept, **given_settings(arguments)}, arguments)
+    resolved = _with_notes(load_settings(given_settings(arguments), arguments.config, {}, recorded=kept))
     at_once = min(past.jobs, len(past.priorities))
     measurement = replace(measured_from_history(past.attempts), source=past.source, jobs=at_once, note=past.note)
     note = "\n".join(filter(None, (past.note, _repeated_text(past.repeated))))
