@@ -188,7 +188,7 @@ def _repeated_text(repeated: int) -> str:
         return ""
     return (
         f"{repeated:,} POs have the number of another one (--duplicates separate): there are never two of one number at once, "
-        "which the prediction leaves out; so nothing is advised on the number of workers"
+        "which the prediction leaves out; so the number of workers stays, if they fit into the memory"
     )
 
 
