@@ -275,6 +275,22 @@ def test_a_run_that_goes_on_and_one_that_was_killed_are_learned_from_too(tmp_pat
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("more", [(), ("--no-journal",)], ids=["journal", "report"])
+def test_of_an_interrupted_run_it_is_said_how_far_it_came(tmp_path: Path, more: tuple[str, ...]) -> None:
+    path = orders(tmp_path, "ok", "wait", "ok")
+    words = ["run", str(path), *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "1", *more]
+
+    with started(*words, cwd=tmp_path) as run:
+        wait_until((tmp_path / "trail").exists, "the PO that waits has started")
+        run.send(signal.SIGINT)
+        wait_until(lambda: run.said("no new PO starts"), "the first is taken")  # two in a row may arrive as one
+        run.send(signal.SIGINT)
+        assert run.wait().code == 128 + signal.SIGINT
+
+    assert "ended early: learned from the 1 of 3 POs" in poqueue("tune", "r", cwd=tmp_path).check(0).out
+
+
+@pytest.mark.once
 def test_a_run_without_a_journal_is_learned_from_by_its_report(tmp_path: Path) -> None:
     path = orders(tmp_path, "fail-until 2", "ok")
     run = ("run", str(path), *BEHAVE, "--no-journal", "--run-dir", "out", "--retry-delay", "100ms", "-q")

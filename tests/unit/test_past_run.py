@@ -138,6 +138,26 @@ def test_of_a_run_that_has_not_ended_the_failed_attempts_of_what_waits_are_told_
     assert "the 1 of 2 POs that have ended, and from failed attempts at 1 that has not" in past.note
 
 
+@pytest.mark.parametrize("reason", ["interrupted", "halted"])
+def test_of_a_run_that_ended_early_it_is_said_how_far_it_came(reason: str, tmp_path: Path) -> None:
+    with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
+        journal.end(Kind.COMPLETED, journal.lease(journal.add("A"), "w1.1", 1.0), 2.5, seconds=1.5)
+        journal.add("B")
+    a_report(tmp_path, reason=reason)
+
+    assert read_past_run(tmp_path).note == "the run ended early: learned from the 1 of 2 POs that have ended"
+
+
+@pytest.mark.parametrize("reason", ["interrupted", "halted"])
+def test_a_run_whose_pos_have_all_ended_did_not_end_early(reason: str, tmp_path: Path) -> None:
+    with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
+        journal.end(Kind.COMPLETED, journal.lease(journal.add("A"), "w1.1", 1.0), 2.5, seconds=1.5)
+        journal.end(Kind.FAILED, journal.lease(journal.add("B"), "w1.1", 3.0), 3.5, seconds=0.5, error_type="GiveUp")
+    a_report(tmp_path, reason=reason)
+
+    assert read_past_run(tmp_path).note == ""
+
+
 @pytest.mark.parametrize("cause", ["resumed", "halted", "scaled up", "paused"])
 def test_its_time_counts_only_if_it_was_one_stretch_of_work(tmp_path: Path, cause: str) -> None:
     with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
