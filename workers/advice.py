@@ -210,12 +210,18 @@ def recommended_jobs(
     each_bytes = memory_per_worker(measurement)
     by_memory = max(1, int(machine.free_bytes * MEMORY_SHARE) // each_bytes)
     if measurement.cpu_share is None or measurement.repeated:
+        if by_memory < min(current, len(priorities)):  # no more are started than there are POs
+            reasons["jobs"] = (
+                f"no more than {by_memory} fit into the memory: {megabytes(each_bytes)} each, of "
+                f"{megabytes(machine.free_bytes)} free"
+            )
+            return by_memory
         reasons["jobs"] = (
             "as set: there are never two of one number at once, and the prediction leaves that out"
             if measurement.repeated
             else "as set: whether the work waits or computes was not measured; tune ORDERS --sample measures it"
         )
-        return min(current, by_memory, max(1, len(priorities)))
+        return current
     most = max(1, min(MAX_JOBS, len(priorities), by_memory, MAX_EXTRAPOLATION * measurement.jobs))
     candidates = sorted({n for n in (*CANDIDATES, most) if n <= most})
     took = {n: predict_batch(measurement, priorities, replace(rules, workers=n), runs=0).seconds for n in candidates}

@@ -180,16 +180,22 @@ def _told(task: list[Attempt], max_retries: int) -> Iterator[MeasuredAttempt]:
 
 
 def _how_far(history: RunHistory, waiting: int) -> str:
-    if history.has_ended:
-        return ""
     ended = history.counts[TaskStatus.COMPLETED.value] + history.counts[TaskStatus.FAILED.value]
-    state = "goes on" if history.run.get("is_live") else "did not come to its end"
+    pos = history.counts["total"]
+    if history.has_ended and ended == pos:
+        return ""
+    end = "ended early" if history.has_ended else "did not come to its end"
+    state = "goes on" if history.run.get("is_live") else end
     running = sum(attempt.outcome == "running" for attempt in history.attempts)
     return (
-        f"the run {state}: learned from the {ended:,} of {len(history.orders):,} POs that have ended"
+        f"the run {state}: {_learned(ended, pos)}"
         + (f", and from failed attempts at {waiting} that " + ("has not" if waiting == 1 else "have not") if waiting else "")
         + (f"; {running} attempts that run, or ran at its end, tell nothing yet" if running else "")
     )  # fmt: skip
+
+
+def _learned(ended: int, pos: int) -> str:
+    return f"learned from the {ended:,} of {pos:,} POs that have ended"
 
 
 # ── from the report ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -202,6 +208,8 @@ def _from_report(run_dir: Path) -> PastRun:
             f"{run_dir}: nothing to learn from: the run kept no journal, and there is no whole {REPORT_NAME} of it"
         )
     run, tasks = report["run"], report["tasks"]
+    ended = sum(task["status"] in (TaskStatus.COMPLETED.value, TaskStatus.FAILED.value) for task in tasks)
+    early = f"; it ended early: {_learned(ended, len(tasks))}" if ended < len(tasks) else ""
     return PastRun(
         with_usage(attempts_of_report(tasks), Usage.of_run(run)),
         [int(task["priority"]) for task in tasks],
@@ -209,7 +217,7 @@ def _from_report(run_dir: Path) -> PastRun:
         int(run["settings"]["jobs"]["value"]),
         None,  # how much of that lay between the attempts it does not tell
         f"{len(tasks):,} POs of the run {run_dir}",
-        f"the run kept no journal: this is from its {REPORT_NAME}",
+        f"the run kept no journal: this is from its {REPORT_NAME}{early}",
         len(tasks) - len({task["po_number"] for task in tasks}),
     )
 

@@ -188,7 +188,7 @@ def _repeated_text(repeated: int) -> str:
         return ""
     return (
         f"{repeated:,} POs have the number of another one (--duplicates separate): there are never two of one number at once, "
-        "which the prediction leaves out; so nothing is advised on the number of workers"
+        "which the prediction leaves out; so the number of workers stays, if they fit into the memory"
     )
 
 
@@ -214,7 +214,10 @@ def _leave_interrupted(number: int) -> NoReturn:
 
 
 def _resolve(given: dict[str, Any], arguments: argparse.Namespace) -> Resolved:
-    resolved = load_settings(given, arguments.config, os.environ)
+    return _with_notes(load_settings(given, arguments.config, os.environ))
+
+
+def _with_notes(resolved: Resolved) -> Resolved:
     for note in resolved.notes:
         _say(note)
     return resolved
@@ -227,18 +230,22 @@ def _measure_run(run_dir: Path, arguments: argparse.Namespace) -> _Measured:
     """Learn from what a run has written; nothing is run."""
     past = read_past_run(run_dir)
     kept = {key: value for key, value in past.settings.items() if key not in NOT_WRITTEN}
-    resolved = _resolve({**kept, **given_settings(arguments)}, arguments)
+    resolved = _with_notes(load_settings(given_settings(arguments), arguments.config, {}, recorded=kept))
     at_once = min(past.jobs, len(past.priorities))
     measurement = replace(measured_from_history(past.attempts), source=past.source, jobs=at_once, note=past.note)
     note = "\n".join(filter(None, (past.note, _repeated_text(past.repeated))))
     measurement = replace(measurement, costs=_fitted(measurement.costs, past), repeated=past.repeated, note=note)
     if not past.seconds:
         return measurement, past.priorities, resolved
-    rules = rules_of(resolved.settings, usable_cores(), jobs=past.jobs)
+    as_it_ran = load_settings({}, None, {}, recorded={**kept, "app_dir": None})  # that one need not exist any more
+    rules = rules_of(as_it_ran.settings, usable_cores(), jobs=past.jobs)
     replayed = predict_batch(measurement, past.priorities, rules, runs=0)
+    fitted = ["its start and end"]
+    fitted += ["the time between two attempts"] if past.gap_s is not None else []
+    fitted += ["the replacement of workers"] if past.replaced_s is not None else []
     fit = (
-        f"the run took {span_text(past.seconds)}; with the pool's costs fitted to it, the simulation takes "
-        f"{span_text(replayed.seconds)}"
+        f"the run took {span_text(past.seconds)}; the simulation takes {span_text(replayed.seconds)}; "
+        f"fitted to the run: {', '.join(fitted)}"
     )
     measurement = replace(measurement, note="\n".join(filter(None, (note, fit))))
     return measurement, past.priorities, resolved

@@ -14,6 +14,7 @@ import pytest
 from poqueue.simulation import TYPICAL_COSTS
 from tests.integration.console import APP_DIR, BEHAVE, ROOT, SAMPLE, Ended, poqueue, started, tree, wait_until
 from workers.measuring import WARM_UP_S
+from workers.settings import RunSettings
 
 TUNE = ("-j", "2", "--no-progress")
 
@@ -196,6 +197,25 @@ def test_a_finished_run_is_learned_from_without_running_anything(tmp_path: Path,
     assert (tmp_path / "trail").read_bytes() == trail
 
 
+@pytest.mark.once
+def test_what_the_run_had_stands_below_a_file_and_above_the_environment_and_the_defaults(tmp_path: Path) -> None:
+    path = orders(tmp_path, *["ok"] * 3)
+    ran = ("--run-dir", "out", "--retries", "5", "--retry-delay", "7s", "-j", "1", "-q")
+    poqueue("run", str(path), *BEHAVE, *ran, cwd=tmp_path).check(0)
+    (tmp_path / "c.yaml").write_text("max_retries: 9\njobs: 2\n", encoding="utf-8")
+    words = ("tune", "out", "--config", "c.yaml", "-j", "4", "--json")
+    env = {"POQUEUE_RETRY_DELAY": "8s", "POQUEUE_TASK_TIMEOUT": "44s", "POQUEUE_MAX_RETRIES": "8"}
+
+    found = json.loads(poqueue(*words, cwd=tmp_path, env=env).check(0).out)["advice"]
+    other = poqueue("tune", "out", "--command", "true", "--write", "w.yaml", cwd=tmp_path).check(0)
+
+    assert {key: found[key]["now"] for key in ("jobs", "max_retries", "retry_delay")} == {
+        "jobs": 4, "max_retries": 9, "retry_delay": 7.0
+    }  # fmt: skip
+    assert found["task_timeout"]["now"] == RunSettings().task_timeout.seconds
+    assert "written" in other.err and "processor" not in (tmp_path / "w.yaml").read_text()
+
+
 COMPUTES = (
     "import time\n\ndef process(po):\n    end = time.process_time() + 0.03\n    while time.process_time() < end: pass\n"
 )
@@ -252,6 +272,22 @@ def test_a_run_that_goes_on_and_one_that_was_killed_are_learned_from_too(tmp_pat
 
     assert (live["pos"], live["measured"]["attempts"]) == (3, 1)
     assert "did not come to its end" in killed.out and "1 of 3 POs" in killed.out
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("more", [(), ("--no-journal",)], ids=["journal", "report"])
+def test_of_an_interrupted_run_it_is_said_how_far_it_came(tmp_path: Path, more: tuple[str, ...]) -> None:
+    path = orders(tmp_path, "ok", "wait", "ok")
+    words = ["run", str(path), *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "1", *more]
+
+    with started(*words, cwd=tmp_path) as run:
+        wait_until((tmp_path / "trail").exists, "the PO that waits has started")
+        run.send(signal.SIGINT)
+        wait_until(lambda: run.said("no new PO starts"), "the first is taken")  # two in a row may arrive as one
+        run.send(signal.SIGINT)
+        assert run.wait().code == 128 + signal.SIGINT
+
+    assert "ended early: learned from the 1 of 3 POs" in poqueue("tune", "r", cwd=tmp_path).check(0).out
 
 
 @pytest.mark.once

@@ -138,6 +138,26 @@ def test_of_a_run_that_has_not_ended_the_failed_attempts_of_what_waits_are_told_
     assert "the 1 of 2 POs that have ended, and from failed attempts at 1 that has not" in past.note
 
 
+@pytest.mark.parametrize("reason", ["interrupted", "halted"])
+def test_of_a_run_that_ended_early_it_is_said_how_far_it_came(reason: str, tmp_path: Path) -> None:
+    with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
+        journal.end(Kind.COMPLETED, journal.lease(journal.add("A"), "w1.1", 1.0), 2.5, seconds=1.5)
+        journal.add("B")
+    a_report(tmp_path, reason=reason)
+
+    assert read_past_run(tmp_path).note == "the run ended early: learned from the 1 of 2 POs that have ended"
+
+
+@pytest.mark.parametrize("reason", ["interrupted", "halted"])
+def test_a_run_whose_pos_have_all_ended_did_not_end_early(reason: str, tmp_path: Path) -> None:
+    with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
+        journal.end(Kind.COMPLETED, journal.lease(journal.add("A"), "w1.1", 1.0), 2.5, seconds=1.5)
+        journal.end(Kind.FAILED, journal.lease(journal.add("B"), "w1.1", 3.0), 3.5, seconds=0.5, error_type="GiveUp")
+    a_report(tmp_path, reason=reason)
+
+    assert read_past_run(tmp_path).note == ""
+
+
 @pytest.mark.parametrize("cause", ["resumed", "halted", "scaled up", "paused"])
 def test_its_time_counts_only_if_it_was_one_stretch_of_work(tmp_path: Path, cause: str) -> None:
     with JournalMaker(a_run(tmp_path) / "journal.sqlite") as journal:
@@ -186,6 +206,50 @@ def test_how_long_workers_that_replace_others_took_is_told_by_the_run(
 
     assert read_past_run(tmp_path).replaced_s == pytest.approx(0.5, abs=1e-3)
     assert json.loads(capsys.readouterr().out)["predicted"]["now"]["seconds"] == pytest.approx(31.0, rel=0.03)
+
+
+def a_run_in_a_row(folder: Path, pos: int, *, is_replaced: bool = False, **more: Any) -> None:
+    """POs of 1 s each with 10 ms between them, and 0.5 s before and behind; each by a worker of its own, if it is replaced."""
+    with JournalMaker(a_run(folder, jobs=1, **more) / "journal.sqlite") as journal:
+        for number in range(pos):
+            lease = journal.lease(journal.add(str(number)), f"w1.{number + 1 if is_replaced else 1}", number * 1.01)
+            journal.end(Kind.COMPLETED, lease, number * 1.01 + 1.0, seconds=1.0)
+    told = {"jobs": 1, "max_retries": 1, **more}
+    a_report(folder, seconds=pos * 1.01 + 1.0, settings={key: {"value": one, "from": "x"} for key, one in told.items()})
+
+
+@pytest.mark.parametrize("asked", [["--delay", "30s"], ["--max-tasks-per-worker", "1"], ["--timeout", "500ms"]])
+def test_what_is_fitted_is_the_run_as_it_was_set_then(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run_in_a_row(tmp_path, 20)
+
+    def fit(*words: str) -> str:
+        main(["tune", str(tmp_path), *words, "--json"])
+        note: str = json.loads(capsys.readouterr().out)["note"]
+        return note
+
+    assert "the run took 21.2 s; the simulation takes 21." in fit()
+    assert fit(*asked) == fit()
+
+
+@pytest.mark.parametrize(
+    ("pos", "is_replaced", "fitted"),
+    [
+        (3, False, "its start and end"),
+        (20, False, "its start and end, the time between two attempts"),
+        (3, True, "its start and end"),
+        (20, True, "its start and end, the replacement of workers"),
+    ],
+)
+def test_it_is_said_what_was_fitted(
+    pos: int, is_replaced: bool, fitted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run_in_a_row(tmp_path, pos, is_replaced=is_replaced, **({"max_tasks_per_worker": 1} if is_replaced else {}))
+
+    main(["tune", str(tmp_path), "--json"])
+
+    assert json.loads(capsys.readouterr().out)["note"].endswith(f"; fitted to the run: {fitted}")
 
 
 @pytest.mark.parametrize("other", [[1], []], ids=["after its first PO", "before it had one"])

@@ -19,7 +19,7 @@ from poqueue.metrics import DurationHistogram
 from poqueue.simulation import COMPLETED, RETRY, Costs
 from poqueue.tuning import Machine
 from workers import advice as tuned
-from workers.advice import recommend
+from workers.advice import Item, recommend
 from workers.advice_report import as_json, as_text, as_yaml
 from workers.measurement import Measurement, measured_from_history
 from workers.measuring import Measure
@@ -210,6 +210,22 @@ def test_where_computing_was_not_measured_the_workers_stay_and_the_range_is_wide
 
     assert found.items[0].advice == 8
     assert found.now.low_s < 25.0 and found.now.high_s > 100.0
+
+
+@pytest.mark.parametrize("repeated", [0, 7])
+def test_workers_on_which_nothing_is_advised_are_as_set_or_as_many_as_memory_holds(repeated: int) -> None:
+    unmeasured = [MeasuredAttempt(str(n), 1.0, "completed") for n in range(20)]
+    measured = [well(n, 1.0, 0.01) for n in range(20)]
+    measurement = replace(measured_from_history(measured if repeated else unmeasured), repeated=repeated)
+    small = Machine(cores=2, free_bytes=200_000_000)
+
+    def workers(pos: int, machine: Machine) -> Item:
+        return recommend(measurement, [5] * pos, RunSettings(jobs=32), machine).items[0]
+
+    for stays in (workers(200, MACHINE), workers(4, MACHINE), workers(0, MACHINE), workers(2, small)):
+        assert stays.advice == 32 and stays.why.startswith("as set: ")
+    held = workers(200, small)
+    assert held.advice < 32 and held.why.startswith(f"no more than {held.advice} fit into the memory: ")
 
 
 @given(st.lists(st.floats(0.001, 5000.0), min_size=1, max_size=50))
