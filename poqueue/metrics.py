@@ -177,6 +177,8 @@ class Metrics:
         elapsed_s = now - self._paced_from
         if elapsed_s >= MINUTE_S:
             return self.throughput(now) + self._failed_minute.count(now) / MINUTE_S
+        if elapsed_s < self.average_duration_s():  # what has ended since began before
+            return 0.0
         return (self.durations + self.failures - self._ended_before) / max(elapsed_s, 1e-3)
 
     def taken_up(self) -> None:

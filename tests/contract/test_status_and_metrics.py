@@ -251,6 +251,23 @@ def test_the_eta_goes_by_the_time_in_which_tasks_could_run(
 
 
 @pytest.mark.contract("R12")
+def test_what_ends_just_after_a_pause_began_before_it_and_says_nothing_of_the_pace(
+    queue: TaskQueue, clock: Clock
+) -> None:
+    queue.add_tasks([task(f"PO-{number}") for number in range(40)])
+    lease_and_take(queue, clock, 1)
+    before = lease(queue, "w1")
+    queue.pause_queue()
+    clock.advance(0.9)
+    queue.resume_queue()
+    lease(queue, "w2")
+    clock.advance(0.001)
+    queue.complete_task(before.task_id, "w1", success(1.0))
+
+    assert queue.get_queue_status()["estimated_completion"] == pytest.approx(38, rel=0.1)
+
+
+@pytest.mark.contract("R12")
 def test_the_eta_goes_by_what_ended_well_or_not_and_the_throughput_by_what_ended_well(
     queue: TaskQueue, clock: Clock
 ) -> None:
