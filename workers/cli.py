@@ -263,15 +263,19 @@ def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bo
 
     run_dir = find_run(named)
     given = given_settings(arguments)
+    own_place = "cannot be given here: a run goes on in its own directory"
+    all_failed = "cannot be given here: all that failed in the run is run again"
+    if "run_dir" in given:
+        raise _usage(f"--run-dir {own_place}")
+    if retry_failed and "limit" in given:
+        raise _usage(f"--limit {all_failed}")
     resolved = resume_settings(run_dir, given, arguments.config)
     settings, origins = resolved.settings, resolved.origins
-    # A config may be the one that the run was started with.
-    if "run_dir" in given or (settings.run_dir is not None and settings.run_dir.resolve() != run_dir):
-        where = "--run-dir" if "run_dir" in given else f"run_dir ({origins['run_dir']})"
-        raise _usage(f"{where} cannot be given here: a run goes on in its own directory")
-    if retry_failed and ("limit" in given or settings.limit != read_run_record(run_dir).settings.get("limit")):
-        where = "--limit" if "limit" in given else f"limit ({origins['limit']})"
-        raise _usage(f"{where} cannot be given here: all that failed in the run is run again")
+    # A config may name what the run has: it may be the one that it was started with.
+    if settings.run_dir is not None and settings.run_dir.resolve() != run_dir:
+        raise _usage(f"run_dir ({origins['run_dir']}) {own_place}")
+    if retry_failed and settings.limit != read_run_record(run_dir).settings.get("limit"):
+        raise _usage(f"limit ({origins['limit']}) {all_failed}")
     resuming = Resuming(run_dir, arguments.accept_changes, retry_failed)
     return _run_batch(arguments, resolved, resuming)
 

@@ -126,7 +126,7 @@ def test_a_limit_given_later_leaves_out_what_has_not_ended_and_nothing_else(tmp_
     batch.finish("--limit", "5", "--accept-changes", code=1)
     assert batch.statuses() == dict(zip("ABCDEF", ["succeeded", "failed", *["succeeded"] * 3, "not run"], strict=True))
     assert batch.begun().count("A") == batch.begun().count("B") == 1
-    (tmp_path / "c.yaml").write_text("limit: 1\n")
+    (tmp_path / "c.yaml").write_text("limit: 5\n")
     retried = batch.poqueue("retry", "r", "--config", "c.yaml", "--accept-changes", "--json").check(1)
     assert json.loads(retried.out)["resumed"]["requeued"] == 1 and json.loads(retried.out)["pos"]["succeeded"] == 4
 
