@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poqueue.errors import ConfigError
@@ -527,7 +527,7 @@ def test_what_is_shown_of_a_setting_is_read_back_exactly(data: st.DataObject, ke
     try:
         value = entry.parse(data.draw(GIVEN.get(key, _anything)), key)
     except ValueError:
-        assume(False)
+        return  # as much of it is
 
     shown = json.loads(json.dumps(entry.show(value)))  # as run.json keeps it
 
