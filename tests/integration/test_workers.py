@@ -347,6 +347,15 @@ def test_a_po_waits_for_no_session_that_is_closed_beside_a_free_place(tmp_path: 
     assert play.is_completed("P") and lines_of(tmp_path / "sessions").count("teardown w1.1") == 1
 
 
+def stop_while_it_closes(supervisor: Supervisor, tmp_path: Path) -> None:
+    """Have the run stopped, and its one worker, of TeardownWaits, in its teardown."""
+    wait_until(lambda: history(tmp_path), "it has begun")
+    supervisor.stop()
+    wait_until(lambda: supervisor._is_draining, "nothing starts any more")
+    (tmp_path / "go").touch()
+    wait_until(lambda: any("closing" in line for line in lines_of(tmp_path / "sessions")), "it is being closed")
+
+
 def test_a_run_that_waits_for_a_session_to_be_closed_does_nothing_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,11 +365,7 @@ def test_a_run_that_waits_for_a_session_to_be_closed_does_nothing_meanwhile(
     with on_stage(tmp_path, po("P", "wait_for_go", tmp_path), target=target, task_timeout=60.0) as (supervisor, _):
 
         def stop() -> None:
-            wait_until(lambda: history(tmp_path), "it has begun")
-            supervisor.stop()
-            wait_until(lambda: supervisor._is_draining, "nothing starts any more")
-            (tmp_path / "go").touch()
-            wait_until(lambda: any("closing" in line for line in lines_of(tmp_path / "sessions")), "it is being closed")
+            stop_while_it_closes(supervisor, tmp_path)
             until, before = time.monotonic() + 1.0, len(turns)
             wait_until(lambda: time.monotonic() > until, "a second has gone by")
             turned.append(len(turns) - before)
@@ -406,11 +411,7 @@ def test_a_stop_in_a_teardown_is_what_is_told_of_it(
     with on_stage(tmp_path, po("P", "wait_for_go", tmp_path), target=villains.TeardownWaits, jobs=1) as (supervisor, _):
 
         def stop() -> None:
-            wait_until(lambda: history(tmp_path), "it has begun")
-            supervisor.stop()
-            wait_until(lambda: supervisor._is_draining, "nothing starts any more")
-            (tmp_path / "go").touch()
-            wait_until(lambda: any("closing" in line for line in lines_of(tmp_path / "sessions")), "it is being closed")
+            stop_while_it_closes(supervisor, tmp_path)
             came = property(lambda self: time.monotonic() + 9.0)  # since the loop has looked at the clock
             monkeypatch.setattr(WorkerProcess, "since", came)
             supervisor.stop()
@@ -423,7 +424,14 @@ def test_a_stop_in_a_teardown_is_what_is_told_of_it(
 
 @pytest.mark.parametrize(
     ("what", "start_method"),
-    [("thread", "spawn"), ("thread", "forkserver"), ("thread", "fork"), ("child", "spawn"), ("short", "spawn")],
+    [
+        ("thread", "spawn"),
+        ("thread", "forkserver"),
+        ("thread", "fork"),
+        ("child", "spawn"),
+        ("watchdog", "spawn"),
+        ("short", "spawn"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_what_a_processor_has_left_holds_up_no_end_and_what_is_to_be_done_at_the_exit_is_done(

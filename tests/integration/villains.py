@@ -658,7 +658,9 @@ class TeardownRaises(Session):
 
 
 class LeavesSomething:
-    """As the PO says, a `thread` or a `child` that does not end, or a `short` one of each; and something to do at the exit."""
+    """As the PO says, a `thread` or a `child` that does not end, a `watchdog` that starts its child again, or a `short` one of
+    each; and something to do at the exit.
+    """
 
     def setup(self, context: WorkerContext) -> None:
         self.folder = Path(context.options["folder"])
@@ -669,7 +671,16 @@ class LeavesSomething:
             threading.Thread(target=_leave_behind, args=(self.folder, what)).start()
         if what in ("child", "short"):
             get_context("spawn").Process(target=_leave_behind, args=(self.folder, what)).start()
+        if what == "watchdog":
+            threading.Thread(target=_keep_alive, args=(self.folder,)).start()
         atexit.register(_take_time_at_the_exit, self.folder)
+
+
+def _keep_alive(folder: Path) -> None:
+    while True:
+        child = get_context("fork").Process(target=_leave_behind, args=(folder, "child"))
+        child.start()
+        child.join()
 
 
 def _leave_behind(folder: Path, what: str) -> None:
