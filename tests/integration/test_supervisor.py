@@ -43,6 +43,7 @@ from workers.process_control import helper_pids, marked_processes
 from workers.progress import Snapshot
 from workers.quantities import usable_cores
 from workers.reaper import Reaper
+from workers.recovery import LeftBehind
 from workers.supervisor import Halt
 from workers.worker_files import Phase
 from workers.worker_process import WorkerProcess
@@ -773,6 +774,20 @@ def test_a_stop_is_heeded_while_pos_are_still_added_and_none_is_forgotten(tmp_pa
     assert end.reason == "interrupted"
     assert play.status["completed_tasks"] < count / 8
     assert play.status["completed_tasks"] + play.status["pending_tasks"] == count
+
+
+def test_an_id_of_a_dead_worker_that_had_no_lease_is_not_given_again(tmp_path: Path) -> None:
+    """It died in its login, and the queue has never heard of it."""
+    with contextlib.closing(Supervisor("tests.integration.villains:process", jobs=1)) as supervisor:
+        supervisor.start_queue()
+        supervisor.take_up(LeftBehind(worker_ids=["w1.7", ""]), "a crash")
+        task_id = supervisor.queue.add_task(po("A", "quick", tmp_path))
+        supervisor.start_workers()
+        supervisor.run()
+
+        ended = supervisor.queue.find_task(task_id=task_id)
+
+    assert ended is not None and ended.worker_id == "w1.8"
 
 
 def test_what_is_still_to_be_added_is_shown_as_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
