@@ -16,7 +16,6 @@ Contract: TaskQueue API Contract, with R1 to R28 as settled beside it.
 
 import json
 import logging
-import math
 import os
 import random
 import threading
@@ -24,16 +23,22 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from poqueue.adaptive import TIMEOUT_ERROR, AdaptiveTimeout
+from poqueue.change import Change
+from poqueue.checks import (
+    admit,
+    check_attempt_seconds,
+    check_exchange,
+    check_report,
+    check_result,
+    check_worker_id,
+    tokens_of,
+)
 from poqueue.config import (
     DEFAULT_MAX_RETRY_DELAY_S,
     DEFAULT_RETENTION_S,
     DEFAULT_TIMEOUT_FLOOR_S,
     QueueConfig,
     check_delay_asked_for,
-    check_max_retries,
-    check_seconds,
-    check_timeout,
-    check_whole,
 )
 from poqueue.error_log import ErrorLog, described
 from poqueue.errors import JournalError, QueueError, QueueFullError, TaskNotFoundError, WorkerMismatchError
@@ -41,12 +46,11 @@ from poqueue.events import UNSET, EventDelivery, EventFeed, log_now
 from poqueue.halt import HaltPolicy
 from poqueue.hand_off import TOLD, Line, Offer, Taker
 from poqueue.hints import TYPE_CHECKING, Any, StrPath
-from poqueue.ids import new_id
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
 from poqueue.moves import End, Moves, was_told
-from poqueue.packing import FrozenTask, PackedGrant, pack_task, unpack_events, unpack_grant
-from poqueue.payload import MAX_DURATION_S, freeze_result, is_duration, is_json, po_text, thaw_task
+from poqueue.packing import PackedGrant, unpack_events, unpack_grant
+from poqueue.payload import MAX_DURATION_S, freeze_result, po_text, thaw_task
 from poqueue.records import LEASED, Kind, Record
 from poqueue.schedule import NoSchedule, Schedule
 from poqueue.task import (
@@ -82,7 +86,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_WAIT_S = 5.0
-_WHOLE = frozenset({int})
 _SHORT = frozenset({tuple, Success})
 HAND_OUT_AT_ONCE = 8  # waiting workers; who adds has other things to do as well
 FAULT_RETRY_S = 0.5  # how often a journal that could not be written is tried again
@@ -174,7 +177,7 @@ class TaskQueue:
         self._turns: dict[str, int] = {}  # the latest exchange of each worker
         self._waiting_readers = 0  # that have nothing to read yet
         self._ensure_thread_safety()
-        self._change = _Change()
+        self._change = Change()
         self._journal: Journal | None = None
         if journal is not None:
             self._open_journal(
@@ -199,14 +202,15 @@ class TaskQueue:
             JournalError: it could not be written down; nothing was added. Likewise for every method that changes the queue.
         """
         self._announce()
-        entry = self._admit(task, priority)
+        entry = admit(task, priority, self._config, self._journal is not None)
         self._add([entry], [entry.task_id])
         return entry.task_id
 
     def add_tasks(self, tasks: Sequence[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
         """Add many tasks in one step, all or none; arguments and errors as in add_task."""
         self._announce()
-        admitted = [self._admit(task, priority) for task in tasks]
+        config, needs_json = self._config, self._journal is not None
+        admitted = [admit(task, priority, config, needs_json) for task in tasks]
         ids = [entry.task_id for entry in admitted]
         if ids:
             self._add(admitted, ids)
@@ -237,7 +241,7 @@ class TaskQueue:
         Raises:
             ValueError: worker_id is not a non-blank text.
         """
-        _check_worker_id(worker_id)
+        check_worker_id(worker_id)
         with self._lock, self._change:
             if self._may_not_lease(worker_id):
                 return None
@@ -334,9 +338,9 @@ class TaskQueue:
         Args:
             offer: what another thread may tell the worker by while this call waits; the answer is then TOLD itself.
         """
-        _check_worker_id(worker_id)
-        _check_asked(reports, limit, wait_s, turn)
-        kept = _tokens(keeps)
+        check_worker_id(worker_id)
+        check_exchange(reports, limit, wait_s, turn)
+        kept = tokens_of(keeps)
         if reports or turn:
             with self._lock, self._change:
                 if turn and turn <= self._turns.get(worker_id, 0):  # it has begun a later one
@@ -905,40 +909,6 @@ class TaskQueue:
 
     # ------------------------------------------------------------------ guards (no change yet)
 
-    def _admit(self, task: ProcessingTask | FrozenTask, priority: int) -> Entry:
-        needs_json, config = self._journal is not None, self._config
-        packed: tuple[Any, ...] = task if type(task) is FrozenTask else pack_task(task, needs_json)
-        task_id, po_number, payload, own_priority, retries, delay, timeout, group = packed
-        if type(payload) is not bytes:
-            raise ValueError(f"invalid task data: it is frozen to bytes, got {type(payload).__name__}")
-        if needs_json and not is_json(payload):
-            raise ValueError("invalid task data: a queue with a journal takes it as JSON")
-        if not isinstance(po_number, str) or not po_number.strip():
-            raise ValueError(f"invalid task: po_number must be non-blank text, got {po_number!r}")
-        if not isinstance(group, str):
-            raise ValueError(f"invalid task: group must be text, got {group!r}")
-        if not isinstance(task_id, str):
-            raise ValueError(f"invalid task: task_id must be text, got {task_id!r}")
-        if type(priority) is not int or not 1 <= priority <= 10:
-            check_whole(priority, "priority", minimum=1, maximum=10)
-        if priority == DEFAULT_PRIORITY:
-            priority = own_priority
-            if type(priority) is not int or not 1 <= priority <= 10:
-                check_whole(priority, "priority", minimum=1, maximum=10)
-        if retries is None:
-            retries = config.max_retries
-        else:
-            check_max_retries(retries)
-        if delay is None:
-            delay = config.retry_delay
-        else:
-            check_seconds(delay, "retry delay (retry_delay)", minimum=0.0)
-        if timeout is None:
-            timeout = config.task_timeout
-        else:
-            check_timeout(timeout)
-        return Entry(task_id or new_id(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, group)
-
     def _guard_new_ids(self, ids: Sequence[str]) -> None:
         fresh = set(ids)
         if len(fresh) == len(ids) and not self._ledger.knows_any(fresh):
@@ -1077,7 +1047,7 @@ class TaskQueue:
                 or type(report[0]) is not str
                 or type(report[1]) is not int
             ):
-                _check_report(report)  # what comes from a worker is nearly always as above
+                check_report(report)  # what comes from a worker is nearly always as above
             token = report[1]
             entry = held.get(token)
             if entry is None or entry.task_id != report[0]:
@@ -1090,12 +1060,12 @@ class TaskQueue:
             if len(report) == 4:
                 _, _, seconds, payload = report
                 if type(seconds) is not float or not 0.0 <= seconds <= MAX_DURATION_S:
-                    _check_seconds(token, seconds)
+                    check_attempt_seconds(token, seconds)
                 if needs_json or type(payload) is not bytes:
-                    _check_result(token, payload, needs_json)
+                    check_result(token, payload, needs_json)
                 ends.append((entry, payload, seconds, seconds or None))
             elif report.result is not None:
-                _check_seconds(token, report.processing_time)
+                check_attempt_seconds(token, report.processing_time)
                 decided = reported(entry, freeze_result(report.result, needs_json), report.processing_time or None)
                 ends += decided.ends
                 verdicts += decided.verdicts
@@ -1110,7 +1080,7 @@ class TaskQueue:
     def _decide_failure(self, entry: Entry, report: Report) -> list[Verdict]:
         if report.error is None:
             return undone(entry)
-        _check_seconds(report.token, report.processing_time)
+        check_attempt_seconds(report.token, report.processing_time)
         if report.retry_after_s is not None:
             check_delay_asked_for(report.retry_after_s)
         details = described(report.error)
@@ -1376,30 +1346,6 @@ class TaskQueue:
         return max(left / rate, waits_s)
 
 
-class _Change:
-    """From the first look that a change is decided by to its last move there must be no other. Threads wait for the lock; a
-    signal handler of the same thread, which has it, is refused. So is everybody after a change that was broken off once it
-    had begun: what is here, and what the journal says, may contradict each other from then on.
-    """
-
-    def __init__(self) -> None:
-        self._is_open = False
-        self.has_begun = False  # something is written down, or done, and something else belongs to it
-        self.is_broken = False
-
-    def __enter__(self) -> None:
-        if self._is_open:
-            raise QueueError(
-                "called in the middle of a change by the same thread, as a signal handler may, or after a change was broken "
-                "off there, by a Ctrl-C for instance: nothing was changed"
-            )
-        self.has_begun, self._is_open = False, True
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        self.is_broken = kind is not None and self.has_begun
-        self._is_open = self.is_broken
-
-
 def _guard_holder(entry: Entry, claimed: Any) -> None:
     if claimed is not None and claimed != entry.worker_id:
         holder = f"{entry.status.value}, last held by {entry.worker_id}"
@@ -1414,57 +1360,8 @@ def _limit_s(entry: Entry, timeouts: AdaptiveTimeout) -> float:
     return timeouts.limit_s(entry.group, entry.task_timeout, was_cut_off=was_cut_off)
 
 
-def _check_seconds(token: int, seconds: float) -> None:
-    if not is_duration(seconds):
-        raise ValueError(
-            f"invalid report on lease {token}: its seconds must be a finite number from 0, got {seconds!r}"
-        )
-
-
-def _check_result(token: int, payload: bytes, needs_json: bool) -> None:
-    if type(payload) is not bytes:
-        raise ValueError(f"invalid report on lease {token}: its result must be bytes, got {type(payload).__name__}")
-    if needs_json and not is_json(payload):
-        raise ValueError(f"invalid report on lease {token}: a queue with a journal takes its result as JSON")
-
-
 def _row(entry: Entry, rank: int, at: float) -> tuple[Any, ...]:
     return (
         rank, entry.task_id, entry.po_number, entry.priority, entry.max_retries, entry.retry_delay, entry.task_timeout, at,
         entry.payload, entry.group,
     )  # fmt: skip
-
-
-def _check_asked(reports: Any, limit: Any, wait_s: Any, turn: Any) -> None:
-    if type(limit) is not int or limit < 0:
-        check_whole(limit, "limit of leases (limit)", minimum=0)
-    if type(turn) is not int or turn < 0:
-        check_whole(turn, "turn", minimum=0)
-    if type(wait_s) is not float or not 0.0 <= wait_s < math.inf:
-        check_seconds(wait_s, "time to wait (wait_s)", minimum=0.0, maximum=math.inf)
-    if type(reports) is not list and not isinstance(reports, Sequence):
-        raise ValueError(f"invalid reports: a sequence is needed, got {type(reports).__name__}")
-
-
-def _check_report(report: Any) -> None:
-    is_known = isinstance(report, Report) or (isinstance(report, tuple) and len(report) == 4)
-    if not is_known or not isinstance(report[0], str) or type(report[1]) is not int:
-        raise ValueError(
-            "invalid report: a Report or a Success is needed, its task_id text and its token a whole number, "
-            f"got a {type(report).__name__}"
-        )
-
-
-def _tokens(keeps: Any) -> frozenset[int]:
-    try:
-        tokens = frozenset(keeps)
-    except TypeError:
-        raise ValueError(f"invalid keeps: a collection of tokens is needed, got {type(keeps).__name__}") from None
-    if tokens and not _WHOLE.issuperset(map(type, tokens)):
-        raise ValueError("invalid keeps: tokens are whole numbers")
-    return tokens
-
-
-def _check_worker_id(worker_id: Any) -> None:
-    if not isinstance(worker_id, str) or not worker_id.strip():
-        raise ValueError(f"worker_id must be a non-blank text, got {worker_id!r}")

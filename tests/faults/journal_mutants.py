@@ -387,7 +387,7 @@ def _spinning(next_due: Any) -> Any:
 
 CAUGHT_BY_NAME: dict[str, tuple[Mutant, str]] = {
     "a change that was broken off is written on": (
-        replaced(queue_module._Change, "__exit__", _written_on),
+        replaced(queue_module.Change, "__exit__", _written_on),
         "test_bad_inputs.py::test_a_change_that_was_broken_off_is_the_last_one[journal]",
     ),
     "a failed write is not rolled back": (

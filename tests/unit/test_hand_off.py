@@ -102,10 +102,10 @@ def test_who_adds_tells_who_waits(house: House, monkeypatch: pytest.MonkeyPatch)
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the connections of those who wait were told, in its order, and when a task was looked at."""
     said = list[str]()
-    announce, at_once, admit = wire.Stream.announce, wire.Stream.send_at_once, TaskQueue._admit
+    announce, at_once, admit = wire.Stream.announce, wire.Stream.send_at_once, task_queue_module.admit
     monkeypatch.setattr(wire.Stream, "announce", lambda *given: said.append("announced") or announce(*given))
     monkeypatch.setattr(wire.Stream, "send_at_once", lambda *given: said.append("told") or at_once(*given))
-    monkeypatch.setattr(TaskQueue, "_admit", lambda *given: said.append("looked at") or admit(*given))
+    monkeypatch.setattr(task_queue_module, "admit", lambda *given: said.append("looked at") or admit(*given))
     return said
 
 

@@ -1,0 +1,27 @@
+"""What makes a change of the queue whole: no other one in its middle, and none after one that was broken off."""
+
+from poqueue.errors import QueueError
+
+
+class Change:
+    """From the first look that a change is decided by to its last move there must be no other. Threads wait for the lock; a
+    signal handler of the same thread, which has it, is refused. So is everybody after a change that was broken off once it
+    had begun: what is here, and what the journal says, may contradict each other from then on.
+    """
+
+    def __init__(self) -> None:
+        self._is_open = False
+        self.has_begun = False  # something is written down, or done, and something else belongs to it
+        self.is_broken = False
+
+    def __enter__(self) -> None:
+        if self._is_open:
+            raise QueueError(
+                "called in the middle of a change by the same thread, as a signal handler may, or after a change was broken "
+                "off there, by a Ctrl-C for instance: nothing was changed"
+            )
+        self.has_begun, self._is_open = False, True
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        self.is_broken = kind is not None and self.has_begun
+        self._is_open = self.is_broken
