@@ -7,13 +7,14 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # as in typing, whose import would keep a Ctrl-C from being caught for some milliseconds more
 if TYPE_CHECKING:
-    from workers.batch import BatchReport, run_batch
+    from workers.batch import run_batch
+    from workers.batch_run import BatchReport
     from workers.processing import GiveUp, ProcessorSpec, RetryLater, WorkerContext
     from workers.staff import WorkersCannotStartError
     from workers.supervisor import Supervisor
 
 _HOMES = {
-    "BatchReport": "workers.batch",
+    "BatchReport": "workers.batch_run",
     "run_batch": "workers.batch",
     "GiveUp": "workers.processing",
     "ProcessorSpec": "workers.processing",

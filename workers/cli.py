@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workers.batch import BatchReport, Resuming
+    from workers.batch_run import BatchReport
     from workers.orders import OrderBook
     from workers.resolved import Resolved
+    from workers.resume import Resuming
 
 EXIT_USAGE, EXIT_ORDERS, EXIT_INTERNAL = 2, 3, 70
 
@@ -257,7 +258,8 @@ def _retry(arguments: argparse.Namespace) -> int:
 
 def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bool) -> int:
     """The settings are those that the run was started with; the command line's and those of --config go first."""
-    from workers.batch import Resuming, resume_settings
+    from workers.batch import resume_settings
+    from workers.resume import Resuming
     from workers.run_record import find_run, read_run_record
     from workers.settings import given_settings
 
@@ -341,9 +343,9 @@ def _report(arguments: argparse.Namespace) -> int:
         check_output(arguments.output)
     run_dir = find_run(arguments.run)
     if arguments.output is not None:
-        from workers.batch import _check_writable
+        from workers.batch import check_writable
 
-        _check_writable(arguments.output, Path(read_run_record(run_dir).orders), run_dir)
+        check_writable(arguments.output, Path(read_run_record(run_dir).orders), run_dir)
     try:
         history = read_history(run_dir, on_wait=_say)
     except JournalError as error:
@@ -383,8 +385,8 @@ def _config_show(arguments: argparse.Namespace) -> int:
 def _count_left(book: OrderBook, resuming: Resuming) -> int:
     """How many POs would run if the run went on with the orders that it had."""
     from poqueue.errors import JournalError
-    from workers.batch import unended
     from workers.report_files import read_history
+    from workers.resume import unended
     from workers.run_record import read_run_record
 
     try:
@@ -430,7 +432,7 @@ def _report_check(book: OrderBook, to_run: int, *, as_json: bool) -> int:
 
 
 def _list_invalid(book: OrderBook) -> None:
-    from workers.batch import SHOWN_ROWS
+    from workers.batch_run import SHOWN_ROWS
     from workers.safe_text import safe_text
 
     for row in book.invalid[:SHOWN_ROWS]:
@@ -575,13 +577,13 @@ def _as_words(flag: str, value: Any) -> list[str]:
 
 
 def _as_json(report: BatchReport) -> dict[str, Any]:
-    from workers.batch import _as_dict
+    from dataclasses import asdict
 
     return {
         "exit_code": report.exit_code,
         "reason": report.reason,
         "message": report.message,
-        "accounts": _as_dict(report.accounts),
+        "accounts": asdict(report.accounts),
         "pos": report.tasks,
         "seconds": round(report.seconds, 3),
         "run_dir": str(report.run_dir) if report.run_dir else None,

@@ -1,13 +1,24 @@
-"""Matching the orders of a file with the tasks of an earlier run, by PO number and content: lines may have moved."""
+"""Going on with an earlier run: which one, and which order is which of its tasks (by PO number and content: lines move)."""
 
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from poqueue.errors import ConfigError
 from poqueue.task import ProcessingTask, TaskStatus
 
 ENDED = (TaskStatus.COMPLETED, TaskStatus.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Resuming:
+    """Which run is to go on, and how: `retry_failed` runs what failed, and only a run that is through."""
+
+    run_dir: Path
+    accept_changes: bool = False
+    retry_failed: bool = False
 
 
 @dataclass(slots=True)
@@ -88,6 +99,14 @@ def match_orders(
     match.to_drop += [task.task_id for task in left]
     match.removed = sum(task.po_number not in numbers for task in left)
     return match
+
+
+def unended(count: int) -> ConfigError:
+    """A retry is for a run that is through."""
+    return ConfigError(
+        f"{count} POs of this run have not ended yet: finish it with --resume, and then retry what failed; "
+        "or run failed.csv of the run directory by itself"
+    )
 
 
 def _find(order: dict[str, Any], candidates: Iterable[ProcessingTask]) -> ProcessingTask | None:

@@ -40,7 +40,7 @@ from poqueue.task import Report, Success
 from poqueue.verdict import Verdict
 from tests.faults.batches import Batch
 from tests.integration.console import ROOT, Ended, poqueue, read_csv, running, tree, write_orders
-from workers.batch import _check_writable
+from workers.batch import check_writable
 from workers.cli import main
 from workers.orders import OrderBook, OrderSource, read_orders
 from workers.resolved import load_settings
@@ -271,7 +271,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_runs(
     monkeypatch.setattr(os, "access", lambda path, mode: False)
 
     with pytest.raises(ConfigError, match="cannot be written to"):
-        _check_writable(tmp_path / "x.csv", orders)
+        check_writable(tmp_path / "x.csv", orders)
 
 
 @pytest.mark.once

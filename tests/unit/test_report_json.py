@@ -13,7 +13,7 @@ from poqueue import ProcessingTask, TaskQueue, TaskResult
 from poqueue.packing import FrozenTask
 from poqueue.report import as_json, build_report
 from poqueue.task import ReportParts
-from workers.batch import BatchReport, write_report
+from workers.batch_run import BatchReport, write_report
 from workers.results import Accounts
 
 TEXT = st.text(max_size=8)
