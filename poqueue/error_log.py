@@ -9,6 +9,7 @@ from poqueue.plain import plain_details
 MAX_TYPES = 1000
 MAX_HOURS = 7 * 24
 MAX_TYPE_CHARS = 200
+MOST_COMMON = 10  # types that a summary names
 OTHER = "(other)"
 _NAMES, _TEXTS = ("error_type", "exception", "exception_type"), ("error", "error_message", "message")
 
@@ -45,14 +46,14 @@ class ErrorLog:
         for hour in sorted(self._by_hour)[: -self._max_hours]:
             del self._by_hour[hour]
 
-    def summary(self, most: int = 10) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Totals, the most common types with their latest message, and errors by UTC hour."""
         return {
             "total_errors": self.total,
             "unique_error_types": len(self._by_type),
             "most_common_errors": [
                 {"error_type": kind, "count": count, **self._latest[kind]}
-                for kind, count in self._by_type.most_common(most)
+                for kind, count in self._by_type.most_common(MOST_COMMON)
             ],
             "error_trends": dict(sorted(self._by_hour.items())),
         }

@@ -128,7 +128,7 @@ class Moves:
         entry.retry_count = entry.crashes = 0
         self._wait(entry, now)
 
-    def undo(self, entry: Entry, now: float) -> int:
+    def undo(self, entry: Entry) -> int:
         """The worker never began: as if the lease had not been."""
         worker_id = entry.worker_id or ""
         self._metrics.undone(entry.attempt, entry.leased - entry.ready)

@@ -172,7 +172,7 @@ class _Reader:
         elif kind is Kind.RETRY:
             moves.retry(entry, details, self._due(record), record.seconds, now, at)
         elif kind is Kind.UNDONE:
-            moves.undo(entry, now)
+            moves.undo(entry)
         elif kind is Kind.INTERRUPTED:
             moves.interrupt(entry, details, bool(details.get("is_crash")), now, at)
         elif kind is Kind.CLEARED:

@@ -156,9 +156,14 @@ def as_yaml(report: dict[str, Any]) -> str:
 
 
 @functools.lru_cache(maxsize=4096)  # tasks that were added, leased or ended together have one time
-def iso_time(wall_time: float | None) -> str | None:
+def iso(wall_time: float) -> str:
     """UTC seconds since the epoch as ISO text."""
-    return None if wall_time is None else datetime.fromtimestamp(wall_time, UTC).isoformat(timespec="milliseconds")
+    return datetime.fromtimestamp(wall_time, UTC).isoformat(timespec="milliseconds")
+
+
+def iso_time(wall_time: float | None) -> str | None:
+    """The same, if there is any."""
+    return None if wall_time is None else iso(wall_time)
 
 
 def _csv_cell(value: Any) -> Any:

@@ -1167,7 +1167,7 @@ class TaskQueue:
                 moves.requeue(entry, now)
             self._work_comes(1)
         elif kind is Kind.UNDONE:
-            moves.undo(entry, now)
+            moves.undo(entry)
             self._work_comes(1)
         elif kind is Kind.INTERRUPTED:
             moves.interrupt(entry, details or {}, bool((details or {}).get("is_crash")), now, at)

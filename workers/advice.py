@@ -73,17 +73,15 @@ def rules_of(settings: RunSettings, cores: int, *, jobs: int | None = None) -> R
     )
 
 
-def predict_batch(
-    measurement: Measurement, priorities: Sequence[int], rules: Rules, *, runs: int = 15, seed: int = 1
-) -> Prediction:
+def predict_batch(measurement: Measurement, priorities: Sequence[int], rules: Rules, *, runs: int = 15) -> Prediction:
     """Predict these POs; where computing was not measured the range is from all waiting to all computing."""
     rules = replace(rules, workers=min(rules.workers, max(1, len(priorities))))  # no more are started
     histories = measurement.histories
-    found = predict(histories, priorities, rules, measurement.costs, Random(seed), runs=runs)
+    found = predict(histories, priorities, rules, measurement.costs, Random(1), runs=runs)
     if measurement.cpu_share is not None or rules.workers <= rules.cores:
         return found
     computing = [tuple(replace(attempt, cpu_share=1.0) for attempt in history) for history in histories]
-    slowest = predict(computing, priorities, rules, measurement.costs, Random(seed), runs=runs)
+    slowest = predict(computing, priorities, rules, measurement.costs, Random(1), runs=runs)
     return replace(found, high_s=max(found.high_s, slowest.high_s))
 
 

@@ -21,8 +21,9 @@ from poqueue import failpoint
 from poqueue.config import MAX_RETENTION_S
 from poqueue.errors import ConfigError, JournalError, OrdersError
 from poqueue.journal import JOURNAL_NAME, check_file
+from poqueue.report import iso
 from poqueue.service import leave_if_imported_again
-from workers.batch_run import EXIT_NOTHING, SHOWN_ROWS, BatchReport, BatchRun, counted, iso
+from workers.batch_run import EXIT_NOTHING, SHOWN_ROWS, BatchReport, BatchRun, counted
 from workers.early_start import EarlyStart, early_workers
 from workers.guards import MachineGuard
 from workers.log import RunLogging, ShieldedLogger

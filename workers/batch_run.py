@@ -9,7 +9,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from poqueue.errors import ConfigError, JournalError, ServiceError
 from poqueue.journal import JOURNAL_NAME, check_file
 from poqueue.packing import FrozenTask, unpack_parts
 from poqueue.payload import freeze_plain, thaw, thaw_result, thaw_task
-from poqueue.report import as_csv, as_json, as_yaml, build_report
+from poqueue.report import as_csv, as_json, as_yaml, build_report, iso
 from poqueue.task import Event, ReportParts, TaskRecord, TaskStatus
 from workers.early_start import EarlyStart
 from workers.log import ShieldedLogger
@@ -558,8 +557,3 @@ def _error_text(latest: Mapping[str, Any], message: str) -> str:
 
 def _columns(result: Any) -> dict[str, Any]:
     return {**result.data, **({"downloads": result.downloads} if result.downloads else {})}
-
-
-def iso(wall_time: float) -> str:
-    """A moment, UTC, to the millisecond."""
-    return datetime.fromtimestamp(wall_time, UTC).isoformat(timespec="milliseconds")

@@ -238,11 +238,11 @@ def queue_points(history: RunHistory) -> list[QueuePoint]:
     return points
 
 
-def thinned(points: Sequence[QueuePoint], most: int = QUEUE_POINTS) -> list[QueuePoint]:
-    """At most about `most` points, the highest queue of each stretch among them."""
-    if len(points) <= most:
+def thinned(points: Sequence[QueuePoint]) -> list[QueuePoint]:
+    """At most about QUEUE_POINTS of them, the highest queue of each stretch among them."""
+    if len(points) <= QUEUE_POINTS:
         return list(points)
-    step = math.ceil(len(points) / most * 2)
+    step = math.ceil(len(points) / QUEUE_POINTS * 2)
     kept = []
     for start in range(0, len(points), step):
         part = points[start : start + step]

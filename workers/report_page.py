@@ -161,7 +161,7 @@ def _context(history: RunHistory, facts: _Facts, left_out: int) -> dict[str, Any
         "sentence": outcome_sentence(history),
         "balance": balance_sentence(history),
         "facts": _run_facts(history),
-        "contents": _contents(history, facts),
+        "contents": _contents(history),
         "cards": _cards(history, facts),
         "commands": _commands(history),
         "accounts": _accounts(history),
@@ -200,7 +200,7 @@ def _run_facts(history: RunHistory) -> list[tuple[str, str]]:
     return [(term, value) for term, value in facts if value]
 
 
-def _contents(history: RunHistory, facts: _Facts) -> list[tuple[str, str]]:
+def _contents(history: RunHistory) -> list[tuple[str, str]]:
     contents = [("outcome", "Outcome"), ("timeline-title", "Timeline")]
     if history.attempts:
         contents += [("throughput-title", "Throughput"), ("queue-title", "Queue"), ("durations-title", "Durations")]

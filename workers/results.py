@@ -17,9 +17,8 @@ import csv
 import json
 import mmap
 import os
-import tempfile
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from poqueue.errors import ConfigError
 from poqueue.formula import guard_formula
 from workers.orders import OrderBook, cells_as_given, cells_for_rerun
 from workers.safe_text import safe_text
-from workers.whole_file import check_output, temporary_prefix
+from workers.whole_file import check_output, replacement
 
 Status = Literal["succeeded", "failed"]
 
@@ -312,7 +311,7 @@ class _RowFile:
         With `cells_of` the last cell of each gives way to what that makes of its text.
         """
         self.flush()
-        with _naming(target), _replacement(target) as out, self._mapped() as lines:
+        with _naming(target), replacement(target) as out, self._mapped() as lines:
             out.write(_csv_line(header or self._header))
             starts, lasts, ends = self._starts, self._lasts, self._ends
             if cells_of is None:
@@ -322,6 +321,7 @@ class _RowFile:
                     lines[starts[n] : lasts[n]] + _more_cells(cells_of(_cell_text(lines[lasts[n] + 1 : ends[n] - 1])))
                     for n in numbers
                 )
+            failpoint.hit("results.before_replace")
 
     def close(self) -> None:
         with _naming(self.path):
@@ -405,25 +405,3 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _named(error: OSError, path: Path) -> OSError:
     return OSError(error.errno, error.strerror, str(path))
-
-
-@contextmanager
-def _replacement(target: Path) -> Generator[BinaryIO, None, None]:
-    """A new file that takes the place of `target` once it is safely written."""
-    descriptor, name = tempfile.mkstemp(prefix=temporary_prefix(target), dir=target.parent)  # 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        failpoint.hit("results.before_replace")
-        os.replace(name, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -5,13 +5,12 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 from poqueue.errors import ConfigError, JournalError, OrdersError
-from workers.whole_file import temporary_prefix
+from workers.whole_file import replacement
 
 DEFAULT_PARENT = Path("runs")
 MAX_NAME_CHARS = 40
@@ -74,20 +73,13 @@ def copy_of_orders(run_dir: Path, orders: Path, sha256: str) -> Path:
         source = open(orders, "rb")  # noqa: SIM115  (closed below)
     except OSError as error:
         raise OrdersError(f"{orders}: cannot be read a second time: {error.strerror}; nothing ran") from None
-    descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(copy), dir=run_dir)  # 0600
     digest = hashlib.sha256()
-    try:
-        with source, os.fdopen(descriptor, "wb") as out:
-            while part := source.read(_COPIED_BYTES):
-                digest.update(part)
-                out.write(part)
+    with source, replacement(copy) as out:
+        while part := source.read(_COPIED_BYTES):
+            digest.update(part)
+            out.write(part)
         if digest.hexdigest() != sha256:
             raise OrdersError(f"{orders}: has changed since it was read; nothing ran: start again when it is complete")
-        os.replace(temporary, copy)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
     return copy
 
 

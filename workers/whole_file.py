@@ -3,8 +3,9 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from poqueue.errors import ConfigError
 
@@ -60,17 +61,13 @@ def temporary_prefix(path: Path) -> str:
     return f".{path.name[:_KEPT_CHARS]}."
 
 
-def write_whole(text: str | Iterable[str], path: Path) -> None:
-    """Write a file for this user alone; it takes the place of another once it is safely written, or leaves no trace.
-
-    Args:
-        text: the whole of it, or pieces.
-    """
+@contextlib.contextmanager
+def replacement(path: Path) -> Generator[BinaryIO, None, None]:
+    """A new file for this user alone; it takes the place of another once it is safely written, or leaves no trace."""
     descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(path), dir=path.parent)  # 0600
     try:
-        # Texts of errors may hold lone surrogates, which have no UTF-8 form.
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.writelines([text] if isinstance(text, str) else text)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -78,3 +75,21 @@ def write_whole(text: str | Iterable[str], path: Path) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_whole(text: str | Iterable[str], path: Path) -> None:
+    """Write a text as such a replacement.
+
+    Args:
+        text: the whole of it, or pieces.
+    """
+    with replacement(path) as file:
+        for piece in [text] if isinstance(text, str) else text:
+            file.write(
+                piece.encode("utf-8", "backslashreplace")
+            )  # errors may hold lone surrogates, which have no UTF-8 form
