@@ -11,7 +11,6 @@ import importlib
 import math
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
@@ -24,6 +23,7 @@ from poqueue.hints import TYPE_CHECKING, Any, NamedTuple, StrPath
 from poqueue.payload import FrozenResult, freeze_plain_result, freeze_success, is_duration, thaw
 from poqueue.plain import NotPlainError, is_flat, plain, plain_details
 from poqueue.task import Fields, Lease, Report, Success, TaskResult, instance
+from workers.clock import monotonic_ns
 from workers.signals import Interrupt, Termination
 
 if TYPE_CHECKING:  # else where they are used: to import inspect takes a tenth of a start
@@ -424,18 +424,18 @@ def run_attempt(processor: Processor, lease: Lease, context: WorkerContext) -> R
     task_id, token, context.attempt, context.max_attempts, _, context.po_number, payload = lease
     context.task_id = task_id
     po = None
-    begin = time.monotonic_ns()
+    begin = monotonic_ns()
     try:
         po = thaw(payload)
         value = processor.process(po, context)
-        took_ns = time.monotonic_ns() - begin
+        took_ns = monotonic_ns() - begin
         if isinstance(value, TaskResult):
             return Report(task_id, token, took_ns / 1e9, _freeze_result(value, took_ns / 1e9))
         return instance(Success, (task_id, token, took_ns / 1e9, _freeze_value(value, took_ns)))
     except Terminated:
         raise
     except BaseException as error:  # the border: nothing a processor raises goes further
-        seconds = (time.monotonic_ns() - begin) / 1e9
+        seconds = (monotonic_ns() - begin) / 1e9
         return _report_of(error if po is not None else _not_opened(error), lease, seconds)
 
 

@@ -20,12 +20,12 @@ import mmap
 import os
 import shutil
 import struct
-import time
 from collections.abc import Iterator
 from enum import IntEnum
 
 from poqueue.hints import Any, NamedTuple, StrPath
 from poqueue.task import Lease, Report
+from workers.clock import monotonic
 from workers.kept_reports import KEPT_BYTES, KEPT_FILE, REPORT_FILES, ReportKeeper, read_kept
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class WorkerWriter:
     def phase(self, phase: Phase) -> None:
         """Say how far the worker has come, with nothing in hand."""
         self._phase = phase
-        self.begin(_NO_LEASE, time.monotonic(), 0.0)
+        self.begin(_NO_LEASE, monotonic(), 0.0)
 
     def begin(self, lease: Lease, started: float, task_timeout: float) -> None:
         """A PO is in hand from now on; before anything of it is opened, so that whatever happens is charged to it.

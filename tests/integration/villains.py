@@ -589,6 +589,30 @@ class SetupMakesItselfAtHome:
         return {**look_round(po, context), "blocked": sorted(number.name for number in blocked)}
 
 
+class StopsTheClocks:
+    """As tools for tests do, also where another module has one of them; a PO that says `start_clocks` has them go again."""
+
+    def setup(self, context: WorkerContext) -> None:
+        self.real = time.monotonic, time.monotonic_ns
+        self.stopped = (lambda: 2e9), (lambda: 2 * 10**18)
+        _replace(self.real, self.stopped)
+
+    def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
+        if po["do"] != "start_clocks":
+            return process(po, context)
+        _replace(self.stopped, self.real)
+        return {}
+
+
+def _replace(old: tuple[Any, ...], new: tuple[Any, ...]) -> None:
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("time", "poqueue", "workers"):
+            for key, value in list(vars(module).items()):
+                for one, other in zip(old, new, strict=True):
+                    if value is one:
+                        setattr(module, key, other)
+
+
 class SetupRaises:
     """No worker can open its session."""
 
