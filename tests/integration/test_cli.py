@@ -39,6 +39,7 @@ from tests.integration.console import (
     wait_until,
     write_orders,
 )
+from workers.cli import main
 
 ACCOUNTS = ("succeeded", "failed", "duplicate", "invalid", "not_run")
 RUN_FILES = {
@@ -501,6 +502,19 @@ def test_what_a_module_starts_while_it_is_imported_ends_with_the_command(tmp_pat
 
     assert "after all that" in failed.err
     assert "| []" in failed.err, "no signal is blocked for what it starts"
+
+
+def test_a_fault_of_our_own_is_told_whole_and_no_outcome_of_pos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("nobody has thought of this")
+
+    monkeypatch.setattr("workers.batch.Batch.run", fail)
+
+    assert main(["run", str(SAMPLE), "--run-dir", str(tmp_path / "run")]) == 70
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback ") and told.endswith("\nRuntimeError: nobody has thought of this\n")
 
 
 # ── exit codes ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -292,6 +292,13 @@ def test_limits_and_accounts_go_by_a_clock_that_a_processor_cannot_stop(tmp_path
     assert all(0.0 <= seconds < DEADLINE_S for seconds in took.values())
 
 
+def test_a_report_that_the_queue_refuses_is_a_failed_attempt(tmp_path: Path) -> None:
+    play = beside_six_good_ones(tmp_path, "spoil_the_report")
+
+    check_failed(play, "ReportRefused", attempts=1)
+    assert "its seconds must be a finite number from 0" in play.tasks["BAD"].error_history[0]["message"]
+
+
 def test_no_process_named_by_a_villain_is_in_the_process_table(tmp_path: Path) -> None:
     """The other way round: by its argv, not by the pids that the villains wrote down."""
     beside_six_good_ones(tmp_path, "shell_daemon_and_die")

@@ -166,6 +166,13 @@ def where_output_goes(po: dict[str, Any], context: WorkerContext) -> dict[str, A
     return {"folder": str(context.output_dir)}
 
 
+def spoil_the_report(po: dict[str, Any], context: WorkerContext) -> None:
+    """Its worker reports what the queue refuses: an attempt that took less than no time."""
+    from workers import processing
+
+    processing.monotonic_ns = lambda: 0  # type: ignore[attr-defined]
+
+
 def hang_afterwards(po: dict[str, Any], context: WorkerContext) -> None:
     """Not in the PO, but between it and the next one, as what a PO leaves to the garbage collector may do."""
     from workers.worker_files import WorkerWriter
