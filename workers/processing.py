@@ -203,7 +203,7 @@ def check_constructible(target: Any, name: str) -> None:
         Processor(target)
     except BaseException as error:  # a class may raise anything
         raise ProcessorError(
-            f"processor {name!r}: constructing it failed: {_last_line(error)}{_place_of(error)}"
+            f"processor {name!r}: constructing it failed: {in_a_line(error)}{_place_of(error)}"
         ) from error
 
 
@@ -253,7 +253,7 @@ def _import_target(spec: ProcessorSpec) -> Any:
                 f"processor {path!r}: there is no module {error.name!r} on the import path; "
                 "install it, or name the folder it is in with --app-dir DIR"
             ) from None
-        raise ProcessorError(f"processor {path!r}: importing {module_name} failed: {_last_line(error)}") from error
+        raise ProcessorError(f"processor {path!r}: importing {module_name} failed: {in_a_line(error)}") from error
     except (Interrupt, Termination):
         raise  # that came from outside
     except SystemExit as error:
@@ -262,7 +262,7 @@ def _import_target(spec: ProcessorSpec) -> Any:
         ) from None
     except BaseException as error:  # a module may raise anything while it is imported
         raise ProcessorError(
-            f"processor {path!r}: importing {module_name} failed: {_last_line(error)}{_place_of(error)}"
+            f"processor {path!r}: importing {module_name} failed: {in_a_line(error)}{_place_of(error)}"
         ) from error
     target: Any = module
     for part in attribute.split("."):
@@ -279,7 +279,7 @@ def _has(target: Any, name: str, path: str) -> bool:
     try:
         return hasattr(target, name)
     except Exception as error:  # a module may have a __getattr__ of its own
-        raise ProcessorError(f"processor {path!r}: looking up {name!r} failed: {_last_line(error)}") from error
+        raise ProcessorError(f"processor {path!r}: looking up {name!r} failed: {in_a_line(error)}") from error
 
 
 def _check_fit(target: Any, name: str) -> None:
@@ -399,8 +399,16 @@ def _signature(function: Any) -> "inspect.Signature":
     return _signature(MethodType(wrapped, function.__self__) if type(function) is MethodType else wrapped)
 
 
-def _last_line(error: BaseException) -> str:
-    return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+def in_a_line(error: BaseException) -> str:
+    """Its type and the first line of its message; "…" stands for others."""
+    text = "".join(traceback.format_exception_only(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(error, SyntaxError):  # the place comes before it, and is told in another way
+        return lines[-1]
+    told = lines.pop(0)
+    if told.endswith(":") and lines:  # the message begins with the end of a line
+        told += f" {lines.pop(0)}"
+    return f"{told} …" if lines else told
 
 
 def _place_of(error: BaseException) -> str:

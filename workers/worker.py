@@ -39,7 +39,7 @@ from workers.own_process import (
     queued_seconds,
     rss_bytes,
 )
-from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, load_target, run_attempt
+from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, in_a_line, load_target, run_attempt
 from workers.worker_files import Phase, Usage, WorkerWriter, private
 
 logger = logging.getLogger(__name__)
@@ -452,8 +452,10 @@ class _boot_failure_to:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or isinstance(error, Terminated):
             return
-        reason = str(error) if isinstance(error, PoqueueError) else "".join(traceback.format_exception(error))
-        self._files.boot_failed(reason)
+        is_ours = isinstance(error, PoqueueError)
+        self._files.boot_failed(
+            str(error) if is_ours else f"{in_a_line(error)}\n{''.join(traceback.format_exception(error))}"
+        )
         _flush()
         os._exit(BOOT_EXIT)
 

@@ -8,7 +8,7 @@ One private folder a worker process:
     owned    processes (and when each was born) and paths that are to be removed if the worker is killed, a JSON object a line,
              with the lease token of the attempt that named it, 0 for the session.
     mark     mapped by the worker alone, and so by all that it forks; never written to, it tells when the worker was started.
-    boot     why the worker could not start.
+    boot     why the worker could not start: a line for people, and then the traceback, if there is one.
     usage    what it has used, of a worker that ended by itself;
     id       under which id it works.
 """

@@ -622,7 +622,9 @@ def test_four_when_workers_cannot_boot(tmp_path: Path) -> None:
         "--run-dir", "r", cwd=tmp_path,
     ).check(4)  # fmt: skip
 
-    assert "could not start" in ended.err and "the browser does not start" in ended.err
+    assert "3 workers in a row could not start: OSError: the browser does not start …\n" in ended.err
+    log = (tmp_path / "r" / "run.log").read_text()
+    assert "Traceback " in log and "for more see the manual" in log
     assert read_cells(tmp_path / "r" / "not_run.csv")[1:] == [["A", "ok"], ["B", "ok"], ["C", "ok"]]
     assert "3 input rows = 0 succeeded + 0 failed + 0 duplicate + 0 invalid + 3 not run" in ended.err
     assert json.loads((tmp_path / "r" / "report.json").read_text())["accounts"]["not_run"] == 3

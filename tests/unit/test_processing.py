@@ -102,6 +102,26 @@ def test_a_module_may_raise_anything_while_it_is_imported(text: str, told: str, 
         load("my_site:process", folder)
 
 
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("", "ValueError"),
+        ("url is missing\n  for more see the manual\n", "ValueError: url is missing …"),
+        ("\n\n  url is missing\n", "ValueError: url is missing"),
+        ("\nurl is missing\n\nfor more see the manual", "ValueError: url is missing …"),
+    ],
+)
+def test_of_a_message_of_several_lines_the_first_is_told(
+    message: str, told: str, tmp_path: Path, module: Callable[[str], str]
+) -> None:
+    folder = module(f"raise ValueError({message!r})")
+
+    with pytest.raises(ProcessorError) as refused:
+        load("my_site:process", folder)
+
+    assert str(refused.value).endswith(f" importing my_site failed: {told} ({tmp_path / 'my_site.py'}, line 1)")
+
+
 @pytest.mark.parametrize(("text", "line"), [("x = 1\ndef f(:\n", 2), ("if 1:\nx = 1\n", 2), ("x = (\n", 1)])
 def test_a_module_that_is_no_python_is_told_with_its_place(
     text: str, line: int, tmp_path: Path, module: Callable[[str], str]
