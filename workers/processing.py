@@ -289,6 +289,7 @@ def _check_fit(target: Any, name: str) -> None:
         return
     if not callable(target):
         raise ProcessorError(f"{what} is a {type(target).__name__}; a function or a class is needed")
+    _refuse_method(target, what)
     _refuse_async(target, what)
     _check_takes(target, 1, 2, f"{what}: the function must take (po) or (po, context)")
 
@@ -329,6 +330,21 @@ def _positional(function: Any) -> _Positional | None:
         return None
     required = max(0, code.co_argcount - len(plain_one.__defaults__ or ()) - bound)
     return _Positional(code.co_varnames[bound : code.co_argcount], required, bool(code.co_flags & _HAS_REST))
+
+
+def _refuse_method(function: Any, what: str) -> None:
+    """Of a class, and not of an instance: it is a function like others, and would take the PO for its `self`."""
+    if type(function) is not FunctionType:
+        return
+    *path, name = function.__qualname__.split(".")
+    owner: Any = sys.modules.get(function.__module__)
+    for part in path:
+        owner = getattr(owner, "__dict__", {}).get(part)
+    if isinstance(owner, type) and vars(owner).get(name) is function:  # a static method is none there
+        raise ProcessorError(
+            f"{what} is a method, and would get the PO as its self; name its class, "
+            f"{function.__module__}:{'.'.join(path)}, or make it a static method"
+        )
 
 
 def _refuse_async(function: Any, what: str) -> None:

@@ -147,6 +147,18 @@ def test_attributes_of_attributes_are_found(module: Callable[[str], str]) -> Non
     assert load("my_site:Sites.first", folder)({}) == 1
 
 
+def test_a_method_is_refused_that_would_get_the_po_as_its_self(module: Callable[[str], str]) -> None:
+    text = "class Session:\n    def process(self, po): ...\n    @classmethod\n    def first(cls, po): return 1\n"
+    folder = module(f"{text}class Other(Session): ...\nprocess = Session.process")
+
+    session = load("my_site:Session", folder)
+    for target in (session.process, "my_site:Session.process", "my_site:Other.process", "my_site:process"):
+        with pytest.raises(ProcessorError, match=r"is a method.*; name its class, my_site:Session, or"):
+            load(target, folder)
+    for target in (session.first, "my_site:Session.first", "my_site:Other.first"):
+        assert load(target, folder)({}) == 1
+
+
 def test_a_module_whose_attributes_raise_is_a_processor_error(module: Callable[[str], str]) -> None:
     folder = module("def __getattr__(name): raise RuntimeError('lazy')")
 
