@@ -45,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, EXIT_INTERNAL)
     except KeyboardInterrupt:
         return _complain("interrupted before anything ran", 128 + signal.SIGINT)
+    except Exception:  # the border: a fault of ours, whose 1 would say that POs have failed
+        import traceback
+
+        _say(traceback.format_exc().rstrip())
+        return EXIT_INTERNAL
 
 
 def _fill_standard_descriptors() -> None:

@@ -7,13 +7,13 @@ an attempt that raises, or whose worker is told to end, has none.
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from poqueue.task import TaskResult
+from workers.clock import monotonic
 from workers.own_process import cpu_seconds, most_rss_bytes, queued_seconds
 from workers.processing import GiveUp, Processor, ProcessorSpec, RetryLater, WorkerContext, asked_s, load_target
 
@@ -97,11 +97,11 @@ class Measuring:
         self._pid = os.getpid()
         self._file = open(folder / f"{self._pid}.jsonl", "ab", buffering=0)  # noqa: SIM115  (for the worker's life)
         imports_s = cpu_seconds() + self._load(spec)
-        begun, cpu_s, queued_s = time.monotonic(), cpu_seconds(), queued_seconds()
+        begun, cpu_s, queued_s = monotonic(), cpu_seconds(), queued_seconds()
         self._processor.setup(context)
         self._write(
             Measure(
-                "", 0, self._pid, begun, time.monotonic(), cpu_seconds() - cpu_s, queued_seconds() - queued_s, imports_s, cpu_s,
+                "", 0, self._pid, begun, monotonic(), cpu_seconds() - cpu_s, queued_seconds() - queued_s, imports_s, cpu_s,
                 most_rss_bytes(),
             )
         )  # fmt: skip
@@ -110,7 +110,7 @@ class Measuring:
 
     def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
         """One attempt, measured however it ends."""
-        begun, cpu_s, queued_s = time.monotonic(), cpu_seconds(), queued_seconds()
+        begun, cpu_s, queued_s = monotonic(), cpu_seconds(), queued_seconds()
         left, left_cpu_s = self._left or (begun, cpu_s)
         is_final, retry_after_s = False, None
         try:
@@ -125,20 +125,20 @@ class Measuring:
             raise
         finally:
             if os.getpid() == self._pid:  # not in a copy that the processor has forked
-                ended, ended_cpu_s = time.monotonic(), cpu_seconds()
+                ended, ended_cpu_s = monotonic(), cpu_seconds()
                 self._write(
                     Measure(
                         context.task_id, context.attempt, self._pid, begun, ended, ended_cpu_s - cpu_s,
                         queued_seconds() - queued_s, begun - left, cpu_s - left_cpu_s, most_rss_bytes(), is_final, retry_after_s,
                     )
                 )  # fmt: skip
-                self._left = (time.monotonic(), cpu_seconds())
+                self._left = (monotonic(), cpu_seconds())
 
     def _load(self, spec: ProcessorSpec) -> float:
         """Import the processor; returns how long that takes with a core at hand, seconds."""
-        begun, queued_s = time.monotonic(), queued_seconds()
+        begun, queued_s = monotonic(), queued_seconds()
         self._processor = Processor(load_target(spec))
-        return time.monotonic() - begun - (queued_seconds() - queued_s)
+        return monotonic() - begun - (queued_seconds() - queued_s)
 
     def teardown(self) -> None:
         """Close the processor's session."""
@@ -151,7 +151,7 @@ class Measuring:
 
 def _warm_up(mark: Path, seconds: float) -> None:
     """Compute for a while, if no worker has done so yet."""
-    deadline = time.monotonic() + (0.0 if mark.exists() else seconds)
-    while time.monotonic() < deadline:
+    deadline = monotonic() + (0.0 if mark.exists() else seconds)
+    while monotonic() < deadline:
         pass
     mark.touch()

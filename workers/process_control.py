@@ -54,7 +54,17 @@ def start_forkserver() -> None:
     with quiet_start():
         if preloads == ["__main__"] and not _is_shadowed("."):
             forkserver.set_forkserver_preload(PRELOADED)
-        forkserver.ensure_running()
+        try:
+            forkserver.ensure_running()
+        except ChildProcessError:  # what runs was started before this process was forked
+            _forget_forkserver()
+            forkserver.ensure_running()
+
+
+def _forget_forkserver() -> None:
+    server: Any = forkserver._forkserver
+    os.close(server._forkserver_alive_fd)
+    server._forkserver_alive_fd = server._forkserver_address = server._forkserver_pid = None
 
 
 def _is_shadowed(folder: StrPath) -> bool:

@@ -11,7 +11,6 @@ import importlib
 import math
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
@@ -24,6 +23,7 @@ from poqueue.hints import TYPE_CHECKING, Any, NamedTuple, StrPath
 from poqueue.payload import FrozenResult, freeze_plain_result, freeze_success, is_duration, thaw
 from poqueue.plain import NotPlainError, is_flat, plain, plain_details
 from poqueue.task import Fields, Lease, Report, Success, TaskResult, instance
+from workers.clock import monotonic_ns
 from workers.signals import Interrupt, Termination
 
 if TYPE_CHECKING:  # else where they are used: to import inspect takes a tenth of a start
@@ -203,7 +203,7 @@ def check_constructible(target: Any, name: str) -> None:
         Processor(target)
     except BaseException as error:  # a class may raise anything
         raise ProcessorError(
-            f"processor {name!r}: constructing it failed: {_last_line(error)}{_place_of(error)}"
+            f"processor {name!r}: constructing it failed: {in_a_line(error)}{_place_of(error)}"
         ) from error
 
 
@@ -253,7 +253,7 @@ def _import_target(spec: ProcessorSpec) -> Any:
                 f"processor {path!r}: there is no module {error.name!r} on the import path; "
                 "install it, or name the folder it is in with --app-dir DIR"
             ) from None
-        raise ProcessorError(f"processor {path!r}: importing {module_name} failed: {_last_line(error)}") from error
+        raise ProcessorError(f"processor {path!r}: importing {module_name} failed: {in_a_line(error)}") from error
     except (Interrupt, Termination):
         raise  # that came from outside
     except SystemExit as error:
@@ -262,7 +262,7 @@ def _import_target(spec: ProcessorSpec) -> Any:
         ) from None
     except BaseException as error:  # a module may raise anything while it is imported
         raise ProcessorError(
-            f"processor {path!r}: importing {module_name} failed: {_last_line(error)}{_place_of(error)}"
+            f"processor {path!r}: importing {module_name} failed: {in_a_line(error)}{_place_of(error)}"
         ) from error
     target: Any = module
     for part in attribute.split("."):
@@ -279,7 +279,7 @@ def _has(target: Any, name: str, path: str) -> bool:
     try:
         return hasattr(target, name)
     except Exception as error:  # a module may have a __getattr__ of its own
-        raise ProcessorError(f"processor {path!r}: looking up {name!r} failed: {_last_line(error)}") from error
+        raise ProcessorError(f"processor {path!r}: looking up {name!r} failed: {in_a_line(error)}") from error
 
 
 def _check_fit(target: Any, name: str) -> None:
@@ -289,6 +289,7 @@ def _check_fit(target: Any, name: str) -> None:
         return
     if not callable(target):
         raise ProcessorError(f"{what} is a {type(target).__name__}; a function or a class is needed")
+    _refuse_method(target, what)
     _refuse_async(target, what)
     _check_takes(target, 1, 2, f"{what}: the function must take (po) or (po, context)")
 
@@ -329,6 +330,21 @@ def _positional(function: Any) -> _Positional | None:
         return None
     required = max(0, code.co_argcount - len(plain_one.__defaults__ or ()) - bound)
     return _Positional(code.co_varnames[bound : code.co_argcount], required, bool(code.co_flags & _HAS_REST))
+
+
+def _refuse_method(function: Any, what: str) -> None:
+    """Of a class, and not of an instance: it is a function like others, and would take the PO for its `self`."""
+    if type(function) is not FunctionType:
+        return
+    *path, name = function.__qualname__.split(".")
+    owner: Any = sys.modules.get(function.__module__)
+    for part in path:
+        owner = getattr(owner, "__dict__", {}).get(part)
+    if isinstance(owner, type) and vars(owner).get(name) is function:  # a static method is none there
+        raise ProcessorError(
+            f"{what} is a method, and would get the PO as its self; name its class, "
+            f"{function.__module__}:{'.'.join(path)}, or make it a static method"
+        )
 
 
 def _refuse_async(function: Any, what: str) -> None:
@@ -399,8 +415,16 @@ def _signature(function: Any) -> "inspect.Signature":
     return _signature(MethodType(wrapped, function.__self__) if type(function) is MethodType else wrapped)
 
 
-def _last_line(error: BaseException) -> str:
-    return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+def in_a_line(error: BaseException) -> str:
+    """Its type and the first line of its message; "…" stands for others."""
+    text = "".join(traceback.format_exception_only(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(error, SyntaxError):  # the place comes before it, and is told in another way
+        return lines[-1]
+    told = lines.pop(0)
+    if told.endswith(":") and lines:  # the message begins with the end of a line
+        told += f" {lines.pop(0)}"
+    return f"{told} …" if lines else told
 
 
 def _place_of(error: BaseException) -> str:
@@ -424,18 +448,18 @@ def run_attempt(processor: Processor, lease: Lease, context: WorkerContext) -> R
     task_id, token, context.attempt, context.max_attempts, _, context.po_number, payload = lease
     context.task_id = task_id
     po = None
-    begin = time.monotonic_ns()
+    begin = monotonic_ns()
     try:
         po = thaw(payload)
         value = processor.process(po, context)
-        took_ns = time.monotonic_ns() - begin
+        took_ns = monotonic_ns() - begin
         if isinstance(value, TaskResult):
             return Report(task_id, token, took_ns / 1e9, _freeze_result(value, took_ns / 1e9))
         return instance(Success, (task_id, token, took_ns / 1e9, _freeze_value(value, took_ns)))
     except Terminated:
         raise
     except BaseException as error:  # the border: nothing a processor raises goes further
-        seconds = (time.monotonic_ns() - begin) / 1e9
+        seconds = (monotonic_ns() - begin) / 1e9
         return _report_of(error if po is not None else _not_opened(error), lease, seconds)
 
 

@@ -103,8 +103,24 @@ class QueueKeeper:
 
     def report_for(self, worker_id: str, reports: list[Report]) -> None:
         """Tell what a worker has not told yet; what the queue has taken already changes nothing. Errors as in ask."""
-        if reports:
-            self.ask("exchange_packed", worker_id, pack_reports(reports), 0)
+        if not reports:
+            return
+        try:
+            self._tell(worker_id, reports)
+        except ValueError:  # for one of them, and so it has taken none
+            for report in reports:
+                self._tell_singly(worker_id, report)
+
+    def _tell_singly(self, worker_id: str, report: Report) -> None:
+        """What the queue refuses of a PO's report is a failed attempt at that PO, and nobody else's matter."""
+        try:
+            self._tell(worker_id, [report])
+        except ValueError as error:
+            details = {"error_type": "ReportRefused", "message": str(error), "worker_id": worker_id, "seconds": 0.0}
+            self._tell(worker_id, [Report(report.task_id, report.token, 0.0, error=details)])
+
+    def _tell(self, worker_id: str, reports: list[Report]) -> None:
+        self.ask("exchange_packed", worker_id, pack_reports(reports), 0)
 
     def _persist(self, call: Callable[[], Any]) -> Any:
         timeouts = 0

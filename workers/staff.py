@@ -137,22 +137,21 @@ class Staff:
             self._bad_starts.pop(worker.slot, None)
             return
         self._look_at_boots()
-        reason = worker.files.boot_failure()
+        told, _, trace = worker.files.boot_failure().strip().partition("\n")
         self._boot_failures += 1
-        told = reason.strip() or worker.overdue or f"it ended by {worker.how_it_ended()}"
         self._not_before = now + _delay_s(self._boot_failures)
         # others may work all the while, with the only licence for instance
         count = self._bad_starts.get(worker.slot, (0, 0.0))[0] + 1
         self._bad_starts[worker.slot] = count, now + _delay_s(count)
-        self._tell_bad_start(told.splitlines()[-1], reason)
+        self._tell_bad_start(told or worker.overdue or f"it ended by {worker.how_it_ended()}", trace)
 
-    def _tell_bad_start(self, told: str, reason: str) -> None:
+    def _tell_bad_start(self, told: str, trace: str) -> None:
         """Of one and the same reason the 1st, 2nd, 4th, 8th, ... time."""
         self._reason_count = self._reason_count + 1 if told == self._boot_reason else 1
         self._boot_reason = told
         if self._reason_count & (self._reason_count - 1) == 0:
             times = f" ({self._reason_count} times)" if self._reason_count > 1 else ""
-            logger.warning("a worker could not start%s: %s", times, told, extra={"traceback": reason})
+            logger.warning("a worker could not start%s: %s", times, told, extra={"traceback": trace})
 
     def _is_held_back(self, slot: int, now: float) -> bool:
         return now < self._bad_starts.get(slot, (0, 0.0))[1]

@@ -31,6 +31,7 @@ from poqueue.packing import unpack_grant
 from poqueue.parent import await_first_word, die_when_closed, is_there
 from poqueue.task import LEASE_AHEAD_S, MAX_LEASES, Grant, Lease, Report, Success
 from poqueue.wire import load_proof
+from workers.clock import monotonic
 from workers.own_process import (
     become_worker,
     cpu_seconds,
@@ -38,7 +39,7 @@ from workers.own_process import (
     queued_seconds,
     rss_bytes,
 )
-from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, load_target, run_attempt
+from workers.processing import Processor, ProcessorSpec, Terminated, WorkerContext, in_a_line, load_target, run_attempt
 from workers.worker_files import Phase, Usage, WorkerWriter, private
 
 logger = logging.getLogger(__name__)
@@ -243,7 +244,7 @@ class Worker:
             self._forget_told()
             self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)
             return False
-        self._take(grant, time.monotonic() + HOLD_S)
+        self._take(grant, monotonic() + HOLD_S)
         return True
 
     def _tell_unkept(self, worker_id: str, client: QueueClient) -> None:
@@ -269,7 +270,7 @@ class Worker:
         if limit < 1 or self._pace_s > LEASE_AHEAD_S or self._settings.max_memory_bytes is not None:
             return
         keeps = [lease.token, *(other.token for other in self._hand)]
-        until = time.monotonic() + HOLD_S
+        until = monotonic() + HOLD_S
         self._files.idle()  # nobody's time runs while this is sent
         self._turn += 1
         try:
@@ -336,9 +337,9 @@ class Worker:
         if not self._is_kept:
             self._reports.append(Report(lease.task_id, lease.token, 0.0))
             return
-        begun = time.monotonic()
+        begun = monotonic()
         files.begin(lease, begun, lease.task_timeout)
-        if _term_came or time.monotonic() > latest_start:
+        if _term_came or monotonic() > latest_start:
             self._reports.append(Report(lease.task_id, lease.token, 0.0))
             return
         if failpoint.is_armed:
@@ -360,12 +361,10 @@ class Worker:
         files.end(lease)
         if not self._is_kept:
             # The disk is full: the PO stays in hand, and nothing else is begun, until the queue knows of its end.
-            files.begin(lease, time.monotonic(), UNLIMITED_S)
+            files.begin(lease, monotonic(), UNLIMITED_S)
         self._tasks_done += 1
         self._busy_s += report.processing_time
-        self._pace_s = 0.7 * self._pace_s + 0.3 * (
-            time.monotonic() - begun
-        )  # all that it took: a large result takes long
+        self._pace_s = 0.7 * self._pace_s + 0.3 * (monotonic() - begun)  # all that it took: a large result takes long
 
     def _appetite(self, held: int = 0) -> int:
         """How many leases to ask for now; none ahead where none are to be held."""
@@ -431,12 +430,12 @@ def leases_ahead(pace_s: float, left: int) -> int:
 
 
 def _connect_patiently(settings: WorkerSettings) -> QueueClient:
-    deadline = time.monotonic() + CONNECT_WITHIN_S
+    deadline = monotonic() + CONNECT_WITHIN_S
     while True:
         try:
             return connect(settings.address, settings.key)
         except ServiceError:
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise
         time.sleep(ASK_AGAIN_S)
 
@@ -453,8 +452,10 @@ class _boot_failure_to:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or isinstance(error, Terminated):
             return
-        reason = str(error) if isinstance(error, PoqueueError) else "".join(traceback.format_exception(error))
-        self._files.boot_failed(reason)
+        is_ours = isinstance(error, PoqueueError)
+        self._files.boot_failed(
+            str(error) if is_ours else f"{in_a_line(error)}\n{''.join(traceback.format_exception(error))}"
+        )
         _flush()
         os._exit(BOOT_EXIT)
 

@@ -8,7 +8,7 @@ One private folder a worker process:
     owned    processes (and when each was born) and paths that are to be removed if the worker is killed, a JSON object a line,
              with the lease token of the attempt that named it, 0 for the session.
     mark     mapped by the worker alone, and so by all that it forks; never written to, it tells when the worker was started.
-    boot     why the worker could not start.
+    boot     why the worker could not start: a line for people, and then the traceback, if there is one.
     usage    what it has used, of a worker that ended by itself;
     id       under which id it works.
 """
@@ -20,12 +20,12 @@ import mmap
 import os
 import shutil
 import struct
-import time
 from collections.abc import Iterator
 from enum import IntEnum
 
 from poqueue.hints import Any, NamedTuple, StrPath
 from poqueue.task import Lease, Report
+from workers.clock import monotonic
 from workers.kept_reports import KEPT_BYTES, KEPT_FILE, REPORT_FILES, ReportKeeper, read_kept
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class WorkerWriter:
     def phase(self, phase: Phase) -> None:
         """Say how far the worker has come, with nothing in hand."""
         self._phase = phase
-        self.begin(_NO_LEASE, time.monotonic(), 0.0)
+        self.begin(_NO_LEASE, monotonic(), 0.0)
 
     def begin(self, lease: Lease, started: float, task_timeout: float) -> None:
         """A PO is in hand from now on; before anything of it is opened, so that whatever happens is charged to it.

@@ -162,7 +162,7 @@ class SetupFails:
     """A class that no worker can use."""
 
     def setup(self, context: WorkerContext) -> None:
-        raise OSError("the browser does not start")
+        raise OSError("the browser does not start\nCall log:\n  for more see the manual")
 
     def process(self, po: dict[str, Any]) -> None:
         """Never reached."""

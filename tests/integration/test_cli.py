@@ -39,6 +39,7 @@ from tests.integration.console import (
     wait_until,
     write_orders,
 )
+from workers.cli import main
 
 ACCOUNTS = ("succeeded", "failed", "duplicate", "invalid", "not_run")
 RUN_FILES = {
@@ -503,6 +504,19 @@ def test_what_a_module_starts_while_it_is_imported_ends_with_the_command(tmp_pat
     assert "| []" in failed.err, "no signal is blocked for what it starts"
 
 
+def test_a_fault_of_our_own_is_told_whole_and_no_outcome_of_pos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("nobody has thought of this")
+
+    monkeypatch.setattr("workers.batch.Batch.run", fail)
+
+    assert main(["run", str(SAMPLE), "--run-dir", str(tmp_path / "run")]) == 70
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback ") and told.endswith("\nRuntimeError: nobody has thought of this\n")
+
+
 # ── exit codes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -608,7 +622,9 @@ def test_four_when_workers_cannot_boot(tmp_path: Path) -> None:
         "--run-dir", "r", cwd=tmp_path,
     ).check(4)  # fmt: skip
 
-    assert "could not start" in ended.err and "the browser does not start" in ended.err
+    assert "3 workers in a row could not start: OSError: the browser does not start …\n" in ended.err
+    log = (tmp_path / "r" / "run.log").read_text()
+    assert "Traceback " in log and "for more see the manual" in log
     assert read_cells(tmp_path / "r" / "not_run.csv")[1:] == [["A", "ok"], ["B", "ok"], ["C", "ok"]]
     assert "3 input rows = 0 succeeded + 0 failed + 0 duplicate + 0 invalid + 3 not run" in ended.err
     assert json.loads((tmp_path / "r" / "report.json").read_text())["accounts"]["not_run"] == 3

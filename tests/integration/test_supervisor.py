@@ -1552,6 +1552,35 @@ def test_a_supervisor_that_is_never_closed_ends_with_its_program(start_method: s
     temporary.rmdir()  # nothing is left in it: poqueue-run-..., pymp-...
 
 
+def test_a_program_that_has_run_a_supervisor_may_fork_and_run_one_in_both(tmp_path: Path) -> None:
+    """The fork server of the first run is no child of the fork's, which has to have its own."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import os
+            from pathlib import Path
+            from tests.integration.stage import perform, po
+
+            def play(number):
+                folder = Path({str(tmp_path)!r})
+                return perform(folder, po(number, "quick", folder), start_method="forkserver").is_completed(number)
+
+            if __name__ == "__main__":
+                print(play("BEFORE"), flush=True)
+                if os.fork() == 0:
+                    print(play("IN THE FORK"), flush=True)
+                    os._exit(0)
+                os.wait()
+                print(play("AFTER"))
+        """)
+    )
+
+    with running([sys.executable, str(script)], cwd=tmp_path) as run:
+        ended = run.wait(30.0)
+
+    assert ended.out == "True\nTrue\nTrue\n", ended.err
+
+
 def test_files_and_folders_may_be_named_by_text(tmp_path: Path) -> None:
     names = {"journal": "j", "control_dir": ".", "work_dir": "work", "output_dir": "deep/output", "log_path": "log"}
     paths = {key: str(tmp_path / name) for key, name in names.items()}

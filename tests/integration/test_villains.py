@@ -8,7 +8,7 @@ import pytest
 
 from poqueue import TaskStatus
 from tests.integration import villains
-from tests.integration.stage import GRACE_S, SLACK_S, TIMEOUT_S, Play, living, perform, po, started_pids
+from tests.integration.stage import DEADLINE_S, GRACE_S, SLACK_S, TIMEOUT_S, Play, living, perform, po, started_pids
 from workers import process_control
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -277,6 +277,26 @@ def test_each_po_finds_the_folder_umask_and_signal_mask_that_setup_chose(tmp_pat
     assert (first["cwd"], first["umask"], "SIGUSR2" in first["blocked"]) == (str(tmp_path), 0o027, True)
     assert later == {**first, "blocked": [name for name in first["blocked"] if name != "SIGTERM"]}
     assert (tmp_path / "finally").exists(), "TERM was not heard"
+
+
+def test_limits_and_accounts_go_by_a_clock_that_a_processor_cannot_stop(tmp_path: Path) -> None:
+    kinds = {"SLOW": "good", "HANG": "pause", "START": "start_clocks", "NEXT": "good"}
+    tasks = [po(number, do, tmp_path, seconds=villains.LONG_S) for number, do in kinds.items()]
+
+    play = perform(tmp_path, *tasks, target=villains.StopsTheClocks, jobs=1)
+
+    assert play.errors("HANG") == ["TaskTimeout"]
+    assert play.is_completed("SLOW", "START", "NEXT")
+    took = {number: play.tasks[number].result.processing_time for number in ("SLOW", "START", "NEXT")}  # type: ignore[union-attr]
+    assert took["SLOW"] >= villains.GOOD_S and took["NEXT"] >= villains.GOOD_S
+    assert all(0.0 <= seconds < DEADLINE_S for seconds in took.values())
+
+
+def test_a_report_that_the_queue_refuses_is_a_failed_attempt(tmp_path: Path) -> None:
+    play = beside_six_good_ones(tmp_path, "spoil_the_report")
+
+    check_failed(play, "ReportRefused", attempts=1)
+    assert "its seconds must be a finite number from 0" in play.tasks["BAD"].error_history[0]["message"]
 
 
 def test_no_process_named_by_a_villain_is_in_the_process_table(tmp_path: Path) -> None:

@@ -166,6 +166,13 @@ def where_output_goes(po: dict[str, Any], context: WorkerContext) -> dict[str, A
     return {"folder": str(context.output_dir)}
 
 
+def spoil_the_report(po: dict[str, Any], context: WorkerContext) -> None:
+    """Its worker reports what the queue refuses: an attempt that took less than no time."""
+    from workers import processing
+
+    processing.monotonic_ns = lambda: 0  # type: ignore[attr-defined]
+
+
 def hang_afterwards(po: dict[str, Any], context: WorkerContext) -> None:
     """Not in the PO, but between it and the next one, as what a PO leaves to the garbage collector may do."""
     from workers.worker_files import WorkerWriter
@@ -587,6 +594,30 @@ class SetupMakesItselfAtHome:
             return process(po, context)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         return {**look_round(po, context), "blocked": sorted(number.name for number in blocked)}
+
+
+class StopsTheClocks:
+    """As tools for tests do, also where another module has one of them; a PO that says `start_clocks` has them go again."""
+
+    def setup(self, context: WorkerContext) -> None:
+        self.real = time.monotonic, time.monotonic_ns
+        self.stopped = (lambda: 2e9), (lambda: 2 * 10**18)
+        _replace(self.real, self.stopped)
+
+    def process(self, po: dict[str, Any], context: WorkerContext) -> Any:
+        if po["do"] != "start_clocks":
+            return process(po, context)
+        _replace(self.stopped, self.real)
+        return {}
+
+
+def _replace(old: tuple[Any, ...], new: tuple[Any, ...]) -> None:
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("time", "poqueue", "workers"):
+            for key, value in list(vars(module).items()):
+                for one, other in zip(old, new, strict=True):
+                    if value is one:
+                        setattr(module, key, other)
 
 
 class SetupRaises:

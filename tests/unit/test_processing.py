@@ -102,6 +102,26 @@ def test_a_module_may_raise_anything_while_it_is_imported(text: str, told: str, 
         load("my_site:process", folder)
 
 
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("", "ValueError"),
+        ("url is missing\n  for more see the manual\n", "ValueError: url is missing …"),
+        ("\n\n  url is missing\n", "ValueError: url is missing"),
+        ("\nurl is missing\n\nfor more see the manual", "ValueError: url is missing …"),
+    ],
+)
+def test_of_a_message_of_several_lines_the_first_is_told(
+    message: str, told: str, tmp_path: Path, module: Callable[[str], str]
+) -> None:
+    folder = module(f"raise ValueError({message!r})")
+
+    with pytest.raises(ProcessorError) as refused:
+        load("my_site:process", folder)
+
+    assert str(refused.value).endswith(f" importing my_site failed: {told} ({tmp_path / 'my_site.py'}, line 1)")
+
+
 @pytest.mark.parametrize(("text", "line"), [("x = 1\ndef f(:\n", 2), ("if 1:\nx = 1\n", 2), ("x = (\n", 1)])
 def test_a_module_that_is_no_python_is_told_with_its_place(
     text: str, line: int, tmp_path: Path, module: Callable[[str], str]
@@ -125,6 +145,18 @@ def test_attributes_of_attributes_are_found(module: Callable[[str], str]) -> Non
     folder = module("class Sites:\n    @staticmethod\n    def first(po): return 1")
 
     assert load("my_site:Sites.first", folder)({}) == 1
+
+
+def test_a_method_is_refused_that_would_get_the_po_as_its_self(module: Callable[[str], str]) -> None:
+    text = "class Session:\n    def process(self, po): ...\n    @classmethod\n    def first(cls, po): return 1\n"
+    folder = module(f"{text}class Other(Session): ...\nprocess = Session.process")
+
+    session = load("my_site:Session", folder)
+    for target in (session.process, "my_site:Session.process", "my_site:Other.process", "my_site:process"):
+        with pytest.raises(ProcessorError, match=r"is a method.*; name its class, my_site:Session, or"):
+            load(target, folder)
+    for target in (session.first, "my_site:Session.first", "my_site:Other.first"):
+        assert load(target, folder)({}) == 1
 
 
 def test_a_module_whose_attributes_raise_is_a_processor_error(module: Callable[[str], str]) -> None:
