@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
+from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus, events
 from poqueue.service import QueueService
 from tests.contract.conftest import MakeQueue
 from tests.contract.scene import (
@@ -59,6 +59,28 @@ def test_many_events_keep_their_order(queue: TaskQueue) -> None:
         finish(queue)
 
     assert recorder.until("empty")[:-1] == [("complete", str(number)) for number in range(300)]
+
+
+@pytest.mark.contract("R21")
+def test_of_events_that_nobody_delivers_only_so_many_are_kept_and_the_others_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "MAX_UNDELIVERED", 3)
+    queue, heard = TaskQueue(), list[str]()
+
+    def on_complete(done: ProcessingTask) -> None:
+        heard.append(done.task_id)
+        if done.task_id == "a":
+            for _ in range(5):
+                finish(queue)
+
+    queue.set_event_handlers(on_task_complete=on_complete)
+    add(queue, *"abcdef")
+
+    finish(queue)
+
+    assert heard == list("abcd")
+    assert queue.get_performance_metrics()["events_dropped"] == 2
 
 
 @pytest.mark.contract("R21")

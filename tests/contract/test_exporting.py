@@ -111,6 +111,29 @@ def test_yaml_says_the_same_as_the_dict(queue: TaskQueue) -> None:
     assert yaml.safe_load(text) == queue.export_queue_report("json")
 
 
+def test_yaml_says_in_each_place_what_stands_there(queue: TaskQueue) -> None:
+    shared = [1, {"a": 2}]
+    queue.add_task(ProcessingTask("a", {"po_number": "PO-1", "amount": Decimal("1.50"), "one": shared, "two": shared}))
+
+    text = str(queue.export_queue_report("yaml"))
+
+    assert "&id" not in text and "*id" not in text
+    [told] = yaml.safe_load(text)["tasks"]
+    assert told["po_data"]["one"] == told["po_data"]["two"] == shared
+
+
+def test_an_attempt_that_was_broken_off_is_no_failure_of_its_worker(queue: TaskQueue) -> None:
+    queue.add_task(task("PO-1", "a"))
+    [first] = queue.exchange("w1").leases
+    queue.interrupt_leases([first.token], "the run ended", is_crash=False)
+    lease(queue, "w2")
+    queue.retry_task("a", {"error": "boom"})
+
+    workers = queue.export_queue_report("json")["workers"]
+
+    assert {name: told["failed_attempts"] for name, told in workers.items() if told["failed_attempts"]} == {"w2": 1}
+
+
 def test_csv_has_one_row_per_task_with_number_and_status_in_columns_of_their_own(queue: TaskQueue) -> None:
     names = one_of_each(queue)
 

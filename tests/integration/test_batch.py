@@ -98,6 +98,18 @@ def test_each_of_several_pos_with_one_number_keeps_its_files(processor: str, tmp
     assert [name in content for name, content in zip(("one", "two", "three"), contents, strict=True)] == [True] * 3
 
 
+# ── the order of POs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_priorities_pos_run_in_the_order_of_the_file(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok,9", "B,ok,1", "C,ok,5", header="po_number,do,priority")
+    words = ("run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "1")
+
+    poqueue(*words, "--no-priority", cwd=tmp_path).check(0)
+
+    assert list(trail(tmp_path)) == ["A", "B", "C"]
+
+
 # ── failures and retries ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -1364,7 +1364,9 @@ def test_no_worker_outlives_its_run_because_of_others(do: str, start_method: str
     run = start_script(tmp_path, script)
     try:
         run.wait(timeout=20)
+        assert run.returncode == -signal.SIGKILL
         workers = {line["pid"] for line in history(tmp_path)}
+        assert len(workers) == 2
         wait_until(lambda: not living(workers), "the workers are gone", within_s=10.0)
     finally:
         for pid in marked(mark):

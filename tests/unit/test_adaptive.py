@@ -1,22 +1,24 @@
 """Time limits that follow the running median."""
 
 import statistics
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poqueue import ProcessingTask, TaskQueue, TaskResult
-from poqueue.adaptive import MIN_SAMPLES, TIMEOUT_ERROR, WINDOW, AdaptiveTimeout, RunningMedian
+from poqueue import ProcessingTask, TaskQueue, TaskResult, adaptive
+from poqueue.adaptive import MIN_SAMPLES, TIMEOUT_ERROR, AdaptiveTimeout, RunningMedian
 from poqueue.task import Report
 
 
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=WINDOW * 2))
-def test_the_median_is_that_of_the_latest_values(values: list[float]) -> None:
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40), st.integers(1, 9))
+def test_the_median_is_that_of_the_latest_values(values: list[float], window: int) -> None:
     median = RunningMedian()
-    for value in values:
-        median.add(value)
+    with mock.patch.object(adaptive, "WINDOW", window):
+        for value in values:
+            median.add(value)
 
-    assert median.value == statistics.median_high(values[-WINDOW:])
+    assert median.value == statistics.median_high(values[-window:])
 
 
 def learned(count: int, seconds: float = 2.0, group: str = "") -> AdaptiveTimeout:

@@ -109,6 +109,44 @@ def test_a_crash_ends_attempts_at_the_last_sign_of_life_and_is_a_pause_until_som
     assert (broken.started_at, broken.ended_at) == (BEGUN_AT + 1.0, BEGUN_AT + 7.0)
     assert history.pauses == (Pause(BEGUN_AT + 7.0, BEGUN_AT + 1000.0, NOT_RUNNING),)
     assert history.orders[0].status == "pending" and history.counts["interruptions"] == 1
+    assert history.until == BEGUN_AT + 7.0, "that somebody has looked says nothing of the run"
+
+
+def test_an_attempt_that_is_broken_off_in_the_run_that_goes_on_ends_when_that_is_told(path: Path) -> None:
+    with JournalMaker(path) as journal:
+        rank = journal.add("P")
+        journal.note(Kind.OPENED, 1000.0)
+        token = journal.lease(rank, "w1.1", at=1001.0)
+        journal.end(Kind.INTERRUPTED, token, at=1005.0, error_type="Interrupted", message="stop", is_crash=False)
+
+    [broken] = read(path).attempts
+    assert (broken.outcome, broken.started_at, broken.ended_at) == ("interrupted", BEGUN_AT + 1001, BEGUN_AT + 1005)
+
+
+def test_a_worker_that_was_ended_with_its_run_is_no_kill(path: Path) -> None:
+    with JournalMaker(path) as journal:
+        token = journal.lease(journal.add("P"), "w1.1", at=1.0)
+        journal.end(Kind.INTERRUPTED, token, at=2.0, error_type="WorkerKilled", message="the worker was killed")
+
+    history = read(path)
+    assert not history.attempts[0].is_kill and history.counts["kills"] == 0
+
+
+def test_a_run_whose_first_po_still_runs_lasts_until_the_last_word(path: Path) -> None:
+    with JournalMaker(path) as journal:
+        journal.lease(journal.add("P"), "w1.1", at=1.0)
+        journal.lease(journal.add("Q"), "w1.1", at=9.0)  # ahead
+
+    assert read(path).until == BEGUN_AT + 9.0
+
+
+def test_the_rows_of_the_file_are_told_though_every_po_is_in_the_queue(path: Path) -> None:
+    with JournalMaker(path) as journal:
+        journal.add("P")
+
+    accounts = read(path, counted={"pos": 1, "rows": 4, "duplicate": 2, "invalid": 1}).accounts
+
+    assert accounts == {"rows": 4, "succeeded": 0, "failed": 0, "duplicate": 2, "invalid": 1, "not_run": 1}
 
 
 def test_failed_requeued_cancelled_and_cleared_tasks_stand_where_the_queue_has_them(path: Path) -> None:
@@ -124,6 +162,8 @@ def test_failed_requeued_cancelled_and_cleared_tasks_stand_where_the_queue_has_t
 
     assert {o.po_number: o.status for o in history.orders} == {"F": "failed", "A": "retry_pending", "C": "failed"}
     assert {o.po_number: o.message for o in history.orders} == {"F": "no", "A": "no", "C": "by hand"}
+    ends = {o.po_number: o.completed_at and o.completed_at - BEGUN_AT for o in history.orders}
+    assert ends == {"F": 2.0, "A": None, "C": 3.0}
     assert history.again == "poqueue retry r"
 
 

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from workers.outlet import Outlet
+from workers.outlet import MAX_LINE_CHARS, Outlet
 from workers.progress import (
     LiveProgress,
     PlainProgress,
@@ -257,6 +257,15 @@ def test_a_log_line_stays_one_line() -> None:
     assert stream.getvalue() == SAFE + "\n"
 
 
+def test_a_line_beyond_measure_is_cut() -> None:
+    with pipe() as (reading, stream):
+        progress = PlainProgress(stream)
+        progress.log("x" * 10 * MAX_LINE_CHARS)
+        progress.close()
+
+        assert len(os.read(reading, 1 << 20).decode()) == MAX_LINE_CHARS + 1
+
+
 def test_a_stream_that_cannot_spell_a_character_gets_an_escape() -> None:
     content = io.BytesIO()
     stream = io.TextIOWrapper(content, encoding="ascii")
@@ -327,6 +336,19 @@ def test_a_reader_that_stopped_reading_is_not_waited_for_and_gets_what_was_kept(
         assert os.get_blocking(stream.fileno()), "the flag of those who share the pipe was changed"
 
 
+def test_what_a_pipe_takes_in_part_arrives_whole() -> None:
+    with pipe() as (reading, stream):
+        outlet, text, received = Outlet(stream), "".join(f"{number}\n" for number in range(100_000)), b""
+        outlet.write(text)
+
+        while not outlet.is_ready():
+            received += os.read(reading, 5_000)
+        os.set_blocking(reading, False)
+        received += os.read(reading, 1 << 20)
+
+    assert received.decode() == text
+
+
 def test_a_stopped_terminal_is_not_waited_for(terminal: Callable[..., Terminal]) -> None:
     one = terminal(columns=200)
     progress = live(one)
@@ -356,9 +378,13 @@ def test_a_terminal_that_is_gone_never_breaks_the_run(terminal: Callable[..., Te
     progress.close()
 
 
-def test_an_outlet_without_a_terminal_has_a_usual_size() -> None:
+def test_an_outlet_without_a_terminal_or_whose_terminal_tells_none_has_a_usual_size(
+    terminal: Callable[..., Terminal],
+) -> None:
     assert Outlet(io.StringIO()).size() == (80, 24)
     assert not Outlet(None).isatty()
+    assert Outlet(terminal(columns=0, rows=0).stream).size() == (80, 24)  # as over a serial line
+    assert Outlet(terminal(columns=0, rows=50).stream).size() == (80, 50)
 
 
 # ── live ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -506,6 +532,29 @@ def test_workers_that_do_not_fit_are_counted() -> None:
     assert lines[-2].startswith("w7.1 ")
     assert lines[-1] == "… and 23 more"
     assert len(screen_lines(snapshot(workers=workers(8)), 80, 10)) == 9
+
+
+def test_a_run_is_whole_only_once_its_last_po_has_ended() -> None:
+    almost = snapshot(total=200, succeeded=196)
+
+    assert "(99%)" in bar_line(almost, 200).plain and "(99%)" in plain_line(almost)
+    assert "(100%)" in bar_line(replace(almost, succeeded=197), 200).plain
+
+
+def test_what_has_had_most_of_its_time_stands_out() -> None:
+    lines = screen_lines(
+        snapshot(workers=(*workers(1, elapsed_s=71.9), *workers(1, elapsed_s=72.0), *workers(1, timeout_s=0.0))), 80, 24
+    )
+
+    late = [[span.style for span in line.spans if span.style == "yellow"] for line in lines[1:]]
+    assert late == [[], ["yellow"], []]
+
+
+def test_a_bar_has_every_part_that_fits_and_the_last_column_stays_free() -> None:
+    whole = bar_line(snapshot(), 400).plain.lstrip("━─").strip()
+
+    assert bar_line(snapshot(), len(whole) + 1).plain == whole
+    assert bar_line(snapshot(), len(whole)).plain.endswith(whole.removesuffix("  elapsed 0:29"))
 
 
 def test_a_narrow_bar_keeps_what_matters_most() -> None:

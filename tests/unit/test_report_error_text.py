@@ -36,6 +36,11 @@ def test_what_differs_from_po_to_po_becomes_a_placeholder(message: str, text: st
     assert normalised(message, "4711-A") == text
 
 
+def test_a_number_so_short_that_it_is_part_of_words_is_not_looked_for() -> None:
+    assert normalised("no file at all", "al") == "no file at all"
+    assert normalised("no file of all", "all") == "no file of <po>"
+
+
 @pytest.mark.parametrize("text", ["'" * 60_000, "/a" * 30_000, "a." * 30_000 + "@", "f" * 60_000, "1," * 30_000])
 def test_no_message_takes_long(text: str) -> None:
     begun = time.thread_time()

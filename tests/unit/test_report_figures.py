@@ -8,7 +8,10 @@ import pytest
 
 from poqueue.records import Kind
 from tests.unit.sample_journal import BEGUN_AT, JournalMaker, read, simulate
+from workers.history import Attempt, RunHistory
 from workers.report_figures import (
+    MAX_BUCKETS,
+    SAMPLES,
     buckets,
     costs,
     durations,
@@ -45,6 +48,18 @@ def test_errors_that_differ_in_numbers_are_one_group_the_most_frequent_first(pat
     assert (second.error_type, second.count) == ("A", 1)
 
 
+def test_the_pos_of_an_error_are_counted_by_themselves_and_the_first_few_shown(path: Path) -> None:
+    with JournalMaker(path) as journal:
+        for number in range(SAMPLES + 1):
+            journal.end(
+                Kind.FAILED, journal.lease(journal.add("same"), "w1.1", at=number), at=number + 0.5, error_type="A"
+            )
+
+    [group] = error_groups(read(path))
+
+    assert (group.count, group.pos, len(group.samples)) == (SAMPLES + 1, SAMPLES + 1, SAMPLES)
+
+
 def test_the_queue_holds_what_waits_for_a_worker_or_a_retry(path: Path) -> None:
     with JournalMaker(path) as journal:
         one, two = journal.add("A"), journal.add("B")
@@ -68,6 +83,16 @@ def test_buckets_hold_every_end_and_the_queue_comes_out_as_it_stands(path: Path,
     assert sum(part.failed for part in parts) == history.counts["failed"]
     assert len(parts) <= 120 and parts[-1].waiting == history.counts["pending"] + history.counts["retry_pending"]
     assert all(point.waiting >= 0 and 0 <= point.running <= 3 for point in queue_points(history))
+
+
+@pytest.mark.parametrize(("until", "count"), [(0.28, 56), (4_324_937_142.857142, MAX_BUCKETS)])
+def test_what_numbers_are_rounded_by_makes_no_bucket_more(until: float, count: int) -> None:
+    """Divided by their width these come to a hair more than they are."""
+    history = RunHistory({}, {}, {}, (), (Attempt("t1", "A", 1, "w1.1", 0.0, until, until, "completed"),))
+
+    parts = buckets(history)
+
+    assert len(parts) == count and parts[-1].end == pytest.approx(until)
 
 
 def test_a_po_that_was_cancelled_before_the_first_attempt_is_in_the_first_bucket(path: Path) -> None:
@@ -135,6 +160,16 @@ def test_each_row_of_a_po_is_charged_to_the_supplier_that_it_names(path: Path) -
     ]  # fmt: skip
     page = render(history, "html")
     assert 'All 2 suppliers</th><td class="n">2</td><td class="n">1,015</td>' in page, "a PO of both is one PO"
+
+
+def test_the_currency_of_most_pos_comes_first_however_many_suppliers_they_have(path: Path) -> None:
+    with JournalMaker(path) as journal:
+        rows = [{"supplier": name, "amount": "10", "currency": "USD"} for name in ("Acme", "Bolt", "Cog")]
+        journal.add("1", payload=json.dumps({"po_number": "1", "rows": rows, "row_numbers": [1, 2, 3]}).encode())
+        for number in "23":
+            journal.add(number, supplier="Acme", amount="1", currency="EUR")
+
+    assert [row.currency for row in costs(read(path))] == ["EUR", "USD", "USD", "USD"]
 
 
 def test_a_row_without_a_supplier_is_charged_to_the_one_of_its_po(path: Path) -> None:

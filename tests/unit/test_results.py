@@ -369,6 +369,22 @@ def test_if_the_final_file_cannot_be_written_the_lines_of_the_run_remain(open_ru
     assert sorted(path.name for path in run_dir.iterdir()) == ["failed.csv", "results.csv"]
 
 
+def test_a_copy_that_cannot_be_written_is_told_and_the_file_of_the_run_is_whole_all_the_same(
+    open_run, run_dir, tmp_path
+):
+    (tmp_path / "elsewhere").mkdir()
+    book, writer = open_run("po_number\nA\nB\n", tmp_path / "elsewhere" / "copy.csv")
+    for order in reversed(book.orders):
+        writer.outcome(order, **OK)
+    (tmp_path / "elsewhere").rmdir()
+
+    with pytest.raises(OSError, match="copy") as caught:
+        writer.finish()
+
+    assert caught.value.errno == errno.ENOENT
+    assert [row[0] for row in table(run_dir / "results.csv")] == ["row", "2", "3"]
+
+
 # ------------------------------------------------------------------------------------------ again
 
 _HEADERS = st.lists(st.sampled_from(["", "Date", "rows", "supplier", "=x", "a,b", 'c"d', "é\n"]), max_size=4)

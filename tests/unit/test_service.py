@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -26,6 +27,7 @@ from poqueue.client import QueueClient
 from poqueue.errors import CallTimeoutError, ManagerLostError, PoqueueError, QueueError, ServiceError, TaskNotFoundError
 from poqueue.server import METHODS, QueueServer
 from poqueue.service import QueueService, connect
+from poqueue.task import Event
 
 ROOT = Path(__file__).parents[2]
 SHORT_S = 0.3
@@ -86,6 +88,23 @@ def test_a_call_to_a_stopped_manager_ends_in_time_and_the_next_one_works(
 
     assert is_well(queue)
     assert queue.find_task(task_id="A") is not None
+
+
+def test_a_call_has_the_time_limit_that_it_asks_for_and_the_next_one_the_usual(queue: QueueClient) -> None:
+    pending = queue.begin("has_journal", timeout_s=client_module.REPORT_TIMEOUT_S)
+    conn = queue._local.connection
+    assert limit_of(conn) == client_module.REPORT_TIMEOUT_S
+
+    pending.result()
+
+    assert limit_of(conn) == client_module.CALL_TIMEOUT_S
+
+
+def limit_of(conn: Any) -> float:
+    """Seconds that the kernel gives each read of a connection."""
+    with socket.socket(fileno=os.dup(conn.fileno())) as plug:
+        seconds, microseconds = struct.unpack("ll", plug.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))
+    return float(seconds + microseconds / 1e6)
 
 
 def test_a_new_connection_to_a_stopped_manager_ends_in_time(
@@ -472,12 +491,14 @@ def in_forked_child(body: Callable[[], object]) -> int:
 
 def test_a_forked_copy_has_a_stream_of_its_own(queue: QueueClient) -> None:
     queue.add_tasks([task(f"P{n}") for n in range(30)])
+    conn = queue._local.connection
 
     def look() -> bool:
         return all(queue.find_task(task_id=f"P{n}") is not None for n in range(30))
 
-    assert in_forked_child(look) == 0
+    assert in_forked_child(lambda: look() and queue._local.connection is not conn) == 0
     assert look() and is_well(queue)
+    assert queue._local.connection is conn
 
 
 def test_a_forked_copy_that_is_closed_leaves_the_original_alone(queue: QueueClient) -> None:
@@ -528,8 +549,9 @@ def test_keys_that_are_none_are_refused(key: Any) -> None:
         QueueClient("/tmp/queue.sock", key)
 
 
-def test_a_socket_that_others_could_reach_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o710, 0o701])
+def test_a_socket_that_others_could_reach_is_refused(mode: int, tmp_path: Path) -> None:
+    tmp_path.chmod(mode)
 
     with pytest.raises(ValueError, match="0700"):
         QueueService(start_method="fork", directory=tmp_path).start()
@@ -928,6 +950,30 @@ def test_handlers_hear_again_after_their_reader_was_closed_and_the_log_says_that
         return len(heard) > 1
 
     wait_until(is_heard, "it hears again")
+
+
+class GappedClient(QueueClient):
+    """Of a queue that has dropped the events between these."""
+
+    def __init__(self, *sequences: int) -> None:
+        super().__init__("/nobody", b"0" * 32)
+        self._sequences = sequences
+
+    def read_events(self, reader: int, after: int, *words: Any, **more: Any) -> list[Event]:
+        found, self._sequences = self._sequences, ()
+        self._is_closed = not found
+        return [Event(sequence, "empty", None, "") for sequence in found]
+
+    def hear(self) -> None:
+        self._listener = threading.current_thread()
+        self._listen(1, 0)
+
+
+def test_each_event_that_handlers_have_missed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    GappedClient(1, 2, 4, 5, 8).hear()
+
+    missed = [record.getMessage() for record in caplog.records]
+    assert missed == [f"{count} events were dropped before they were read" for count in (1, 2)]
 
 
 def test_what_one_connection_has_begun_to_read_another_reads_on(service: QueueService, queue: QueueClient) -> None:

@@ -15,6 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poqueue.errors import ConfigError
+from poqueue.journal import JOURNAL_NAME
+from workers import batch, sample
+from workers.progress import SilentProgress
 from workers.quantities import usable_cores
 from workers.resolved import Resolved, load_settings, render_config
 from workers.safe_text import quoted, safe_text
@@ -50,6 +53,42 @@ def refusal_of(tmp_path: Path, text: str | bytes, **cli: Any) -> str:
     message = str(refusal.value)
     assert message.isprintable()
     return message.replace(str(tmp_path) + os.sep, "")
+
+
+# ── where they go ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_setting_of_the_workers_reaches_the_supervisor_of_a_batch_and_of_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {
+        "jobs": 3, "start_method": "forkserver", "grace": 4.0, "stop_grace": 5.0, "max_tasks_per_worker": 6,
+        "max_memory_per_worker": 7 * 1024**3, "durability": "full", "max_retries": 8, "retry_delay": 9.0,
+        "max_retry_delay": 10.0, "start_delay": 11.0, "timeout_floor": 12.0,
+    }  # fmt: skip
+    others = {"task_timeout": "200%,13s", "jitter": "0.5", "priority": "false", "journal": "true"}
+    reached = {
+        **asked, "task_timeout": 13.0, "timeout_share": 2.0, "retry_jitter": 0.5, "enable_priority": False,
+        "journal": tmp_path / JOURNAL_NAME,
+    }  # fmt: skip
+    resolved = load_settings({**{key: str(value) for key, value in asked.items()}, **others}, None, {})
+    for module in (batch, sample):
+        monkeypatch.setattr(module, "Supervisor", lambda spec, **given: given)
+
+    run = batch.Batch(tmp_path / "orders.csv", resolved)
+    of_batch: Any = run.supervisor(tmp_path, 9, None, None, None, must_exist=False)  # type: ignore[arg-type]
+    of_sample: Any = sample._supervisor(
+        run.spec,
+        resolved.settings,
+        3,
+        tmp_path,
+        sample._Watch(9),
+        SilentProgress(None),
+        None,  # type: ignore[arg-type]
+    )
+
+    assert {key: of_batch[key] for key in reached} == reached
+    assert {key: of_sample[key] for key in reached} == reached
 
 
 # ── the defaults ─────────────────────────────────────────────────────────────────────────────────────────────────────

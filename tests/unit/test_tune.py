@@ -481,6 +481,21 @@ def test_the_advice_says_whether_it_rests_on_what_was_given_or_measured() -> Non
     assert low < measured["predicted_completion_s"] < high
 
 
+def test_the_longest_that_was_seen_fits_into_the_timeout() -> None:
+    clock = Clock()
+    queue = TaskQueue(clock=clock)
+    worked(queue, clock, [1.0] * 99 + [10.0])
+
+    assert queue.optimize_for_workload(100, 1.0, 2)["task_timeout"] == 15.0
+
+
+def test_no_retry_waits_longer_than_a_minute_and_a_tenth_more_tasks_have_room() -> None:
+    advice = TaskQueue().optimize_for_workload(10_000, 1_000.0, 2)
+
+    assert advice["retry_delay"] == 60.0
+    assert advice["queue_size_limit"] == 11_000
+
+
 def test_measured_retries_are_in_the_prediction() -> None:
     clock = Clock()
     smooth, rough = TaskQueue(clock=clock), TaskQueue(clock=clock)

@@ -54,6 +54,33 @@ def test_a_message_of_any_size_arrives_whole(size: int, ends: Ends) -> None:
     thread.join()
 
 
+def test_a_message_that_finds_room_bit_by_bit_arrives_whole(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where signals come in between."""
+    write = os.write
+    monkeypatch.setattr(os, "writev", lambda fd, parts: write(fd, b"".join(parts)[:2]))
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
+
+    Stream(ends[0]).send(b"0123456789")
+
+    assert Stream(ends[1]).receive() == b"0123456789"
+
+
+def test_a_wait_is_never_cut_to_no_wait_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for the rest of a millisecond would turn in circles meanwhile."""
+    waits: list[int] = []
+
+    class Poll:
+        def poll(self, at_most_ms: int) -> list[tuple[int, int]]:
+            waits.append(at_most_ms)
+            return []
+
+    monkeypatch.setattr(wire.select, "poll", Poll)
+    for seconds in (0.0, 0.0002, 0.0012, 0.25):
+        wire.wait_readable([], seconds)
+
+    assert waits == [0, 1, 2, 250]
+
+
 def test_requests_and_answers_alternate(ends: Ends) -> None:
     here, there = map(Stream, ends)
     for number in range(20):
