@@ -24,7 +24,7 @@ import psutil
 import pytest
 
 from poqueue import ProcessingTask, TaskStatus
-from poqueue.errors import JournalError, QueueFullError, ServiceError
+from poqueue.errors import JournalError, QueueError, QueueFullError, ServiceError
 from poqueue.packing import FrozenTask
 from poqueue.payload import freeze_plain, is_json
 from poqueue.records import Kind
@@ -511,6 +511,41 @@ def test_what_a_receiver_of_events_adds_is_done_before_the_run_is_over(tmp_path:
         supervisor.run()
 
     assert play.status["completed_tasks"] == play.status["total_tasks"] == 21
+
+
+def test_what_a_handler_of_events_adds_is_done_before_the_run_is_over(tmp_path: Path) -> None:
+    """Though it is still called when the run has nothing left to do, and looks whether that is the end."""
+    has_looked = threading.Event()
+
+    def follow(task: ProcessingTask) -> None:
+        if task.task_id == "P":
+            assert has_looked.wait(DEADLINE_S)
+            supervisor.queue.add_task(po("F", "quick", tmp_path))
+
+    with on_stage(tmp_path) as (supervisor, play):
+        look = supervisor._keeper.drain_when_done
+
+        def tell_of_look() -> str:
+            state = look()
+            if state not in ("busy", "unread"):
+                has_looked.set()
+            return state
+
+        supervisor._keeper.drain_when_done = tell_of_look  # type: ignore[method-assign]
+        supervisor.queue.set_event_handlers(on_task_complete=follow)
+        supervisor.queue.add_task(po("P", "quick", tmp_path))
+        end = supervisor.run()
+
+    assert end.reason == "done" and play.is_completed("P", "F")
+
+
+def test_a_run_that_is_interrupted_takes_what_another_one_is_to_go_on_with(tmp_path: Path) -> None:
+    with on_stage(tmp_path, po("P", "quick", tmp_path), journal=tmp_path / "journal") as (supervisor, play):
+        supervisor.stop()
+        assert supervisor.run().reason == "interrupted"
+        supervisor.queue.add_task(po("F", "quick", tmp_path))
+
+    assert play.tasks["F"].status is TaskStatus.PENDING
 
 
 @contextlib.contextmanager
@@ -1495,7 +1530,8 @@ def test_a_supervisor_is_for_one_run_and_says_so(tmp_path: Path) -> None:
             supervisor.start()
         supervisor.queue.add_task(po("A", "quick", tmp_path))
         assert supervisor.run().reason == "done"
-        supervisor.queue.add_task(po("B", "quick", tmp_path))
+        with pytest.raises(QueueError, match="the run is over"):
+            supervisor.queue.add_task(po("B", "quick", tmp_path))
         with one_run:
             supervisor.run()
         assert supervisor.queue.get_queue_status()["completed_tasks"] == 1
