@@ -97,7 +97,7 @@ class TaskQueue:
     Args:
         max_retries: retries after the first attempt; 0 means that a failed attempt is final.
         retry_delay: seconds before the first retry; each further one waits twice as long.
-        task_timeout: seconds that one attempt may take; enforced by the supervisor.
+        task_timeout: seconds that one attempt may take; enforced by the supervisor, for the workers that it starts.
         enable_priority: serve by priority, or strictly first in first out.
         queue_size_limit: how many tasks may wait (pending and retrying); None for no limit.
         max_retry_delay: upper bound of the delay between retries, seconds.
@@ -241,6 +241,9 @@ class TaskQueue:
 
     def get_next_task(self, worker_id: str) -> ProcessingTask | None:
         """Lease the best task that may run now to a worker; None if there is none, or while paused.
+
+        The lease has no time limit, for the supervisor ends only the workers that it has started: it ends by complete_task
+        or retry_task or, if its holder is dead, by release_worker.
 
         Raises:
             ValueError: worker_id is not a non-blank text.

@@ -418,6 +418,42 @@ def test_a_worker_that_hangs_between_two_pos_is_replaced_and_what_it_had_done_co
     assert not play.tasks["A"].error_history + play.tasks["B"].error_history
 
 
+def test_a_po_that_a_program_has_taken_itself_is_named_once_when_the_run_waits_for_it_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workers.time_limits.IDLE_LOOK_S", 0.1)
+    supervisor = Supervisor("tests.integration.villains:process", jobs=1)
+    look, looks = supervisor._limits._look_at_idle, list[float]()
+
+    def counted(now: float) -> None:
+        looks.append(now)
+        look(now)
+
+    monkeypatch.setattr(supervisor._limits, "_look_at_idle", counted)
+
+    def bury_its_worker() -> None:
+        wait_until(lambda: "'my own'" in caplog.text, "it is named")
+        before = len(looks)
+        wait_until(lambda: len(looks) > before + 2, "it is looked at again")
+        assert [supervisor.queue.release_worker(name) for name in ("my own", "another")] == [["A"], ["B"]]
+
+    supervisor.start_queue()
+    try:
+        supervisor.queue.add_tasks([po("A", "quick", tmp_path, task_timeout=0.3), po("B", "quick", tmp_path)])
+        for name in ("my own", "another"):
+            assert supervisor.queue.get_next_task(name) is not None
+        supervisor.start_workers()
+        meanwhile(supervisor, bury_its_worker)
+        status = supervisor.queue.get_queue_status()
+    finally:
+        supervisor.close()
+
+    assert status["completed_tasks"] == 2
+    named = [line.getMessage() for line in caplog.records if "did not start" in line.getMessage()]
+    assert len(named) == 1 and named[0].startswith("PO A is held by 'my own', which this run did not start")
+    assert "0.3 s" in named[0] and "release_worker" in named[0]
+
+
 def test_a_run_whose_events_were_closed_by_the_queue_hears_of_every_end_all_the_same(tmp_path: Path) -> None:
     """As the queue does when their connection has been gone for long."""
     ended: list[str] = []
