@@ -942,7 +942,8 @@ class TaskQueue:
             self._full_was_told = True
             self._full_was_early = not is_full
             self._note("full", None)
-        raise QueueFullError(f"the queue is full: {self._waiting()} tasks wait, the limit is {limit}")
+        why = "the queue is full" if is_full else f"{count} more do not fit"
+        raise QueueFullError(f"{why}: {self._waiting()} tasks wait, the limit is {limit}")
 
     def _require(self, task_id: str) -> Entry:
         entry = self._ledger.get(task_id)
