@@ -39,6 +39,7 @@ OVERDUE_S = 30.0  # so long after it was asked for, no answer will come
 LOOK_S = 1.0  # at most so much of it passes between two looks: whoever looks may have been stopped, with all others
 MIN_KEY_BYTES = 16
 REOPEN_S = 0.1  # between two tries
+EVENTS_AT_ONCE = 100  # to ask for more says that the handlers have been called: a run waits that long with its end
 
 
 class QueueClient:
@@ -229,8 +230,8 @@ class QueueClient:
     def drain_queue(self) -> None:
         self.call("drain_queue")
 
-    def drain_when_done(self, seen: int) -> str:
-        return str(self.call("drain_when_done", seen))
+    def drain_when_done(self, reader: int, seen: int) -> str:
+        return str(self.call("drain_when_done", reader, seen))
 
     def get_leases(self, *, brings_data: bool = True) -> dict[int, TaskRecord]:
         leases: dict[int, TaskRecord] = self.call("get_leases", brings_data=brings_data)
@@ -360,7 +361,7 @@ class QueueClient:
     def _listen(self, reader: int, after: int) -> None:
         while self._is_listener():
             try:
-                events = self.read_events(reader, after, wait_s=2.0)
+                events = self.read_events(reader, after, EVENTS_AT_ONCE, wait_s=2.0)
             except PoqueueError as error:
                 reader, after = self._open_events_again(error)
                 continue

@@ -30,6 +30,7 @@ ENDS_OF_ATTEMPTS = frozenset({"completed", "failed", "retry"})  # they come by t
 UNSET: Any = object()  # an argument that was left out, where None means something
 MAX_UNDELIVERED = 10_000
 MAX_FEED = 200_000
+SILENCE_S = 30.0  # a reader that has not asked for what follows within this time hangs: nobody waits for it
 
 
 class HandlerSet:
@@ -138,7 +139,8 @@ class EventFeed:
         self.last_urgent = 0
         self._events: deque[tuple[str, Entry | tuple[Any, ...] | None, str]] = deque(maxlen=MAX_FEED)
         self._read_to: dict[int, int] = {}
-        self._read_by: dict[int, int] = {}  # the thread that read last
+        self._read_by: dict[int, int] = {}  # the thread that read last,
+        self._read_at: dict[int, float] = {}  # and when
         self._without_data: set[int] = set()  # readers that need none
         self._readers = 0
 
@@ -146,18 +148,19 @@ class EventFeed:
         """How many there are with numbers above `after`, those that were dropped included."""
         return self.last - after if self._events else 0
 
-    def open(self, *, brings_data: bool) -> tuple[int, int]:
+    def open(self, now: float, *, brings_data: bool) -> tuple[int, int]:
         """A new reader's number, and the number of the last event before it."""
         self._readers += 1
         if not brings_data:
             self._without_data.add(self._readers)
-        self._note_read(self._readers, self.last)
+        self._note_read(self._readers, self.last, now)
         return self._readers, self.last
 
     def close(self, reader: int) -> None:
         """This reader reads no more."""
         self._read_to.pop(reader, None)
         self._read_by.pop(reader, None)
+        self._read_at.pop(reader, None)
         self._without_data.discard(reader)
         self.is_read = bool(self._read_to)
         self._let_go()
@@ -191,11 +194,18 @@ class EventFeed:
             for number, (kind, task, error) in enumerate(wanted, start)
         ]
 
-    def release(self, reader: int, up_to: int) -> None:
+    def release(self, reader: int, up_to: int, now: float) -> None:
         """This reader has seen events up to a number; what all have seen is let go. Errors as in read."""
         self._guard_open(reader)
-        self._note_read(reader, up_to)
+        self._note_read(reader, up_to, now)
         self._let_go()
+
+    def is_unheard(self, but: int, now: float) -> bool:
+        """Whether a reader, `but` this one, may still act on an event: it has not asked for what follows the last."""
+        return any(
+            up_to < self.last and reader != but and now - self._read_at[reader] < SILENCE_S
+            for reader, up_to in self._read_to.items()
+        )
 
     def readers_of(self, thread: int) -> list[int]:
         """The readers that this thread was the last to read for, or to open."""
@@ -205,9 +215,10 @@ class EventFeed:
         if reader not in self._read_to:
             raise QueueError(f"reader {reader} is closed")
 
-    def _note_read(self, reader: int, up_to: int) -> None:
+    def _note_read(self, reader: int, up_to: int, now: float) -> None:
         self._read_to[reader] = up_to
         self._read_by[reader] = threading.get_ident()
+        self._read_at[reader] = now
         self.is_read = True
 
     def _let_go(self) -> None:

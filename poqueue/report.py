@@ -183,7 +183,13 @@ def _by_worker(records: Sequence[TaskRecord], utilization: dict[str, float]) -> 
     for record in records:
         if record.worker_id is not None and record.status in ENDED:
             workers.setdefault(record.worker_id, dict(empty))[record.status.value] += 1
-        for error in record.error_history:
-            if isinstance(error.get("worker_id"), str) and "is_crash" not in error:  # that one was broken off
-                workers.setdefault(error["worker_id"], dict(empty))["failed_attempts"] += 1
+        for error in failed_attempts(record):
+            workers.setdefault(error["worker_id"], dict(empty))["failed_attempts"] += 1
     return workers
+
+
+def failed_attempts(record: TaskRecord) -> Iterator[dict[str, Any]]:
+    """The errors of a task's attempts that a worker has failed; what was broken off, or somebody's wish, is none."""
+    return (
+        error for error in record.error_history if isinstance(error.get("worker_id"), str) and "is_crash" not in error
+    )

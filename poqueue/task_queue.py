@@ -97,7 +97,7 @@ class TaskQueue:
     Args:
         max_retries: retries after the first attempt; 0 means that a failed attempt is final.
         retry_delay: seconds before the first retry; each further one waits twice as long.
-        task_timeout: seconds that one attempt may take; enforced by the supervisor.
+        task_timeout: seconds that one attempt may take; enforced by the supervisor, for the workers that it starts.
         enable_priority: serve by priority, or strictly first in first out.
         queue_size_limit: how many tasks may wait (pending and retrying); None for no limit.
         max_retry_delay: upper bound of the delay between retries, seconds.
@@ -164,6 +164,7 @@ class TaskQueue:
         self._token = 0
         self._is_paused = False
         self._is_draining = False
+        self._is_over = False  # drained since all was done: what came now would wait for ever
         self._held_because = ""  # why no task may start for now, beside a pause
         self._fault: JournalError | None = None  # why nothing can be written down
         self._fault_over = 0.0  # when it is worth another try
@@ -199,6 +200,7 @@ class TaskQueue:
         Raises:
             ValueError: the task or the priority is invalid, or the id is known already.
             QueueFullError: the queue is at its size limit; nothing was added.
+            QueueError: the run is over, as drain_when_done says; nothing was added.
             JournalError: it could not be written down; nothing was added. Likewise for every method that changes the queue.
         """
         self._announce()
@@ -220,6 +222,8 @@ class TaskQueue:
         try:
             with self._lock:
                 with self._change:
+                    if self._is_over:
+                        raise QueueError("the run is over: what is added now would never start")
                     self._guard_new_ids(ids)
                     if self._config.queue_size_limit is not None:
                         self._guard_size(len(ids))
@@ -237,6 +241,9 @@ class TaskQueue:
 
     def get_next_task(self, worker_id: str) -> ProcessingTask | None:
         """Lease the best task that may run now to a worker; None if there is none, or while paused.
+
+        The lease has no time limit, for the supervisor ends only the workers that it has started: it ends by complete_task
+        or retry_task or, if its holder is dead, by release_worker.
 
         Raises:
             ValueError: worker_id is not a non-blank text.
@@ -497,20 +504,27 @@ class TaskQueue:
             self._is_draining = True
             self._work.notify_all()
 
-    def drain_when_done(self, seen: int) -> str:
+    def drain_when_done(self, reader: int, seen: int) -> str:
         """Drain if nothing waits or runs, and nobody may still add something because of an event that he has not read.
 
+        A reader has acted on an event when it asks for what follows; one that does not for 30 s is not waited for. What is
+        added later is refused.
+
         Args:
-            seen: the number of the last event that was read, and acted on.
+            reader: the caller's own.
+            seen: the number of the last event that it has read, and acted on.
 
         Returns:
-            "drained", "unread" (there are later events), or "busy".
+            "drained", "unread" (there are later events), "unheard" (another reader has not acted on all), or "busy".
         """
         with self._lock:
             if self._waiting() or self._ledger.counts[PROCESSING]:
                 return "busy"
             if self._feed.last > seen:
                 return "unread"
+            if self._feed.is_unheard(reader, self._clock()):
+                return "unheard"
+            self._is_over = True
             self.drain_queue()
             return "drained"
 
@@ -804,7 +818,7 @@ class TaskQueue:
             brings_data: False leaves the PO's data out of the events of completed tasks: their payload is empty.
         """
         with self._lock:
-            opened = self._feed.open(brings_data=brings_data)
+            opened = self._feed.open(self._clock(), brings_data=brings_data)
             for entry in self._ledger.of_status(PROCESSING):
                 if entry.is_unwanted:  # whoever was told may be gone, as a replaced manager is
                     self._note("cancel", entry, str(entry.token))
@@ -834,7 +848,7 @@ class TaskQueue:
         """The same, each Event as a plain tuple and its task as well: what crosses to other processes."""
         feed, deadline = self._feed, time.monotonic() + min(wait_s, MAX_WAIT_S)
         with self._lock:
-            feed.release(reader, after)
+            feed.release(reader, after, self._clock())
             while feed.count(after) <= 0 and (remaining_s := deadline - time.monotonic()) > 0:
                 self._waiting_readers += 1
                 try:
@@ -928,7 +942,8 @@ class TaskQueue:
             self._full_was_told = True
             self._full_was_early = not is_full
             self._note("full", None)
-        raise QueueFullError(f"the queue is full: {self._waiting()} tasks wait, the limit is {limit}")
+        why = "the queue is full" if is_full else f"{count} more do not fit"
+        raise QueueFullError(f"{why}: {self._waiting()} tasks wait, the limit is {limit}")
 
     def _require(self, task_id: str) -> Entry:
         entry = self._ledger.get(task_id)

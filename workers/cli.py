@@ -485,11 +485,19 @@ def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
 
 
 def _say_errors(report: BatchReport) -> None:
+    """The most frequent ones, by what they say as in the report; in full where all of them say the very same."""
+    from poqueue.report import failed_attempts
+    from workers.error_text import normalised
     from workers.safe_text import safe_text
 
-    errors = report.parts.errors if report.parts is not None else {}
-    for error in errors.get("most_common_errors", [])[:5]:
-        _say(safe_text(f"  {error['count']} x {error['error_type']}: {error['last_message']}", 200))
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for record in report.parts.records if report.parts is not None else ():
+        for error in failed_attempts(record):
+            alike = error["error_type"], normalised(error["message"], record.po_number)
+            found.setdefault(alike, Counter())[error["message"]] += 1
+    for (kind, text), messages in sorted(found.items(), key=lambda group: -group[1].total())[:5]:
+        told = text if len(messages) > 1 else next(iter(messages))
+        _say(safe_text(f"  {messages.total()} x {kind}: {told}", 200))
 
 
 def _resumed_text(resumed: dict[str, int], *, is_through: bool) -> str:

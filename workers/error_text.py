@@ -2,10 +2,11 @@
 
     "PO 4711: no route to 'https://a.example/x' after 3.2 s"  ──►  "PO <po>: no route to '…' after # s"
 
-Two messages with the same reduced text are taken for the same error.
+Two messages with the same reduced text are taken for the same error. A status code stays: 429 is not 503.
 """
 
 import builtins
+import functools
 import re
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
@@ -25,8 +26,9 @@ _PLACEHOLDERS = [  # in this order: what holds other things comes first
     (re.compile(r"(?<![\w.<])(?:[A-Za-z]:\\[^\s:'\",;)]+|~?/[^\s:'\",;()]*[^\s:'\",;().])"), "<path>"),
     (re.compile(r"\b0x[0-9a-f]+\b", re.IGNORECASE), "<hex>"),
     (re.compile(r"\b(?=[a-f]*[0-9])(?=[0-9]*[a-f])[0-9a-f]{8,64}\b", re.IGNORECASE), "<hex>"),
-    (re.compile(r"[-+]?\d+(?:[.,:]\d+)*"), "#"),
 ]
+_STATUS = r"(?<![^\W_])(?:http(?:/\d(?:\.\d)?)?(?: error)?|status|code)(?::? |[:=])[1-5]\d\d(?!\w|[.,:]\d)"
+_NUMBER = re.compile(rf"({_STATUS})|[-+]?\d+(?:[.,:]\d+)*", re.IGNORECASE)
 _QUOTED = re.compile(r"""'.*'|".*"|`.*`|“.*”|‘.*’|«.*»""", re.DOTALL)  # greedy: what is quoted may hold a quote
 _ORDINARY = re.compile(r"[A-Za-z]?[a-z]{0,20}")
 _WORD = re.compile(r"\w+")
@@ -49,10 +51,14 @@ _CURRENT = re.compile(r"^Current thread .*\n", re.MULTILINE)
 def normalised(message: str, po_number: str = "") -> str:
     """The message with numbers, quoted text, paths and the like replaced by placeholders, on one line."""
     text = message[:MAX_READ_CHARS]
-    if len(po_number) >= MIN_PO_CHARS:
-        text = text.replace(po_number, "<po>")
+    return _reduced(text.replace(po_number, "<po>") if len(po_number) >= MIN_PO_CHARS else text)
+
+
+@functools.lru_cache(maxsize=1024)  # thousands of POs may fail alike
+def _reduced(text: str) -> str:
     for pattern, placeholder in _PLACEHOLDERS:
         text = pattern.sub(placeholder, text)
+    text = _NUMBER.sub(lambda found: found[1] or "#", text)
     text = " ".join(text.split())
     return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…"
 

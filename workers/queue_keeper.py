@@ -136,7 +136,7 @@ class QueueKeeper:
         """Have the queue drain if there is nothing left to do and to tell; as TaskQueue.drain_when_done. Errors as in ask."""
         if self._has_missed:
             return "unread"
-        return str(self._persist(lambda: self.queue.call("drain_when_done", self._last_event)))
+        return str(self._persist(lambda: self.queue.call("drain_when_done", self._reader, self._last_event)))
 
     # --- events
 

@@ -152,12 +152,8 @@ def failed_attempts(history: RunHistory) -> Iterator[Attempt]:
 def error_groups(history: RunHistory) -> list[ErrorGroup]:
     """The errors by type and reduced message, the most frequent first."""
     found: dict[tuple[str, str], list[Attempt]] = defaultdict(list)
-    texts: dict[tuple[str, str], str] = {}
     for attempt in failed_attempts(history):
-        key = (attempt.message, attempt.po_number)
-        if key not in texts:
-            texts[key] = normalised(attempt.message, attempt.po_number)
-        found[attempt.error_type, texts[key]].append(attempt)
+        found[attempt.error_type, normalised(attempt.message, attempt.po_number)].append(attempt)
     groups = [_error_group(kind, text, attempts) for (kind, text), attempts in found.items()]
     return sorted(groups, key=lambda group: (-group.count, group.error_type, group.text))
 

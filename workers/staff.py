@@ -1,6 +1,7 @@
 """The worker processes of a run: a slot each, replaced when they end, with some in reserve, and a brake on bad starts."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.context import BaseContext
 
@@ -25,6 +26,14 @@ class WorkersCannotStartError(PoqueueError):
 
 def _delay_s(bad_starts: int) -> float:
     return min(MAX_BOOT_DELAY_S, 0.1 * 2.0 ** min(bad_starts - 1, 10))
+
+
+_WORKER_ID = re.compile(r"w\d+\.\d+")
+
+
+def is_worker_id(text: str) -> bool:
+    """Whether it may be a worker's of a run, alive or dead: a program that leases by itself takes another name."""
+    return _WORKER_ID.fullmatch(text) is not None
 
 
 class Staff:

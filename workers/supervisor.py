@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # what only some programs use: the others start the sooner
 logger = ShieldedLogger(__name__)
 
 QUEUE_TURN_S = 0.05
+UNHEARD_S = 0.02  # nothing tells when others have acted on their events: looked for so often, at the end
 SHOW_S = 0.25
 SHOW_IDLE_S = 0.5  # while nobody works
 WATCH_S = 1.0  # how often the machine and the journal are looked at
@@ -205,7 +206,7 @@ class Supervisor:
         self._limits = TimeLimits(self._staff, self._keeper, grace, max_memory_per_worker)
         self._journal_inodes = list[int]()
         self._keeps_files = False  # what workers have left must be read by whoever resumes
-        self._may_be_done, self._has_unread = True, False
+        self._may_be_done, self._has_unread, self._has_unheard = True, False, False
         self._halted = ""
         self._ended_before: dict[str, int] | None = None  # in earlier runs, of each kind; None while nobody works
         self._holds_because = self._fault = self._note = ""
@@ -386,6 +387,8 @@ class Supervisor:
     def run(self) -> RunEnd:
         """Work until nothing is left, or until it is interrupted; once.
 
+        What event handlers add is worked on too, also if they are called late; whoever adds when all is done gets a QueueError.
+
         Raises:
             WorkersCannotStartError: workers die before they take a PO.
             ServiceError: the manager is lost, and could not be replaced.
@@ -432,11 +435,11 @@ class Supervisor:
     def _is_finished(self) -> bool:
         if self._is_draining:
             return not self._staff and (not self._reaper.dead or self._gives_up())
-        if not self._may_be_done or not self._feeder.is_done:
+        if not (self._may_be_done or self._has_unheard) or not self._feeder.is_done:
             return False
         self._may_be_done = False
         state = self._keeper.drain_when_done()
-        self._has_unread = state == "unread"
+        self._has_unread, self._has_unheard = state == "unread", state == "unheard"
         if state == "drained":
             self._drain(TEARDOWN_S)
         return False
@@ -847,6 +850,8 @@ class Supervisor:
         """When something will have to be done."""
         if (due := self._feeder.due) is not None:
             yield due
+        if self._has_unheard:
+            yield time.monotonic() + UNHEARD_S
         for worker in self._staff.workers:
             step = worker.next_step()
             if step is not None:

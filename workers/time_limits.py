@@ -3,13 +3,14 @@ what they were given. Who breaks it is killed; what follows from that is the rea
 """
 
 import contextlib
+import math
 
 from poqueue.errors import JournalError
 from poqueue.task import TaskRecord
 from workers import process_control as control
 from workers.log import ShieldedLogger
 from workers.queue_keeper import QueueKeeper
-from workers.staff import Staff
+from workers.staff import Staff, is_worker_id
 from workers.worker import RELIEF_S
 from workers.worker_files import Phase, Status
 from workers.worker_process import WorkerProcess
@@ -47,6 +48,7 @@ class TimeLimits:
         self._last_loop = 0.0
         self._next_memory_check = self._next_idle_look = 0.0
         self._held_idle: dict[str, set[int]] = {}  # leases of the workers that had nothing in hand at the last look
+        self._held_elsewhere: dict[int, float] = {}  # others' leases: since when, or inf once told of
 
     def begin(self, now: float) -> None:
         """The loop begins."""
@@ -108,7 +110,9 @@ class TimeLimits:
         has_stood_still = self._lost_since(self._next_idle_look - IDLE_LOOK_S)
         self._next_idle_look = now + IDLE_LOOK_S
         idle = [worker for worker in self._staff.workers if worker.kill is None and _is_idle(worker.status())]
-        held = tokens_by_worker(self._ask("get_leases", brings_data=False)) if idle else {}
+        leases = self._ask("get_leases", brings_data=False)
+        self._look_elsewhere(leases, now)
+        held = tokens_by_worker(leases)
         before, self._held_idle = self._held_idle, {}
         for worker in idle:
             tokens = held.get(worker.worker_id, set())
@@ -116,6 +120,20 @@ class TimeLimits:
                 self._held_idle[worker.worker_id] = tokens
             else:
                 self._end_idle(worker, now)
+
+    def _look_elsewhere(self, leases: dict[int, TaskRecord], now: float) -> None:
+        """What a program has leased by itself nobody here can kill, nor prove dead; but nobody is to wait without knowing why."""
+        before = self._held_elsewhere
+        others = {token: record for token, record in leases.items() if not is_worker_id(record.worker_id or "")}
+        self._held_elsewhere = {token: before.get(token, now) for token in others}
+        for token, record in others.items():
+            if now - self._held_elsewhere[token] >= record.task_timeout:
+                self._held_elsewhere[token] = math.inf
+                logger.warning(
+                    "PO %s is held by %r, which this run did not start, for more than the %g s of its time limit; the run "
+                    "waits for complete_task, retry_task or, if its holder is dead, release_worker",
+                    record.po_number, record.worker_id, record.task_timeout,
+                )  # fmt: skip
 
     def _end_idle(self, worker: WorkerProcess, now: float) -> None:
         try:

@@ -34,6 +34,23 @@ def test_a_full_queue_refuses_and_nothing_changes(make_queue: MakeQueue) -> None
     assert counts(queue, "total_tasks", "queue_length") == (2, 2)
 
 
+def test_a_refusal_says_whether_the_queue_is_full_or_these_are_too_many(make_queue: MakeQueue) -> None:
+    queue = make_queue(queue_size_limit=5)
+    many = [task(f"PO-{number}") for number in range(5)]
+
+    with (
+        nothing_changes(queue),
+        pytest.raises(QueueFullError, match=r"^10 more do not fit: 0 tasks wait, the limit is 5$"),
+    ):
+        queue.add_tasks([*many, *many])
+    queue.add_tasks(many)
+    with (
+        nothing_changes(queue),
+        pytest.raises(QueueFullError, match=r"^the queue is full: 5 tasks wait, the limit is 5$"),
+    ):
+        queue.add_task(task("PO-6"))
+
+
 def test_a_refused_id_is_free_when_there_is_room_again(make_queue: MakeQueue) -> None:
     queue = make_queue(queue_size_limit=1)
     queue.add_task(task("PO-1", "a"))

@@ -124,7 +124,20 @@ def test_give_up_fails_at_once_and_anything_else_is_retried(tmp_path: Path) -> N
     }  # fmt: skip
     assert rows["G"]["error"] == "GiveUp: there is no such order"
     assert rows["F"]["error"] == "RuntimeError: it went wrong"
-    assert "1 x GiveUp" in ended.err and "5 x RuntimeError: it went wrong" in ended.err
+    assert "1 x GiveUp" in ended.err and "3 x RuntimeError: it went wrong" in ended.err
+
+
+def test_failures_are_counted_by_what_they_say(tmp_path: Path) -> None:
+    says = ("http 429", "http 503", "http 503", "row 7", "row 8", "row 9")
+    rows = [f"{number},fail {text}" for number, text in enumerate(says)]
+    ended = run_orders(tmp_path, *rows, options=("--retries", "1", "--retry-delay", "0s")).check(1)
+
+    told = [line.strip() for line in ended.err.splitlines() if " x " in line]
+    assert told == [
+        "6 x RuntimeError: it went wrong row #",
+        "4 x RuntimeError: it went wrong http 503",
+        "2 x RuntimeError: it went wrong http 429",
+    ]
 
 
 def test_the_seconds_of_a_failed_po_are_those_of_its_last_attempt(tmp_path: Path) -> None:

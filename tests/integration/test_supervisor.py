@@ -24,7 +24,7 @@ import psutil
 import pytest
 
 from poqueue import ProcessingTask, TaskStatus
-from poqueue.errors import JournalError, QueueFullError, ServiceError
+from poqueue.errors import JournalError, QueueError, QueueFullError, ServiceError
 from poqueue.packing import FrozenTask
 from poqueue.payload import freeze_plain, is_json
 from poqueue.records import Kind
@@ -418,6 +418,42 @@ def test_a_worker_that_hangs_between_two_pos_is_replaced_and_what_it_had_done_co
     assert not play.tasks["A"].error_history + play.tasks["B"].error_history
 
 
+def test_a_po_that_a_program_has_taken_itself_is_named_once_when_the_run_waits_for_it_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workers.time_limits.IDLE_LOOK_S", 0.1)
+    supervisor = Supervisor("tests.integration.villains:process", jobs=1)
+    look, looks = supervisor._limits._look_at_idle, list[float]()
+
+    def counted(now: float) -> None:
+        looks.append(now)
+        look(now)
+
+    monkeypatch.setattr(supervisor._limits, "_look_at_idle", counted)
+
+    def bury_its_worker() -> None:
+        wait_until(lambda: "'my own'" in caplog.text, "it is named")
+        before = len(looks)
+        wait_until(lambda: len(looks) > before + 2, "it is looked at again")
+        assert [supervisor.queue.release_worker(name) for name in ("my own", "another")] == [["A"], ["B"]]
+
+    supervisor.start_queue()
+    try:
+        supervisor.queue.add_tasks([po("A", "quick", tmp_path, task_timeout=0.3), po("B", "quick", tmp_path)])
+        for name in ("my own", "another"):
+            assert supervisor.queue.get_next_task(name) is not None
+        supervisor.start_workers()
+        meanwhile(supervisor, bury_its_worker)
+        status = supervisor.queue.get_queue_status()
+    finally:
+        supervisor.close()
+
+    assert status["completed_tasks"] == 2
+    named = [line.getMessage() for line in caplog.records if "did not start" in line.getMessage()]
+    assert len(named) == 1 and named[0].startswith("PO A is held by 'my own', which this run did not start")
+    assert "0.3 s" in named[0] and "release_worker" in named[0]
+
+
 def test_a_run_whose_events_were_closed_by_the_queue_hears_of_every_end_all_the_same(tmp_path: Path) -> None:
     """As the queue does when their connection has been gone for long."""
     ended: list[str] = []
@@ -511,6 +547,41 @@ def test_what_a_receiver_of_events_adds_is_done_before_the_run_is_over(tmp_path:
         supervisor.run()
 
     assert play.status["completed_tasks"] == play.status["total_tasks"] == 21
+
+
+def test_what_a_handler_of_events_adds_is_done_before_the_run_is_over(tmp_path: Path) -> None:
+    """Though it is still called when the run has nothing left to do, and looks whether that is the end."""
+    has_looked = threading.Event()
+
+    def follow(task: ProcessingTask) -> None:
+        if task.task_id == "P":
+            assert has_looked.wait(DEADLINE_S)
+            supervisor.queue.add_task(po("F", "quick", tmp_path))
+
+    with on_stage(tmp_path) as (supervisor, play):
+        look = supervisor._keeper.drain_when_done
+
+        def tell_of_look() -> str:
+            state = look()
+            if state not in ("busy", "unread"):
+                has_looked.set()
+            return state
+
+        supervisor._keeper.drain_when_done = tell_of_look  # type: ignore[method-assign]
+        supervisor.queue.set_event_handlers(on_task_complete=follow)
+        supervisor.queue.add_task(po("P", "quick", tmp_path))
+        end = supervisor.run()
+
+    assert end.reason == "done" and play.is_completed("P", "F")
+
+
+def test_a_run_that_is_interrupted_takes_what_another_one_is_to_go_on_with(tmp_path: Path) -> None:
+    with on_stage(tmp_path, po("P", "quick", tmp_path), journal=tmp_path / "journal") as (supervisor, play):
+        supervisor.stop()
+        assert supervisor.run().reason == "interrupted"
+        supervisor.queue.add_task(po("F", "quick", tmp_path))
+
+    assert play.tasks["F"].status is TaskStatus.PENDING
 
 
 @contextlib.contextmanager
@@ -1497,7 +1568,8 @@ def test_a_supervisor_is_for_one_run_and_says_so(tmp_path: Path) -> None:
             supervisor.start()
         supervisor.queue.add_task(po("A", "quick", tmp_path))
         assert supervisor.run().reason == "done"
-        supervisor.queue.add_task(po("B", "quick", tmp_path))
+        with pytest.raises(QueueError, match="the run is over"):
+            supervisor.queue.add_task(po("B", "quick", tmp_path))
         with one_run:
             supervisor.run()
         assert supervisor.queue.get_queue_status()["completed_tasks"] == 1

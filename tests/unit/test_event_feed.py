@@ -6,9 +6,10 @@ import time
 import pytest
 
 from poqueue import ProcessingTask, QueueError, TaskQueue, TaskResult
+from poqueue.events import SILENCE_S
 from poqueue.payload import thaw_task
 from poqueue.task import Event
-from tests.contract.scene import wait_until
+from tests.contract.scene import Clock, counts, wait_until
 
 LONG_S = 4.0
 OK = TaskResult(True)
@@ -131,3 +132,53 @@ def test_events_come_without_the_data_for_a_reader_that_needs_none() -> None:
     opened = thaw_task(bare.task)
     assert opened.result == thaw_task(whole.task).result
     assert opened.po_data == {"po_number": "P0"} and opened.po_number == "P0" and "P0" in repr(opened)
+
+
+def test_a_queue_drains_when_every_reader_has_acted_on_what_it_was_told() -> None:
+    queue = TaskQueue()
+    reader, after = queue.open_events()
+    other, _ = queue.open_events()
+    queue.add_task(ProcessingTask("a", {"po_number": "A"}))
+    queue.get_next_task("w")
+    assert queue.drain_when_done(reader, after) == "busy"
+    queue.complete_task("a", "w", OK)
+
+    assert queue.drain_when_done(reader, after) == "unread"
+    last = queue.read_events(reader, after)[-1].sequence
+    assert queue.drain_when_done(reader, last) == "unheard"
+    queue.read_events(other, after)
+    assert queue.drain_when_done(reader, last) == "unheard", "it has the events, and may not have acted on them"
+    assert not queue.exchange("w").stop
+    queue.read_events(other, last)
+
+    assert queue.drain_when_done(reader, last) == "drained"
+    assert queue.exchange("w").stop
+
+
+def test_a_reader_that_hangs_is_not_waited_for_for_ever() -> None:
+    clock = Clock()
+    queue = TaskQueue(clock=clock)
+    reader, _ = queue.open_events()
+    other, after = queue.open_events()
+    queue.post_notice("to act on")
+    last = queue.read_events(reader, after)[-1].sequence
+    clock.advance(SILENCE_S - 1.0)
+    queue.read_events(other, after)
+    clock.advance(SILENCE_S - 1.0)
+
+    assert queue.drain_when_done(reader, last) == "unheard"
+    clock.advance(1.0)
+    assert queue.drain_when_done(reader, last) == "drained"
+
+
+def test_a_queue_that_was_drained_since_all_is_done_refuses_what_is_added_and_another_one_keeps_it() -> None:
+    is_done, is_interrupted = TaskQueue(), TaskQueue()
+    is_interrupted.drain_queue()
+    assert is_done.drain_when_done(*is_done.open_events()) == "drained"
+
+    with pytest.raises(QueueError, match="the run is over"):
+        is_done.add_task(ProcessingTask("a", {"po_number": "A"}))
+    is_interrupted.add_task(ProcessingTask("a", {"po_number": "A"}))
+
+    assert counts(is_done, "total_tasks", "pending_tasks") == (0, 0)
+    assert counts(is_interrupted, "total_tasks", "pending_tasks") == (1, 1)
