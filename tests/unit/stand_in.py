@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from poqueue import TaskQueue
@@ -27,6 +28,8 @@ class StandIn(WorkerProcess):
         self.relieved = (0, 0.0)
         self.started = 0.0
         self.pid = NO_PID
+        self._family = (NO_PID, "stand-in", os.fspath(folder), 0)
+        self._orders: Any = SimpleNamespace(send=lambda worker_id: None)
         self.code: int | None = None
         self.does(Phase.BOOTING)
 
@@ -52,9 +55,6 @@ class StandIn(WorkerProcess):
 
     def is_dead(self) -> bool:
         return self.code is not None
-
-    def employ(self, worker_id: str, slot: int) -> None:
-        self.worker_id, self.slot = worker_id, slot
 
     def bury(self) -> None:
         pass
