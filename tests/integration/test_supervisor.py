@@ -680,6 +680,35 @@ def test_a_lot_that_cannot_be_written_down_waits_and_nothing_overtakes_it(
         assert waiting(supervisor) == list("ABCD")
 
 
+def test_a_lot_that_was_refused_and_is_on_its_way_again_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeder_module, "FIRST_LOT", 1)
+    monkeypatch.setattr(feeder_module, "ADD_AGAIN_S", 0.0)
+    monkeypatch.setenv("POQUEUE_TESTING", "1")
+    monkeypatch.setenv("POQUEUE_FAILPOINT", "journal.write:2:raise=28")  # the first lot
+    with queue_to_fill(tmp_path) as supervisor:
+        feeder = filled(supervisor, tmp_path, "ABC")
+        assert feeder.is_refused and feeder.fileno is not None
+
+        feeder.finish()
+
+        assert feeder.is_done and waiting(supervisor) == list("ABC")
+
+
+def test_what_is_on_its_way_to_the_queue_counts_as_neither_here_nor_there(tmp_path: Path) -> None:
+    with queue_to_fill(tmp_path) as supervisor:
+        feeder = supervisor._feeder
+        feeder.begin((po(name, "quick", tmp_path) for name in "ABC"), 3)
+        assert feeder.unsent == 3
+
+        feeder.turn()
+        assert feeder.unsent == 0 and not feeder.is_done
+
+        feeder.finish()
+        assert feeder.unsent == 0 and feeder.is_done
+
+
 def test_what_finds_no_room_in_the_queue_waits_for_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     numbers = [f"P{number}" for number in range(60)]
 

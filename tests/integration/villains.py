@@ -209,7 +209,6 @@ def exit_zero(po: dict[str, Any], context: WorkerContext) -> NoReturn:
 
 
 def segfault(po: dict[str, Any], context: WorkerContext) -> NoReturn:
-    faulthandler.disable()
     faulthandler._sigsegv()  # type: ignore[attr-defined]
     _long()
 

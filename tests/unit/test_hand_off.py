@@ -233,6 +233,16 @@ def test_a_call_that_was_overtaken_gets_nothing_in_the_place_of_the_one_that_did
     assert numbers_of(old) == []
 
 
+def test_who_has_waited_for_long_enough_is_in_no_line_any_more(house: House) -> None:
+    assert unpack_grant(house.queue.exchange_packed("w", [], 1, 0.001, 1)).leases == []
+    assert len(house.queue._work) == 0
+
+    _, call = house.waits("other")
+    house.queue.add_task(task("A"))
+
+    assert numbers_of(call) == ["A"]
+
+
 @pytest.mark.parametrize("how", ["paused", "held", "draining", "retired"])
 def test_nothing_is_given_to_whom_nothing_may_be_given(house: House, how: str) -> None:
     queue = house.queue

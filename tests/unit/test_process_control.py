@@ -393,6 +393,36 @@ def test_a_process_that_dies_with_its_parent_does_so_in_a_c_loop(start: Callable
             os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.parametrize(
+    ("call", "is_late"),
+    [("parent.die_with_parent()", False), ("parent.die_when_closed(read_end)", True)],
+    ids=["its parent", "the other end of its pipe"],
+)
+def test_what_ended_before_it_could_be_asked_for_is_seen(call: str, is_late: bool) -> None:
+    """The kernel tells only of what ends after it was asked."""
+    code = f"""
+        import os, time
+        from poqueue import parent
+        starter, (read_end, write_end) = os.getpid(), os.pipe()
+        if os.fork() == 0:
+            prctl, is_late = parent.prctl, {is_late}
+            def ask_late(*words):
+                while os.getppid() == starter:
+                    time.sleep(0.005)
+                prctl(*words)
+            parent.prctl = ask_late
+            os.close(write_end)
+            while is_late and os.getppid() == starter:
+                time.sleep(0.005)
+            {call}
+            print("it lives on", flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
 def test_memory_of_a_tree_counts_its_children() -> None:
     with subprocess.Popen(["sleep", LONG]) as child:
         try:

@@ -1,6 +1,7 @@
 """The queue in a process of its own: time limits, lost and stopped managers, streams that must not shift, who may connect."""
 
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import active_children, connection
+from multiprocessing.context import SpawnProcess
 from multiprocessing.managers import Server
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +28,7 @@ from poqueue import server as server_module
 from poqueue.client import QueueClient
 from poqueue.errors import CallTimeoutError, ManagerLostError, PoqueueError, QueueError, ServiceError, TaskNotFoundError
 from poqueue.server import METHODS, QueueServer
-from poqueue.service import QueueService, connect
+from poqueue.service import ManagerProcess, QueueService, connect
 from poqueue.task import Event
 
 ROOT = Path(__file__).parents[2]
@@ -847,6 +849,18 @@ def test_ending_the_service_leaves_neither_process_nor_file() -> None:
         assert not psutil.pid_exists(pid) and not os.path.exists(folder)
         queue.close()
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_a_manager_process_that_the_system_refuses_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(process: Any) -> NoReturn:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(SpawnProcess, "_Popen", staticmethod(refuse))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ManagerLostError, match="temporarily unavailable") as caught:
+        ManagerProcess("spawn")
+
+    assert len(os.listdir("/proc/self/fd")) == before and caught.value is not None, "also while the error is held"
 
 
 def test_the_key_is_in_no_environment_and_on_no_command_line() -> None:
