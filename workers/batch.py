@@ -134,7 +134,8 @@ class Batch:
         self._resuming = resuming
         self._record = read_run_record(resuming.run_dir) if resuming is not None else None
         self.orders = orders if orders is not None else _orders_of(resuming, self._record)
-        self.orders_path = str(self.orders.resolve())  # now: a processor may remove the folder that we are in
+        # Now: a processor may remove the folder that we are in. Path.resolve fails where a link points to itself.
+        self.orders_path = os.path.realpath(self.orders)
         self._resolved = resolved
         self.settings: RunSettings = resolved.settings
         self.spec = processor_spec(self.settings, target)
@@ -353,7 +354,7 @@ def check_writable(path: Path, orders: Path, run_dir: Path | None = None) -> Non
     """Before anything runs: an output that cannot be written is told now."""
     if (
         run_dir is not None
-        and path.resolve().parent == run_dir.resolve()
+        and os.path.dirname(os.path.realpath(path)) == os.path.realpath(run_dir)
         and (path.name in OWN_FILES or path.stem == "orders" or path.name.startswith(JOURNAL_NAME))
     ):
         raise ConfigError(f"{str(path)!r} is a file that the run itself writes; name another one")

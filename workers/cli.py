@@ -274,7 +274,7 @@ def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bo
     resolved = resume_settings(run_dir, given, arguments.config)
     settings, origins = resolved.settings, resolved.origins
     # A config may name what the run has: it may be the one that it was started with.
-    if settings.run_dir is not None and settings.run_dir.resolve() != run_dir:
+    if settings.run_dir is not None and os.path.realpath(settings.run_dir) != str(run_dir):
         raise _usage(f"run_dir ({origins['run_dir']}) {own_place}")
     if retry_failed and settings.limit != read_run_record(run_dir).settings.get("limit"):
         raise _usage(f"limit ({origins['limit']}) {all_failed}")

@@ -33,14 +33,14 @@ from poqueue import (
     WorkerMismatchError,
 )
 from poqueue.client import QueueClient
-from poqueue.errors import ConfigError, JournalError, PoqueueError, ServiceError
+from poqueue.errors import ConfigError, JournalError, OrdersError, PoqueueError, ServiceError
 from poqueue.payload import FrozenResult, freeze_result
 from poqueue.service import QueueService
 from poqueue.task import Report, Success
 from poqueue.verdict import Verdict
 from tests.faults.batches import Batch
 from tests.integration.console import ROOT, Ended, poqueue, read_csv, running, tree, write_orders
-from workers.batch import check_writable
+from workers.batch import check_writable, run_batch
 from workers.cli import main
 from workers.orders import OrderBook, OrderSource, read_orders
 from workers.resolved import load_settings
@@ -219,6 +219,11 @@ LONG = "a" * 256  # one character more than a file name may have
         (["run", "o.csv", "--run-dir", "o.csv"], "cannot be made"),
         (["run", "o.csv", "--run-dir", "o.csv/r"], "cannot be made"),
         (["run", "o.csv", "--run-dir", "dangling"], "cannot be made"),
+        (["run", "o.csv", "--run-dir", "loop", "--results", "x.csv"], "cannot be made"),
+        (["run", "o.csv", "--results", "loop"], "'loop' cannot be written: Too many levels"),
+        (["run", "o.csv", "--report", "loop/x.json", "--run-dir", "r"], "Too many levels"),
+        (["report", "no run is looked for", "--output", "loop"], "'loop' cannot be written: Too many levels"),
+        (["report", "nowhere", "--output", "dangling-loop"], "there is no run"),
     ],
     ids=lambda value: " ".join(value).replace(LONG, "LONG") if isinstance(value, list) else "",
 )
@@ -228,6 +233,8 @@ def test_words_and_paths_that_cannot_be_used_run_nothing(
     write_orders(tmp_path / "o.csv", "A,ok")
     (tmp_path / "link.csv").symlink_to("o.csv")
     (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling-loop").symlink_to("nowhere/../loop/x")
     os.mkfifo(tmp_path / "pipe.csv")
     (tmp_path / "to-pipe.csv").symlink_to("pipe.csv")
     for name in ("folder", "folder.csv"):
@@ -243,14 +250,22 @@ def test_words_and_paths_that_cannot_be_used_run_nothing(
 
 
 @pytest.mark.once
-def test_an_order_file_whose_name_is_too_long_is_told_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [(LONG, "File name too long"), ("loop", "Too many levels"), ("loop/o.csv", "Too many levels")],
+    ids=["long", "a link to itself", "below a link to itself"],
+)
+def test_an_order_file_that_no_path_leads_to_is_told_so(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "loop").symlink_to("loop")
     monkeypatch.chdir(tmp_path)
 
-    assert [exit_code_of([command, LONG]) for command in ("run", "tune")] == [3, 3]
+    assert [exit_code_of([command, name]) for command in ("run", "tune")] == [3, 3]
 
-    assert capsys.readouterr().err.count("cannot be read: File name too long") == 2
+    assert capsys.readouterr().err.count(f"cannot be read: {said}") == 2
+    with pytest.raises(OrdersError, match=said):
+        run_batch(name)
 
 
 def exit_code_of(words: list[str]) -> int | str | None:
