@@ -1100,6 +1100,18 @@ def test_a_control_file_of_another_kind_is_refused(kind: str, tmp_path: Path) ->
         lock.release()
 
 
+@pytest.mark.parametrize("target", ["other", LOCK_NAME])
+def test_a_lock_that_is_a_link_is_not_followed(target: str, tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("not a lock")
+    (tmp_path / LOCK_NAME).symlink_to(target)
+
+    assert not is_live(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be locked"):
+        RunLock(tmp_path).acquire()
+
+    assert (tmp_path / "other").read_text() == "not a lock"
+
+
 def test_whoever_asks_whether_a_run_lives_keeps_nobody_from_starting_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
