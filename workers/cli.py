@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from workers.resume import Resuming
 
 EXIT_USAGE, EXIT_ORDERS, EXIT_INTERNAL = 2, 3, 70
+NOTHING_RAN = "interrupted before anything ran"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     from poqueue.errors import InputError, OrdersError, PoqueueError
+    from workers.signals import Termination
 
     _fill_standard_descriptors()
     _have_streams_take_any_text()
@@ -44,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return _complain(error, EXIT_INTERNAL)
     except KeyboardInterrupt:
-        return _complain("interrupted before anything ran", 128 + signal.SIGINT)
+        return _complain(NOTHING_RAN, 128 + signal.SIGINT)
+    except Termination as end:
+        return _complain(NOTHING_RAN, end.code)
 
 
 def _fill_standard_descriptors() -> None:

@@ -45,6 +45,7 @@ from workers.cli import main
 from workers.orders import OrderBook, OrderSource, read_orders
 from workers.resolved import load_settings
 from workers.run_control import CONTROL_NAME, LOCK_NAME, RunLock, is_live, reach
+from workers.signals import NUMBERS
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_left"),
@@ -270,13 +271,14 @@ def test_an_order_file_that_no_path_leads_to_is_told_so(
 
 def exit_code_of(words: list[str]) -> int | str | None:
     """Of the command line, in this process."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in NUMBERS}
     try:
         return main(words)
     except SystemExit as end:
         return end.code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_anything_runs(
