@@ -584,11 +584,13 @@ def test_a_name_that_stands_for_an_open_file_is_not_replaced_by_another_file(
         ("broken.xlsx", b"PK\x03\x04nonsense", "is not a workbook"),
         ("all_bad.csv", b"po_number,x\n,1\n ,2\n", "none of the 2 rows can be run"),
         ("folder", None, "is a directory"),
+        ("dangling.csv", None, "nowhere.csv, which does not exist"),
     ],
 )
 def test_three_for_orders_that_cannot_be_used(name: str, content: bytes | None, said: str, tmp_path: Path) -> None:
     (tmp_path / "missin.csv").touch()
     (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling.csv").symlink_to("nowhere.csv")
     if content is not None:
         (tmp_path / name).write_bytes(content)
     before = tree(tmp_path)
