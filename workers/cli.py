@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     from poqueue.errors import InputError, OrdersError, PoqueueError
     from workers.signals import Termination
+    from workers.standard_output import leave_stdout
 
     _fill_standard_descriptors()
     _have_streams_take_any_text()
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, EXIT_USAGE)
     except (PoqueueError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            _leave_stdout()
+            leave_stdout()
             return 0
         return _complain(error, EXIT_INTERNAL)
     except KeyboardInterrupt:
@@ -71,22 +72,17 @@ def _have_streams_take_any_text() -> None:
 
 def _put_out(text: str = "") -> bool:
     """To programs, at once. False: it cannot be written, and that is told; not if nobody listens any more."""
+    from poqueue.errors import PoqueueError
+    from workers.standard_output import put_out
+
     try:
-        if sys.stdout is not None:  # started without one (>&-)
-            if text:  # a full device refuses to take nothing, too
-                sys.stdout.write(text)
-            sys.stdout.flush()
-    except OSError as error:
-        _leave_stdout()
-        if not isinstance(error, BrokenPipeError):
-            _complain(f"standard output cannot be written: {error.strerror}", EXIT_INTERNAL)
-            return False
+        put_out(text, end="")
+    except BrokenPipeError:
+        return True
+    except PoqueueError as error:
+        _complain(error, EXIT_INTERNAL)
+        return False
     return True
-
-
-def _leave_stdout() -> None:
-    """What it still holds goes nowhere, and disturbs no exit code."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _complain(error: object, code: int) -> int:
@@ -207,6 +203,13 @@ class _Parser(argparse.ArgumentParser):
         if last is not None and is_left_out and len(rest) == 1 and not rest[0].startswith("-"):
             setattr(found, last.dest, rest.pop())
         return found, rest
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """What argparse itself cannot write it drops, and says nothing."""
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+        elif not _put_out(message):
+            self.exit(EXIT_INTERNAL)
 
     def error(self, message: str) -> Any:
         from workers.quantities import did_you_mean, nearest
@@ -371,15 +374,16 @@ def _report(arguments: argparse.Namespace) -> int:
 def _config_show(arguments: argparse.Namespace) -> int:
     """Each setting, its value, and where that came from: command line over environment over file over default."""
     from workers.resolved import render_config
+    from workers.standard_output import put_out
 
     rows = render_config(_resolve(arguments))
     if arguments.json:
-        print(json.dumps({key: {"value": value, "from": origin} for key, value, origin in rows}))
+        put_out(json.dumps({key: {"value": value, "from": origin} for key, value, origin in rows}))
         return 0
     from tabulate import tabulate
 
     shown = [(key, json.dumps(value), origin) for key, value, origin in rows]
-    print(tabulate(shown, headers=("setting", "value", "from"), tablefmt="simple", disable_numparse=True))
+    put_out(tabulate(shown, headers=("setting", "value", "from"), tablefmt="simple", disable_numparse=True))
     return 0
 
 
@@ -411,6 +415,7 @@ def _count_left(book: OrderBook, resuming: Resuming) -> int:
 def _report_check(book: OrderBook, to_run: int, *, as_json: bool) -> int:
     """--check: what would run and what would not."""
     rows = len(book.invalid)
+    is_told = True
     if as_json:
         invalid = [{"row": r.row, "column": r.column, "value": r.value, "reason": r.reason} for r in book.invalid]
         found = {
@@ -420,7 +425,7 @@ def _report_check(book: OrderBook, to_run: int, *, as_json: bool) -> int:
             "duplicate": len(book.duplicate_rows),
             "invalid": invalid,
         }
-        _put_out(f"{json.dumps(found)}\n")
+        is_told = _put_out(f"{json.dumps(found)}\n")
     else:
         for note in book.notes:
             _say(f"note: {note}")
@@ -432,7 +437,9 @@ def _report_check(book: OrderBook, to_run: int, *, as_json: bool) -> int:
         )
     if rows:
         return EXIT_ORDERS
-    return 0 if to_run else 5
+    if not to_run:
+        return 5
+    return 0 if is_told else EXIT_INTERNAL
 
 
 def _list_invalid(book: OrderBook) -> None:

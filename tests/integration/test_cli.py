@@ -675,6 +675,41 @@ def test_the_code_tells_of_the_pos_though_standard_output_cannot_be_written(
     assert "--check" in words or "input rows = " in ended.stderr
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "orders.csv", "--check", "--json"],
+        ["config", "show"],
+        ["config", "show", "--json"],
+        ["runs", "--dir", "many"],
+        ["runs", "--dir", "many", "--json"],
+        ["tune", "--tasks", "5", "--duration", "1s"],
+        ["tune", "--tasks", "5", "--duration", "1s", "--json"],
+        ["report", "--help"],
+        ["--version"],
+    ],
+    ids=" ".join,
+)
+def test_seventy_when_nothing_else_was_to_be_done_and_standard_output_cannot_be_written(
+    words: list[str], unbuffered: str, tmp_path: Path
+) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok")
+    for number in range(100):  # more than a buffer holds
+        (tmp_path / "many" / f"a run with a name that takes some room, {number}").mkdir(parents=True)
+        (tmp_path / "many" / f"a run with a name that takes some room, {number}" / "run.json").touch()
+
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            command_line(*words), cwd=tmp_path, env=environment({"PYTHONUNBUFFERED": unbuffered}), timeout=60,
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+
+    told = "poqueue: standard output cannot be written: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (70, told)
+
+
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
