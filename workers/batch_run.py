@@ -174,6 +174,7 @@ class BatchRun:
             name = path.name if path.parent == self._run_dir else str(path)
             with self._noting_unwritten(path):
                 files[name] = write_report(head, self._parts, path, knows_data=self._froze_all())
+        self._batch.show_written()
         if (results := self._batch.settings.results) in self._results.written:
             files[str(results)] = results
         code = self._exit_code(end, accounts)
