@@ -13,6 +13,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from workers.batch_run import EXIT_NOTHING, SHOWN_ROWS, BatchReport, BatchRun, c
 from workers.early_start import EarlyStart, early_workers
 from workers.guards import MachineGuard
 from workers.log import RunLogging, ShieldedLogger
-from workers.orders import OrderBook, OrderSource, read_orders
+from workers.orders import PROGRESS_ROWS, OrderBook, OrderSource, read_orders
 from workers.processing import ProcessorSpec
 from workers.processor_check import ProcessorCheck
 from workers.processors import command
@@ -135,11 +136,13 @@ class Batch:
         self._resuming = resuming
         self._record = read_run_record(resuming.run_dir) if resuming is not None else None
         self.orders = orders if orders is not None else _orders_of(resuming, self._record)
-        self.orders_path = str(self.orders.resolve())  # now: a processor may remove the folder that we are in
+        # Now: a processor may remove the folder that we are in. Path.resolve fails where a link points to itself.
+        self.orders_path = os.path.realpath(self.orders)
         self._resolved = resolved
         self.settings: RunSettings = resolved.settings
         self.spec = processor_spec(self.settings, target)
         self._progress = progress or SilentProgress(None)
+        self._done: Snapshot | None = None  # to be shown once all is written
         self.begun_at = time.time()
 
     def check(self) -> OrderBook:
@@ -256,7 +259,7 @@ class Batch:
             stop_grace=settings.stop_grace, max_tasks_per_worker=settings.max_tasks_per_worker,
             max_memory_per_worker=settings.max_memory_per_worker, work_dir=next_work_dir(run_dir),
             output_dir=run_dir / "output", log_path=run_dir / "manager.log", on_event=on_event,
-            on_show=self._progress.update, signals=signals, spare_workers=False, early=early, control_dir=run_dir,
+            on_show=self._show, signals=signals, spare_workers=False, early=early, control_dir=run_dir,
             journal=run_dir / JOURNAL_NAME if settings.journal else None, durability=settings.durability,
             journal_must_exist=must_exist, journal_any_version=self._resuming is not None and self._resuming.accept_changes,
             halt=Halt(**limits, is_now=halt.is_now),
@@ -266,6 +269,18 @@ class Batch:
             start_delay=settings.start_delay, timeout_share=settings.task_timeout.share or None,
             timeout_floor=settings.timeout_floor, retention_s=MAX_RETENTION_S,  # the report needs all, however late
         )  # fmt: skip
+
+    def _show(self, snapshot: Snapshot) -> None:
+        """Of many POs "done" is not said before all of it is written, which takes its time."""
+        if snapshot.phase == "done" and snapshot.total >= PROGRESS_ROWS:
+            self._done = snapshot
+            snapshot = replace(snapshot, phase="writing", note="the results and the report are being written")
+        self._progress.update(snapshot)
+
+    def show_written(self) -> None:
+        """What there is to write is written."""
+        if self._done is not None:
+            self._progress.update(self._done)
 
     def describe(self, run_dir: Path, book: OrderBook) -> dict[str, Any]:
         """What ran, for the report."""
@@ -354,7 +369,7 @@ def check_writable(path: Path, orders: Path, run_dir: Path | None = None) -> Non
     """Before anything runs: an output that cannot be written is told now."""
     if (
         run_dir is not None
-        and path.resolve().parent == run_dir.resolve()
+        and os.path.dirname(os.path.realpath(path)) == os.path.realpath(run_dir)
         and (path.name in OWN_FILES or path.stem == "orders" or path.name.startswith(JOURNAL_NAME))
     ):
         raise ConfigError(f"{str(path)!r} is a file that the run itself writes; name another one")

@@ -173,6 +173,7 @@ class BatchRun:
             name = path.name if path.parent == self._run_dir else str(path)
             with self._noting_unwritten(path):
                 files[name] = write_report(head, self._parts, path, knows_data=self._froze_all())
+        self._batch.show_written()
         if (results := self._batch.settings.results) in self._results.written:
             files[str(results)] = results
         code = self._exit_code(end, accounts)
@@ -322,9 +323,7 @@ class BatchRun:
         """None: the file is the one that the run had, in which order N is task tN."""
         book, record = self._book, self._record
         is_same_file = book.sha256 == record.orders_sha256 and not record.is_edited
-        before = {key: record.settings.get(key) for key in INPUT_SETTINGS}
-        now = self._batch.shown_settings()
-        if is_same_file and all(now[key] == value for key, value in before.items()):
+        if is_same_file and not self._changed_input_settings():
             return None
         tasks = [
             thaw_task(one._replace(result=None))  # what came of them is not compared
@@ -333,12 +332,18 @@ class BatchRun:
         ]
         return match_orders(book.orders, tasks, book.left_out)
 
+    def _changed_input_settings(self) -> list[str]:
+        before, now = self._record.settings, self._batch.shown_settings()
+        return [key for key in INPUT_SETTINGS if now[key] != before.get(key)]
+
     def _apply(self, match: Match, supervisor: Supervisor, resuming: Resuming) -> None:
         """Drop the tasks of orders that are no more; those of new and changed ones are added with the rest."""
         if not match.is_same and not resuming.accept_changes:
+            what = f"{self._batch.orders} is not what this run was started with"
+            if self._book.sha256 == self._record.orders_sha256 and (others := self._changed_input_settings()):
+                what = f"this run was started with another {' and '.join(others)}"
             raise ConfigError(
-                f"{self._batch.orders} is not what this run was started with: {match}; "
-                f"to go on with it as it is now, add --accept-changes; {self._way_back(resuming)}"
+                f"{what}: {match}; to go on with it as it is now, add --accept-changes; {self._way_back(resuming)}"
             )
         self._place_of = {task_id: place for place, task_id in match.task_of.items()}
         self._match = match

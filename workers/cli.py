@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from workers.resume import Resuming
 
 EXIT_USAGE, EXIT_ORDERS, EXIT_INTERNAL = 2, 3, 70
+NOTHING_RAN = "interrupted before anything ran"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     from poqueue.errors import InputError, OrdersError, PoqueueError
+    from workers.signals import Termination
+    from workers.standard_output import leave_stdout
 
     _fill_standard_descriptors()
     _have_streams_take_any_text()
@@ -40,11 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, EXIT_USAGE)
     except (PoqueueError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            _leave_stdout()
+            leave_stdout()
             return 0
         return _complain(error, EXIT_INTERNAL)
     except KeyboardInterrupt:
-        return _complain("interrupted before anything ran", 128 + signal.SIGINT)
+        return _complain(NOTHING_RAN, 128 + signal.SIGINT)
+    except Termination as end:
+        return _complain(NOTHING_RAN, end.code)
     except Exception:  # the border: a fault of ours, whose 1 would say that POs have failed
         import traceback
 
@@ -72,22 +77,17 @@ def _have_streams_take_any_text() -> None:
 
 def _put_out(text: str = "") -> bool:
     """To programs, at once. False: it cannot be written, and that is told; not if nobody listens any more."""
+    from poqueue.errors import PoqueueError
+    from workers.standard_output import put_out
+
     try:
-        if sys.stdout is not None:  # started without one (>&-)
-            if text:  # a full device refuses to take nothing, too
-                sys.stdout.write(text)
-            sys.stdout.flush()
-    except OSError as error:
-        _leave_stdout()
-        if not isinstance(error, BrokenPipeError):
-            _complain(f"standard output cannot be written: {error.strerror}", EXIT_INTERNAL)
-            return False
+        put_out(text, end="")
+    except BrokenPipeError:
+        return True
+    except PoqueueError as error:
+        _complain(error, EXIT_INTERNAL)
+        return False
     return True
-
-
-def _leave_stdout() -> None:
-    """What it still holds goes nowhere, and disturbs no exit code."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _complain(error: object, code: int) -> int:
@@ -209,6 +209,13 @@ class _Parser(argparse.ArgumentParser):
             setattr(found, last.dest, rest.pop())
         return found, rest
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """What argparse itself cannot write it drops, and says nothing."""
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+        elif not _put_out(message):
+            self.exit(EXIT_INTERNAL)
+
     def error(self, message: str) -> Any:
         from workers.quantities import did_you_mean, nearest
 
@@ -279,7 +286,7 @@ def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bo
     resolved = resume_settings(run_dir, given, arguments.config)
     settings, origins = resolved.settings, resolved.origins
     # A config may name what the run has: it may be the one that it was started with.
-    if settings.run_dir is not None and settings.run_dir.resolve() != run_dir:
+    if settings.run_dir is not None and os.path.realpath(settings.run_dir) != str(run_dir):
         raise _usage(f"run_dir ({origins['run_dir']}) {own_place}")
     if retry_failed and settings.limit != read_run_record(run_dir).settings.get("limit"):
         raise _usage(f"limit ({origins['limit']}) {all_failed}")
@@ -372,15 +379,16 @@ def _report(arguments: argparse.Namespace) -> int:
 def _config_show(arguments: argparse.Namespace) -> int:
     """Each setting, its value, and where that came from: command line over environment over file over default."""
     from workers.resolved import render_config
+    from workers.standard_output import put_out
 
     rows = render_config(_resolve(arguments))
     if arguments.json:
-        print(json.dumps({key: {"value": value, "from": origin} for key, value, origin in rows}))
+        put_out(json.dumps({key: {"value": value, "from": origin} for key, value, origin in rows}))
         return 0
     from tabulate import tabulate
 
     shown = [(key, json.dumps(value), origin) for key, value, origin in rows]
-    print(tabulate(shown, headers=("setting", "value", "from"), tablefmt="simple", disable_numparse=True))
+    put_out(tabulate(shown, headers=("setting", "value", "from"), tablefmt="simple", disable_numparse=True))
     return 0
 
 
@@ -412,6 +420,7 @@ def _count_left(book: OrderBook, resuming: Resuming) -> int:
 def _report_check(book: OrderBook, to_run: int, *, as_json: bool) -> int:
     """--check: what would run and what would not."""
     rows = len(book.invalid)
+    is_told = True
     if as_json:
         invalid = [{"row": r.row, "column": r.column, "value": r.value, "reason": r.reason} for r in book.invalid]
         found = {
@@ -421,7 +430,7 @@ def _report_check(book: OrderBook, to_run: int, *, as_json: bool) -> int:
             "duplicate": len(book.duplicate_rows),
             "invalid": invalid,
         }
-        _put_out(f"{json.dumps(found)}\n")
+        is_told = _put_out(f"{json.dumps(found)}\n")
     else:
         for note in book.notes:
             _say(f"note: {note}")
@@ -433,7 +442,9 @@ def _report_check(book: OrderBook, to_run: int, *, as_json: bool) -> int:
         )
     if rows:
         return EXIT_ORDERS
-    return 0 if to_run else 5
+    if not to_run:
+        return 5
+    return 0 if is_told else EXIT_INTERNAL
 
 
 def _list_invalid(book: OrderBook) -> None:

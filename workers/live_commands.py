@@ -16,6 +16,7 @@ from poqueue.span import rate_text
 from workers.quantities import MAX_JOBS, format_duration
 from workers.run_dir import DEFAULT_PARENT
 from workers.safe_text import quoted, safe_text
+from workers.standard_output import put_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,10 +72,9 @@ def _status(arguments: argparse.Namespace) -> int:
         text = json.dumps(status) if arguments.json else _status_text(status)
         if arguments.watch and sys.stdout.isatty():
             text = "\033[H\033[2J" + (text if arguments.json else _fitted(text, *shutil.get_terminal_size()))
-        print(text)
+        put_out(text)
         if not arguments.watch:
             return 0
-        sys.stdout.flush()
         time.sleep(WATCH_S)
 
 
@@ -180,7 +180,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
         "stopping": "it runs: its worker is being killed",
         "finished": f"it has ended already: {task.status.value}",
     }[outcome]
-    print(json.dumps({"po_number": task.po_number, "outcome": outcome}) if arguments.json else said)
+    put_out(json.dumps({"po_number": task.po_number, "outcome": outcome}) if arguments.json else said)
     return 0 if outcome != "finished" else 1
 
 
@@ -205,7 +205,7 @@ def _tell(arguments: argparse.Namespace, what: "Callable[[QueueClient], None]", 
         what(queue)
     except PoqueueError as error:
         raise _is_over(run_dir, error) or error from None
-    print(json.dumps({"run": str(run_dir), "said": said}) if arguments.json else f"{run_dir.name}: {said}")
+    put_out(json.dumps({"run": str(run_dir), "said": said}) if arguments.json else f"{run_dir.name}: {said}")
     return 0
 
 
@@ -222,15 +222,12 @@ def _runs(arguments: argparse.Namespace) -> int:
         except ConfigError as error:
             lines.append({"run": run_dir.name, "state": f"unreadable: {error}"})
     if arguments.json:
-        print(json.dumps(lines))
+        put_out(json.dumps(lines))
         return 0
     from tabulate import tabulate
 
     columns = ("run", "state", "begun_at", "rows", "succeeded", "failed", "not_run", "orders")
     rows = [[safe_text(str(line.get(column, ""))) for column in columns] for line in lines]
-    print(
-        tabulate(
-            rows, headers=[column.replace("_", " ") for column in columns], tablefmt="simple", disable_numparse=True
-        )
-    )
+    headers = [column.replace("_", " ") for column in columns]
+    put_out(tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True))
     return 0

@@ -240,7 +240,7 @@ def _read_bytes(path: Path, label: str) -> bytes:
             raise OrdersError(f"{label}: is not a regular file but a pipe or device; save the orders to a file first")
         data = path.read_bytes()
     except FileNotFoundError:
-        raise OrdersError(f"{label}: no such file{_near_file(path)}") from None
+        raise OrdersError(f"{label}: {_missing_text(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise OrdersError(f"{label}: cannot be read: {reason}") from None
@@ -249,11 +249,13 @@ def _read_bytes(path: Path, label: str) -> bytes:
     return data
 
 
-def _near_file(path: Path) -> str:
+def _missing_text(path: Path) -> str:
+    if os.path.islink(path):
+        return f"is a link to {safe_text(os.path.realpath(path))}, which does not exist"
     try:
-        return did_you_mean(nearest(path.name, os.listdir(path.parent)))
+        return f"no such file{did_you_mean(nearest(path.name, os.listdir(path.parent)))}"
     except OSError:
-        return ""
+        return "no such file"
 
 
 def _open_table(source: OrderSource, label: str, data: bytes) -> Table:

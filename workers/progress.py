@@ -42,7 +42,7 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Where the run stands: phase is reading, running, draining, stopping, paused or done.
+    """Where the run stands: phase is reading, running, draining, stopping, paused, writing or done.
 
     Attributes:
         total: POs of the run; while reading, the rows read so far.
@@ -217,8 +217,10 @@ class LiveProgress:
 
     def update(self, snapshot: Snapshot) -> None:
         """Remember where the run stands; draw it if it is time and the terminal takes it."""
+        is_new_phase = self._latest is None or self._latest.phase != snapshot.phase
         self._latest = snapshot
-        if self._live is not None and self._clock() >= self._due_at and self._outlet.is_ready():
+        is_due = is_new_phase or self._clock() >= self._due_at
+        if self._live is not None and is_due and self._outlet.is_ready():
             self._due_at = self._clock() + self._interval_s
             self._lines.catch_up()
             self._draw(snapshot)

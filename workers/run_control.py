@@ -89,7 +89,7 @@ class RunLock:
     """One supervisor a run directory. The kernel lets go of the lock when its holder ends, however that happens."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._path = (run_dir / LOCK_NAME).resolve()
+        self._path = run_dir.resolve() / LOCK_NAME
         self._fd = -1
 
     def acquire(self) -> None:
@@ -133,7 +133,7 @@ class RunLock:
 
 def is_live(run_dir: Path) -> bool:
     """Whether a supervisor holds the run's lock."""
-    path = (run_dir / LOCK_NAME).resolve()
+    path = run_dir.resolve() / LOCK_NAME
     if path in _locked_here:
         return True  # and not opened: closing it would let go of the lock
     try:

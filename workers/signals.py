@@ -5,6 +5,7 @@ too. A `SignalInbox` only notes a signal, and wakes whoever waits.
 """
 
 import contextlib
+import faulthandler
 import os
 import signal
 from collections import deque
@@ -21,19 +22,26 @@ class Interrupt(KeyboardInterrupt):
 
 
 class Termination(SystemExit):
-    """Raised by TERM, and by nobody else."""
+    """Raised by TERM and HUP, and by nobody else."""
+
+    code: int
 
 
 def raise_interrupts() -> None:
-    """INT raises KeyboardInterrupt and TERM SystemExit from now on; the next inbox takes what got lost on the way."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """INT raises KeyboardInterrupt, TERM and HUP SystemExit from now on; the next inbox takes what got lost on the way.
+    QUIT shows where we are, and we go on."""
+    for number in NUMBERS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _raise)
+            signal.signal(number, _show_stacks if number == signal.SIGQUIT else _raise)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
     _raised.append(number)
     raise Interrupt if number == signal.SIGINT else Termination(128 + number)
+
+
+def _show_stacks(number: int, frame: FrameType | None) -> None:
+    faulthandler.dump_traceback(2)  # there is no log yet
 
 
 class SignalInbox:

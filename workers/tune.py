@@ -33,6 +33,7 @@ from workers.run_dir import typed
 from workers.safe_text import safe_text
 from workers.sample import SampleInterruptedError, choose, measure_start, run_sample
 from workers.settings import SETTINGS, RunSettings, given_settings
+from workers.standard_output import put_out
 from workers.whole_file import check_output
 
 DEFAULT_SAMPLE, DEFAULT_SEED = 20, 1
@@ -63,14 +64,17 @@ def tune(arguments: argparse.Namespace) -> int:
     machine = look_at_machine()
     recommendation = recommend(measurement, priorities, resolved.settings, machine, what_if)
     if arguments.json:
-        print(json.dumps(as_json(measurement, recommendation, len(priorities)), ensure_ascii=False, allow_nan=False))
+        told = json.dumps(as_json(measurement, recommendation, len(priorities)), ensure_ascii=False, allow_nan=False)
     else:
-        print(as_text(measurement, recommendation, len(priorities)))
-    if arguments.write is not None:
-        command = _run_command(source, "--config", typed(arguments.write)) if not is_run else None
-        text = as_yaml(measurement, recommendation, resolved, len(priorities), command)
-        _write_new(arguments.write, text)
-        _say(f"written: {arguments.write}" + (f"; take it with: {command}" if command else ""))
+        told = as_text(measurement, recommendation, len(priorities))
+    try:
+        put_out(told)
+    finally:  # the file is asked for, whoever reads the rest
+        if arguments.write is not None:
+            command = _run_command(source, "--config", typed(arguments.write)) if not is_run else None
+            text = as_yaml(measurement, recommendation, resolved, len(priorities), command)
+            _write_new(arguments.write, text)
+            _say(f"written: {arguments.write}" + (f"; take it with: {command}" if command else ""))
     return 0
 
 
@@ -118,11 +122,11 @@ def _tune_workload(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if arguments.json:
-        print(json.dumps({**advice, "now": now}))
+        put_out(json.dumps({**advice, "now": now}))
         return 0
     reasons = advice.pop("reasons")
     rows = [(key, now.get(key, ""), _value_text(key, value), reasons.get(key, "")) for key, value in advice.items()]
-    print(plain_table(rows, ("setting", "now", "advice", "why"), [None, None, 28, 66]))
+    put_out(plain_table(rows, ("setting", "now", "advice", "why"), [None, None, 28, 66]))
     return 0
 
 

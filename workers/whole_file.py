@@ -37,10 +37,10 @@ def check_output(path: Path) -> None:
 
 def _refuse_unreachable(path: Path) -> None:
     try:
-        os.lstat(path)
+        os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return
-    except OSError as error:  # such as a name that is too long
+    except OSError as error:  # such as a name that is too long, or a link that points to itself
         raise ConfigError(f"{str(path)!r} cannot be written: {error.strerror}") from None
 
 
@@ -48,7 +48,7 @@ def _refuse_stand_in(path: Path) -> None:
     """A name such as /dev/stdout stands for what is open, be it a file: another file would take the place of the name."""
     step = path
     for _ in range(_MAX_LINKS):
-        step = step.parent.resolve() / step.name
+        step = Path(os.path.realpath(step.parent), step.name)
         if not step.is_relative_to(_MEMORY) and any(step.is_relative_to(place) for place in _NO_PLACES):
             raise ConfigError(f"{str(path)!r} leads to {str(step)!r}, where no file can be; name a file elsewhere")
         if not step.is_symlink():

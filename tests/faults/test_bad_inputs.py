@@ -33,18 +33,19 @@ from poqueue import (
     WorkerMismatchError,
 )
 from poqueue.client import QueueClient
-from poqueue.errors import ConfigError, JournalError, PoqueueError, ServiceError
+from poqueue.errors import ConfigError, JournalError, OrdersError, PoqueueError, ServiceError
 from poqueue.payload import FrozenResult, freeze_result
 from poqueue.service import QueueService
 from poqueue.task import Report, Success
 from poqueue.verdict import Verdict
 from tests.faults.batches import Batch
 from tests.integration.console import ROOT, Ended, poqueue, read_csv, running, tree, write_orders
-from workers.batch import check_writable
+from workers.batch import check_writable, run_batch
 from workers.cli import main
 from workers.orders import OrderBook, OrderSource, read_orders
 from workers.resolved import load_settings
 from workers.run_control import CONTROL_NAME, LOCK_NAME, RunLock, is_live, reach
+from workers.signals import NUMBERS
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_left"),
@@ -219,6 +220,11 @@ LONG = "a" * 256  # one character more than a file name may have
         (["run", "o.csv", "--run-dir", "o.csv"], "cannot be made"),
         (["run", "o.csv", "--run-dir", "o.csv/r"], "cannot be made"),
         (["run", "o.csv", "--run-dir", "dangling"], "cannot be made"),
+        (["run", "o.csv", "--run-dir", "loop", "--results", "x.csv"], "cannot be made"),
+        (["run", "o.csv", "--results", "loop"], "'loop' cannot be written: Too many levels"),
+        (["run", "o.csv", "--report", "loop/x.json", "--run-dir", "r"], "Too many levels"),
+        (["report", "no run is looked for", "--output", "loop"], "'loop' cannot be written: Too many levels"),
+        (["report", "nowhere", "--output", "dangling-loop"], "there is no run"),
     ],
     ids=lambda value: " ".join(value).replace(LONG, "LONG") if isinstance(value, list) else "",
 )
@@ -228,6 +234,8 @@ def test_words_and_paths_that_cannot_be_used_run_nothing(
     write_orders(tmp_path / "o.csv", "A,ok")
     (tmp_path / "link.csv").symlink_to("o.csv")
     (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling-loop").symlink_to("nowhere/../loop/x")
     os.mkfifo(tmp_path / "pipe.csv")
     (tmp_path / "to-pipe.csv").symlink_to("pipe.csv")
     for name in ("folder", "folder.csv"):
@@ -243,25 +251,34 @@ def test_words_and_paths_that_cannot_be_used_run_nothing(
 
 
 @pytest.mark.once
-def test_an_order_file_whose_name_is_too_long_is_told_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [(LONG, "File name too long"), ("loop", "Too many levels"), ("loop/o.csv", "Too many levels")],
+    ids=["long", "a link to itself", "below a link to itself"],
+)
+def test_an_order_file_that_no_path_leads_to_is_told_so(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "loop").symlink_to("loop")
     monkeypatch.chdir(tmp_path)
 
-    assert [exit_code_of([command, LONG]) for command in ("run", "tune")] == [3, 3]
+    assert [exit_code_of([command, name]) for command in ("run", "tune")] == [3, 3]
 
-    assert capsys.readouterr().err.count("cannot be read: File name too long") == 2
+    assert capsys.readouterr().err.count(f"cannot be read: {said}") == 2
+    with pytest.raises(OrdersError, match=said):
+        run_batch(name)
 
 
 def exit_code_of(words: list[str]) -> int | str | None:
     """Of the command line, in this process."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in NUMBERS}
     try:
         return main(words)
     except SystemExit as end:
         return end.code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_anything_runs(
@@ -1083,6 +1100,18 @@ def test_a_control_file_of_another_kind_is_refused(kind: str, tmp_path: Path) ->
             reach(tmp_path)
     finally:
         lock.release()
+
+
+@pytest.mark.parametrize("target", ["other", LOCK_NAME])
+def test_a_lock_that_is_a_link_is_not_followed(target: str, tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("not a lock")
+    (tmp_path / LOCK_NAME).symlink_to(target)
+
+    assert not is_live(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be locked"):
+        RunLock(tmp_path).acquire()
+
+    assert (tmp_path / "other").read_text() == "not a lock"
 
 
 def test_whoever_asks_whether_a_run_lives_keeps_nobody_from_starting_it(

@@ -114,7 +114,8 @@ def test_a_limit_given_later_leaves_out_what_has_not_ended_and_nothing_else(tmp_
     (tmp_path / "go").touch()
 
     refused = batch.poqueue("run", "--resume", "r", "--limit", "1").check(2)
-    assert "0 changed, 0 new, 0 removed POs, 4 left out by the limit" in refused.err
+    told = "this run was started with another limit: 0 changed, 0 new, 0 removed POs, 4 left out by the limit;"
+    assert told in refused.err
     ended = batch.finish("--limit", "1", "--accept-changes", "--json", code=1)
     batch.poqueue("run", "--resume", "r").check(5)
 
@@ -269,6 +270,9 @@ def test_a_config_may_take_a_limit_away_from_a_run_that_goes_on(tmp_path: Path) 
     (tmp_path / "c.yaml").write_text("limit: none\n")
     poqueue("run", "orders.csv", *BEHAVE, "--run-dir", "r", "--limit", "1", cwd=tmp_path).check(0)
 
+    refused = poqueue("run", "--resume", "r", "--limit", "2", cwd=tmp_path).check(2)
+    assert "this run was started with another limit: 0 changed, 1 new, 0 removed POs;" in refused.err
+    assert "orders.csv is not" not in refused.err
     poqueue("run", "--resume", "r", "--config", "c.yaml", "--accept-changes", cwd=tmp_path).check(0)
 
     assert outcomes(tmp_path / "r") == {"A": "succeeded", "B": "succeeded"}

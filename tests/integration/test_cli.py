@@ -598,11 +598,13 @@ def test_a_name_that_stands_for_an_open_file_is_not_replaced_by_another_file(
         ("broken.xlsx", b"PK\x03\x04nonsense", "is not a workbook"),
         ("all_bad.csv", b"po_number,x\n,1\n ,2\n", "none of the 2 rows can be run"),
         ("folder", None, "is a directory"),
+        ("dangling.csv", None, "nowhere.csv, which does not exist"),
     ],
 )
 def test_three_for_orders_that_cannot_be_used(name: str, content: bytes | None, said: str, tmp_path: Path) -> None:
     (tmp_path / "missin.csv").touch()
     (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling.csv").symlink_to("nowhere.csv")
     if content is not None:
         (tmp_path / name).write_bytes(content)
     before = tree(tmp_path)
@@ -687,6 +689,41 @@ def test_the_code_tells_of_the_pos_though_standard_output_cannot_be_written(
     told = "poqueue: standard output cannot be written: No space left on device"
     assert ended.stderr.count(told) == (stdout == "a full disk")
     assert "--check" in words or "input rows = " in ended.stderr
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "orders.csv", "--check", "--json"],
+        ["config", "show"],
+        ["config", "show", "--json"],
+        ["runs", "--dir", "many"],
+        ["runs", "--dir", "many", "--json"],
+        ["tune", "--tasks", "5", "--duration", "1s"],
+        ["tune", "--tasks", "5", "--duration", "1s", "--json"],
+        ["report", "--help"],
+        ["--version"],
+    ],
+    ids=" ".join,
+)
+def test_seventy_when_nothing_else_was_to_be_done_and_standard_output_cannot_be_written(
+    words: list[str], unbuffered: str, tmp_path: Path
+) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok")
+    for number in range(100):  # more than a buffer holds
+        (tmp_path / "many" / f"a run with a name that takes some room, {number}").mkdir(parents=True)
+        (tmp_path / "many" / f"a run with a name that takes some room, {number}" / "run.json").touch()
+
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            command_line(*words), cwd=tmp_path, env=environment({"PYTHONUNBUFFERED": unbuffered}), timeout=60,
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+
+    told = "poqueue: standard output cannot be written: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (70, told)
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -333,18 +333,38 @@ def test_once_there_is_a_run_directory_an_interrupt_writes_its_report(tmp_path: 
     check_accounts(tmp_path)
 
 
-def test_an_interrupt_while_a_processor_is_imported_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_while_a_processor_is_imported_leaves_nothing(number: int, tmp_path: Path) -> None:
     (tmp_path / "slow_import.py").write_text(
         "import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(60)\ndef process(po):\n    return {}\n"
     )
     write_orders(tmp_path / "orders.csv", "A,ok")
     with started("run", "orders.csv", "-p", "slow_import:process", "--app-dir", ".", cwd=tmp_path) as run:
         wait_until((tmp_path / "importing").exists, "the import is under way")
-        run.send_group(signal.SIGINT)
-        ended = run.wait().check(INTERRUPTED)
+        run.send_group(number)
+        ended = run.wait().check(128 + number)
 
     assert "interrupted before anything ran" in ended.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("before", "number"), [([], signal.SIGQUIT), (["nohup"], signal.SIGHUP)])
+def test_what_ends_no_run_does_not_end_it_before_it_begins(before: list[str], number: int, tmp_path: Path) -> None:
+    (tmp_path / "slow_import.py").write_text(
+        "import pathlib, time\npathlib.Path('importing').touch()\n"
+        "while not pathlib.Path('go').exists():\n    time.sleep(0.01)\ndef process(po):\n    return {}\n"
+    )
+    write_orders(tmp_path / "orders.csv", "A,ok")
+    words = command_line("run", "orders.csv", "-p", "slow_import:process", "--app-dir", ".", "--run-dir", "r")
+    with running([*before, *words], cwd=tmp_path) as run:
+        wait_until((tmp_path / "importing").exists, "the import is under way")
+        run.send_group(number)
+        if number == signal.SIGQUIT:
+            wait_until(lambda: run.said("processor_check.py"), "its stack is shown")
+        (tmp_path / "go").touch()
+        run.wait().check(0)
+
+    assert outcomes(tmp_path / "r") == {"A": "succeeded"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -367,7 +387,7 @@ def test_an_interrupt_while_a_resume_still_reads_and_imports_ends_it_at_once(num
     (tmp_path / "is slow").unlink()
     again = poqueue("run", "--resume", "r", cwd=tmp_path).check(5)
 
-    assert number == signal.SIGTERM or "interrupted before anything ran" in ended.err
+    assert "interrupted before anything ran" in ended.err
     assert (tmp_path / "r" / "results.csv").read_bytes() == results
     assert "nothing to do" in again.err
 

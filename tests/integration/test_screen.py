@@ -35,6 +35,7 @@ from tests.integration.console import (
     wait_until,
     write_orders,
 )
+from workers.orders import PROGRESS_ROWS
 
 ESCAPE = "\x1b"
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[0-9;]*m")
@@ -312,6 +313,16 @@ def test_elsewhere_there_are_plain_lines_without_escape_codes(tmp_path: Path) ->
 
 
 @pytest.mark.once
+def test_a_run_of_many_pos_is_done_when_it_is_also_written_down(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,give-up", *(f"P{number},ok" for number in range(PROGRESS_ROWS)))
+
+    ended = poqueue("run", "orders.csv", *BEHAVE, "--halt", "now,fail=1", "-j", "1", cwd=tmp_path).check(4)
+
+    lines = [line for line in ended.err.splitlines() if line.startswith(("writing ", "done "))]
+    assert [line.split()[0] for line in lines] == ["writing", "done"]
+    assert lines[0].endswith("the results and the report are being written")
+
+
 def test_progress_can_be_left_out(tmp_path: Path) -> None:
     write_orders(tmp_path / "orders.csv", "A,ok", "B,give-up")
 

@@ -12,7 +12,19 @@ from pathlib import Path
 import pytest
 
 from poqueue.simulation import TYPICAL_COSTS
-from tests.integration.console import APP_DIR, BEHAVE, ROOT, SAMPLE, Ended, poqueue, started, tree, wait_until
+from tests.integration.console import (
+    APP_DIR,
+    BEHAVE,
+    ROOT,
+    SAMPLE,
+    Ended,
+    command_line,
+    poqueue,
+    running,
+    started,
+    tree,
+    wait_until,
+)
 from workers.measuring import WARM_UP_S
 from workers.settings import RunSettings
 
@@ -187,7 +199,11 @@ def test_a_finished_run_is_learned_from_without_running_anything(tmp_path: Path,
 
     found = json.loads(poqueue("tune", "out", "--what-if", "jobs=1,4", "--json", cwd=tmp_path).check(0).out)
     text = poqueue("tune", "out", cwd=tmp_path).check(0).out
+    unheard = ["bash", "-c", '"$@" >/dev/full', "-", *command_line("tune", "out", "--write", "advice.yaml")]
+    with running(unheard, cwd=tmp_path) as run:
+        run.wait().check(70)
 
+    assert (tmp_path / "advice.yaml").exists()
     assert found["pos"] == 11
     assert found["measured"]["attempts"] == 12
     assert found["measured"]["kind"] in ("waits", "both", "computes")

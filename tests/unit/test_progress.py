@@ -458,6 +458,18 @@ def test_a_live_display_draws_no_more_often_than_its_interval(terminal: Callable
     progress.close()
 
 
+def test_a_live_display_draws_a_new_phase_at_once(terminal: Callable[..., Terminal]) -> None:
+    one = terminal()
+    progress = LiveProgress(one.stream, interval_s=1.0, clock=Clock())
+    progress.start()
+    progress.update(snapshot(phase="draining"))
+
+    progress.update(snapshot(phase="writing"))
+
+    assert "writing" in one.read()
+    progress.close()
+
+
 def test_text_of_orders_cannot_steer_the_terminal(terminal: Callable[..., Terminal]) -> None:
     one = terminal(columns=120)
     progress = live(one)
