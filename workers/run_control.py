@@ -110,9 +110,10 @@ class RunLock:
             if isinstance(error, BlockingIOError | PermissionError) and holder:
                 raise ConfigError(f"{self._path.parent} is in use by pid {holder}") from None
             raise ConfigError(f"{self._path} cannot be locked: {error.strerror}") from None
-        os.truncate(self._fd, 0)
-        os.pwrite(self._fd, str(os.getpid()).encode(), 0)
         _locked_here.add(self._path)
+        with contextlib.suppress(OSError):  # the disk may be full, and the pid is only told to others
+            os.truncate(self._fd, 0)
+            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
         """Let go; harmless when repeated."""
