@@ -199,7 +199,8 @@ def serve(hosting: Hosting, listening: "connection.Connection[Any, Any]") -> Non
     queue = _open_queue(hosting)
     threading.Thread(target=_end_with_owner, args=(hosting, queue), daemon=True).start()
     server = QueueServer(queue, hosting.address, hosting.key)
-    listening.send(None)
+    with contextlib.suppress(OSError):  # the owner is gone: the thread above ends this process, once it has cleaned up
+        listening.send(None)
     listening.close()
     server.serve_forever()
 

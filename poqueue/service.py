@@ -303,11 +303,12 @@ class QueueService:
 
     def _take_reason(self) -> str:
         path = reason_path(self.address)
+        no_reason = f"{self._settings.get('journal')}: {NO_REASON}"
         try:
             with open(path, encoding="utf-8") as file:
-                return file.read() or NO_REASON
+                return file.read() or no_reason
         except OSError:
-            return NO_REASON
+            return no_reason
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)

@@ -38,7 +38,7 @@ from workers.resolved import Resolved, load_settings, render_config
 from workers.results import RESULT_FILES, Accounts
 from workers.resume import Resuming
 from workers.run_control import CONTROL_NAME, LOCK_NAME, RunLock, read_control_file
-from workers.run_dir import copy_of_orders, new_run_dir
+from workers.run_dir import copy_of_orders, going_on, new_run_dir
 from workers.run_record import RECORD_NAME, REPORT_NAME, RunRecord, read_run_record
 from workers.settings import RunSettings
 from workers.signals import SignalInbox
@@ -200,9 +200,11 @@ class Batch:
             lock.acquire()
             self._check_resumable(run_dir, record, resuming)
             book = self.check()
-            with SignalInbox() as signals, self._logging(run_dir):
+            with SignalInbox() as signals, self._logging(run_dir), contextlib.ExitStack() as until_begun:
+                until_begun.enter_context(going_on(run_dir))
                 left = read_left_behind(run_dir)
-                return BatchRun(self, book, run_dir, signals, record, early, resuming, left).go()
+                run = BatchRun(self, book, run_dir, signals, record, early, resuming, left)
+                return run.go(until_begun.close)
         except JournalError as error:
             raise ConfigError(str(error)) from None
         finally:

@@ -126,7 +126,7 @@ class BatchRun:
         """Run the batch, or what is left of it; the results of a new run have been begun.
 
         Args:
-            on_begun: called when there is a queue, with a journal if it has one.
+            on_begun: called when there is a queue, with a journal if it has one, and before anybody works.
         """
         try:
             return self._go(on_begun)
@@ -232,10 +232,10 @@ class BatchRun:
                 if self._resuming is None:
                     self._feed(supervisor, *self._places_to_add(0))
                 supervisor.start_queue(prepares_workers=self._resuming is None)
-                on_begun()
-                failpoint.hit("batch.after_start_queue")
                 if self._resuming is not None:
                     self._feed(supervisor, *self._take_up(supervisor, self._resuming))
+                on_begun()
+                failpoint.hit("batch.after_start_queue")
                 if self._had_work:
                     supervisor.start_workers()
                 try:

@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poqueue.errors import ConfigError, InputError, PoqueueError
+from poqueue.errors import ConfigError, InputError, ManagerLostError, PoqueueError
 from poqueue.span import rate_text
 from workers.quantities import MAX_JOBS, format_duration
 from workers.run_dir import DEFAULT_PARENT
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from poqueue.client import QueueClient
+    from poqueue.task import ProcessingTask
 
 WATCH_S = 1.0
 
@@ -59,22 +60,27 @@ def add_live_commands(commands: Any) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     """Counts, workers, what each does and for how long, and when it will be done."""
-    run_dir, queue = _reach(arguments)
+    from workers.run_control import ends
+
+    run_dir, has_shown = _run_of(arguments), False
     while True:
         try:
-            status = _look(run_dir, queue)
-        except PoqueueError as error:
-            is_over = _is_over(run_dir, error)
-            if not arguments.watch:
-                raise is_over or error from None
-            print(f"{run_dir} has ended" if is_over else f"{run_dir} does not answer", file=sys.stderr)
-            return 0
+            status = _ask(run_dir, lambda queue: _look(run_dir, queue))
+        except PoqueueError:
+            if not has_shown:
+                raise
+            if ends(run_dir):
+                print(f"{run_dir} has ended", file=sys.stderr)
+                return 0
+            print(f"{run_dir} does not answer", file=sys.stderr)
+            continue
         text = json.dumps(status) if arguments.json else _status_text(status)
         if arguments.watch and sys.stdout.isatty():
             text = "\033[H\033[2J" + (text if arguments.json else _fitted(text, *shutil.get_terminal_size()))
         put_out(text)
         if not arguments.watch:
             return 0
+        has_shown = True
         time.sleep(WATCH_S)
 
 
@@ -88,13 +94,6 @@ def _look(run_dir: Path, queue: "QueueClient") -> dict[str, Any]:
         known = status["total_tasks"] - status["cleared_tasks"]
         view = {**view, "to_add": max(0, min(view.get("to_add", 0), pos - known))}
     return {**status, "run": str(run_dir), "view": view}
-
-
-def _is_over(run_dir: Path, error: PoqueueError) -> ConfigError | None:
-    """What is to be said instead of an error that only comes of the run's end."""
-    from workers.run_control import ends, not_running
-
-    return not_running(run_dir) if not isinstance(error, InputError) and ends(run_dir) else None
 
 
 def _status_text(status: dict[str, Any]) -> str:
@@ -167,14 +166,14 @@ def _scale(arguments: argparse.Namespace) -> int:
 
 def _cancel(arguments: argparse.Namespace) -> int:
     """End one PO as failed ("Cancelled"); if it runs, its worker is killed. `poqueue retry` runs it again."""
-    run_dir, queue = _reach(arguments)
-    try:
+
+    def find_and_cancel(queue: "QueueClient") -> "tuple[ProcessingTask, str]":
         task = queue.find_task(po_number=arguments.po_number)
         if task is None:
             raise ConfigError(f"the run has no PO {safe_text(arguments.po_number, 80)}")
-        outcome = queue.cancel_task(task.task_id)
-    except PoqueueError as error:
-        raise _is_over(run_dir, error) or error from None
+        return task, queue.cancel_task(task.task_id)
+
+    task, outcome = _ask(_run_of(arguments), find_and_cancel)
     said = {
         "cancelled": "cancelled",
         "stopping": "it runs: its worker is being killed",
@@ -184,27 +183,43 @@ def _cancel(arguments: argparse.Namespace) -> int:
     return 0 if outcome != "finished" else 1
 
 
-def _reach(arguments: argparse.Namespace) -> "tuple[Path, QueueClient]":
-    """The run that is meant, and its queue."""
-    from workers.run_control import reach
+def _run_of(arguments: argparse.Namespace) -> Path:
+    """The run that is meant."""
     from workers.run_record import find_run
 
-    run_dir = find_run(arguments.run, must_be_live=arguments.run is None)
-    return run_dir, reach(run_dir)
+    return find_run(arguments.run, must_be_live=arguments.run is None)
+
+
+def _ask(run_dir: Path, call: "Callable[[QueueClient], Any]", *, may_repeat: bool = True) -> Any:
+    """What the queue of a live run answers; if its manager is lost meanwhile, the next one's."""
+    from workers.run_control import ends, not_running, reach
+
+    try:
+        return call(reach(run_dir))
+    except InputError:
+        raise
+    except PoqueueError as error:
+        if ends(run_dir):  # that is all that the error comes of
+            raise not_running(run_dir) from None
+        if not isinstance(error, ManagerLostError):
+            raise
+    if not may_repeat:
+        raise ConfigError(f"{run_dir} has lost its manager just now and may not have heard this; see what status says")
+    return call(reach(run_dir))
 
 
 def _order(arguments: argparse.Namespace, word: str, value: Any = None, *, said: str) -> int:
     from workers.run_control import order
 
-    return _tell(arguments, lambda queue: queue.post_notice(order(word, value)), said)
+    is_step = word == "stop"  # the second one says more than the first
+    return _tell(arguments, lambda queue: queue.post_notice(order(word, value)), said, may_repeat=not is_step)
 
 
-def _tell(arguments: argparse.Namespace, what: "Callable[[QueueClient], None]", said: str) -> int:
-    run_dir, queue = _reach(arguments)
-    try:
-        what(queue)
-    except PoqueueError as error:
-        raise _is_over(run_dir, error) or error from None
+def _tell(
+    arguments: argparse.Namespace, what: "Callable[[QueueClient], None]", said: str, *, may_repeat: bool = True
+) -> int:
+    run_dir = _run_of(arguments)
+    _ask(run_dir, what, may_repeat=may_repeat)
     put_out(json.dumps({"run": str(run_dir), "said": said}) if arguments.json else f"{run_dir.name}: {said}")
     return 0
 

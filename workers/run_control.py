@@ -26,6 +26,7 @@ from workers.whole_file import write_whole
 CONTROL_NAME = "control.json"
 LOCK_NAME = "lock"
 ENDS_WITHIN_S = 3.0
+REPLACED_WITHIN_S = 10.0  # with a large journal it takes longer
 WORDS = ("drain", "stop", "scale")
 
 _FLOCK = "hhqqi0q"  # Linux: l_type, l_whence, l_start, l_len, l_pid
@@ -109,9 +110,10 @@ class RunLock:
             if isinstance(error, BlockingIOError | PermissionError) and holder:
                 raise ConfigError(f"{self._path.parent} is in use by pid {holder}") from None
             raise ConfigError(f"{self._path} cannot be locked: {error.strerror}") from None
-        os.truncate(self._fd, 0)
-        os.pwrite(self._fd, str(os.getpid()).encode(), 0)
         _locked_here.add(self._path)
+        with contextlib.suppress(OSError):  # the disk may be full, and the pid is only told to others
+            os.truncate(self._fd, 0)
+            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
         """Let go; harmless when repeated."""
@@ -148,21 +150,23 @@ def is_live(run_dir: Path) -> bool:
 
 
 def reach(run_dir: Path) -> QueueClient:
-    """A client of a live run's queue.
+    """A client of a live run's queue; a manager that was lost is waited for, until another one is in its place.
 
     Raises:
-        ConfigError: the run is not live, or has no queue yet or any more.
-        ManagerLostError: its manager does not answer.
+        ConfigError: the run is not live, has no queue yet or any more, or no manager for long.
     """
-    found = read_control_file(run_dir) if is_live(run_dir) else None
-    if found is None:
-        raise not_running(run_dir)
-    try:
-        return connect(found.address, bytes.fromhex(found.key))
-    except ManagerLostError:
-        if not ends(run_dir):
-            raise
-        raise not_running(run_dir) from None
+    deadline, lost = time.monotonic() + REPLACED_WITHIN_S, None
+    while time.monotonic() < deadline:
+        found = read_control_file(run_dir) if is_live(run_dir) else None
+        if found is None:
+            raise not_running(run_dir)
+        if found != lost:  # the next one is written once the supervisor hears orders again
+            try:
+                return connect(found.address, bytes.fromhex(found.key))
+            except ManagerLostError:
+                lost = found
+        time.sleep(0.05)
+    raise ConfigError(f"{run_dir}: its manager is being replaced; try again in a while")
 
 
 def not_running(run_dir: Path) -> ConfigError:

@@ -45,6 +45,19 @@ def new_run_dir(chosen: Path | None, orders: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def going_on(run_dir: Path) -> Iterator[None]:
+    """What is done within the `with` to go on with a run: if the system refuses it, the disk is full perhaps.
+
+    Raises:
+        ConfigError: the system refuses something.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"the run {str(run_dir)!r} cannot go on: {error.strerror}") from None
+
+
 def _remove(filled: Path | None, made: list[Path]) -> None:
     """Take away what is in the one, and then the others, the innermost first, unless something else is in them."""
     for entry in filled.iterdir() if filled is not None else ():

@@ -164,7 +164,6 @@ class Supervisor:
         journal, control_dir, work_dir, output_dir, log_path = map(_absolute_or_none, paths)
         self._grace_s, self._stop_grace_s = grace, stop_grace
         self._max_tasks, self._max_memory = max_tasks_per_worker, max_memory_per_worker
-        self._on_event, self._on_show = on_event, on_show
         self._halt = halt or Halt()
         self._lease_ahead = lease_ahead and not self._halt.is_set  # what is held ahead would still start after the halt
         self._guard, self._spare_workers = guard, spare_workers
@@ -204,6 +203,8 @@ class Supervisor:
         )  # fmt: skip
         self._reaper = Reaper(self._staff, self._keeper)
         self._limits = TimeLimits(self._staff, self._keeper, grace, max_memory_per_worker)
+        self._on_event = self._limits.of_caller(on_event) if on_event is not None else None
+        self._on_show = self._limits.of_caller(on_show) if on_show is not None else None
         self._journal_inodes = list[int]()
         self._keeps_files = False  # what workers have left must be read by whoever resumes
         self._may_be_done, self._has_unread, self._has_unheard = True, False, False
@@ -243,13 +244,14 @@ class Supervisor:
 
         It is added while the first of it is worked on, in this order, each task once whatever is lost on the way; a few
         thousand at most are made ahead. Of a FrozenTask the data are taken as they are, and the first ones are made while
-        the manager starts. Each next() of an iterator holds up the supervisor: what takes long there delays time limits,
-        retries and stops by as much. While the queue is at its size limit the rest waits.
+        the manager starts. Each next() of an iterator holds up the supervisor: what takes long there delays retries and
+        stops by as much, and time limits by up to twice that. While the queue is at its size limit the rest waits.
 
         Args:
             count: how many these are, as far as is known; they are shown as waiting.
         """
-        self._feeder.begin(tasks, count)
+        next_task = self._limits.of_caller(iter(tasks).__next__)
+        self._feeder.begin(iter(next_task, object()), count)  # to its own end: nothing is that object
 
     def start_queue(self, *, prepares_workers: bool = False) -> None:
         """Start the manager: the queue can be filled, and looked at, before anybody works on it. Errors as in start.

@@ -4,8 +4,11 @@ what they were given. Who breaks it is killed; what follows from that is the rea
 
 import contextlib
 import math
+import time
+from collections.abc import Callable
 
 from poqueue.errors import JournalError
+from poqueue.hints import Any
 from poqueue.task import TaskRecord
 from workers import process_control as control
 from workers.log import ShieldedLogger
@@ -45,22 +48,43 @@ class TimeLimits:
         self._max_memory = max_memory
         self.unwanted: dict[int, str] = {}
         self._gaps: list[tuple[float, float]] = []
+        self._callers_gaps: list[tuple[float, float]] = []  # none that is followed by a longer one
+        self._callers_s = 0.0  # in this turn
         self._last_loop = 0.0
         self._next_memory_check = self._next_idle_look = 0.0
         self._held_idle: dict[str, set[int]] = {}  # leases of the workers that had nothing in hand at the last look
         self._held_elsewhere: dict[int, float] = {}  # others' leases: since when, or inf once told of
 
+    def of_caller(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same, known for the code of whoever runs the supervisor: what takes long in it need not have stood still."""
+
+        def timed(*args: Any) -> Any:
+            before, begun = self._callers_s, time.monotonic()
+            try:
+                return call(*args)
+            finally:
+                self._callers_s = before + time.monotonic() - begun  # one within another counts once
+
+        return timed
+
     def begin(self, now: float) -> None:
         """The loop begins."""
-        self._last_loop = now
+        self._last_loop, self._callers_s = now, 0.0
 
     def note_gap(self, now: float) -> None:
-        """Once in each turn of the loop: time in which this process did not run counts against no PO."""
-        gap_s = now - self._last_loop
+        """Once in each turn of the loop: time in which this process did not run counts against no PO.
+
+        It may have been stopped in its caller's code as well; but that may take as long in every turn, while POs run on.
+        Of what passed there only the longest stretch is given to a PO.
+        """
+        callers_s, self._callers_s = self._callers_s, 0.0
+        gap_s = now - self._last_loop - callers_s
         self._last_loop = now
         if gap_s > GAP_S + TICK_S:
             logger.warning("the supervisor stood still for %.1f s; every deadline moves by that", gap_s)
             self._gaps = [*self._gaps[-20:], (now, gap_s)]
+        if callers_s > GAP_S:
+            self._callers_gaps = [gap for gap in self._callers_gaps if gap[1] > callers_s] + [(now, callers_s)]
 
     def forget_idle(self) -> None:
         """The queue is another one, which workers have to find first."""
@@ -160,7 +184,8 @@ class TimeLimits:
         return (TEARDOWN_S if phase > Phase.WORKING else BOOT_TIMEOUT_S) + self._lost_since(since)
 
     def _lost_since(self, moment: float) -> float:
-        return sum(gap_s for at, gap_s in self._gaps if at > moment) if self._gaps else 0.0
+        lost_s = sum(gap_s for at, gap_s in self._gaps if at > moment) if self._gaps else 0.0
+        return lost_s + next((gap_s for at, gap_s in self._callers_gaps if at > moment), 0.0)
 
     def _retire_large(self, max_memory: int) -> None:
         """The worker looks at itself after each PO; its children are counted here."""

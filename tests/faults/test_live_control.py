@@ -210,6 +210,42 @@ def test_cancelling_a_po_that_waits_and_one_that_runs(tmp_path: Path) -> None:
     batch.check()
 
 
+@pytest.mark.slow
+def test_who_watches_a_run_goes_on_when_its_manager_is_replaced(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,")
+    with batch.start() as run:
+        batch.wait_begun(2)
+        with started("status", "r", "--watch", "--json", cwd=tmp_path) as watch:
+            wait_until(lambda: os.fstat(watch._out.fileno()).st_size > 0, "it shows something")
+            old = batch.manager_pid()
+            os.kill(old, signal.SIGKILL)
+            wait_until(lambda: batch.manager_pid() != old, "it is replaced")
+            before = os.fstat(watch._out.fileno()).st_size
+            wait_until(lambda: os.fstat(watch._out.fileno()).st_size > before, "it shows something again")
+            (tmp_path / "go").touch()
+            run.wait().check(0)
+            watched = watch.wait().check(0)
+
+    assert watched.err == f"{batch.run_dir} has ended\n"
+
+
+@pytest.mark.slow
+def test_an_order_that_comes_while_a_lost_manager_is_replaced_is_carried_out(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,wait", "C,")
+    slowly = "supervisor.before_replace:1:sleep=4,supervisor.after_replace:1:sleep=2"
+    with batch.start(env={"POQUEUE_TESTING": "1", "POQUEUE_FAILPOINT": slowly}) as run:
+        batch.wait_begun(2)
+        os.kill(batch.manager_pid(), signal.SIGKILL)
+
+        batch.poqueue("drain", "r").check(0)
+        (tmp_path / "go").touch()
+        run.wait().check(130)
+
+    assert batch.begun() == ["A", "B"]
+    batch.finish()
+    batch.check()
+
+
 def reach_status(batch: Batch) -> dict[str, Any]:
     queue = reach(batch.run_dir)
     try:

@@ -214,6 +214,40 @@ def test_a_run_that_finds_no_room_to_begin_leaves_nothing_behind_and_may_begin_a
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("room", [0, 12], ids=["for nothing", "for the journal"])
+def test_a_run_that_finds_no_room_to_go_on_says_where_and_may_go_on_later(room: int, small_disk: Path) -> None:
+    batch = Batch(small_disk.parent, *numbered(20), words=(*UNGUARDED, "--halt", "now,success=3"))
+    batch.keeps_dir = True
+    with batch.start() as run:
+        run.wait().check(4)
+    ballast = fill(small_disk)
+    os.truncate(ballast, ballast.stat().st_size // 4096 * 4096 - room * 1024)
+
+    with batch.resume() as run:
+        refused = run.wait().check(2)
+
+    assert str(small_disk) in refused.err
+    ballast.unlink()
+    batch.finish("--halt", "never")
+    batch.check()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["recovery.before_take_up", "recovery.after_record"])
+def test_what_a_run_cannot_write_before_it_goes_on_is_told_with_its_place(name: str, tmp_path: Path) -> None:
+    batch = Batch(tmp_path, *numbered(20), words=("--halt", "now,success=3"))
+    with batch.start() as run:
+        run.wait().check(4)
+
+    with batch.resume(env={"POQUEUE_TESTING": "1", "POQUEUE_FAILPOINT": f"{name}:1:raise=28"}) as run:
+        refused = run.wait().check(2)
+
+    assert f"the run '{batch.run_dir}' cannot go on: No space left on device" in refused.err
+    batch.finish("--halt", "never")
+    batch.check()
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("is_there", [False, True])
 def test_what_was_made_goes_when_a_run_cannot_begin(is_there: bool, tmp_path: Path) -> None:
     batch = Batch(tmp_path / "home", *numbered(3))

@@ -1,5 +1,6 @@
 """The manager process killed, stopped and replaced while a run goes on: the workers work on, and results count once."""
 
+import contextlib
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import pytest
 
 from poqueue import ProcessingTask, TaskResult, server
@@ -15,7 +17,7 @@ from poqueue.errors import JournalError, ManagerLostError
 from poqueue.moves import Moves
 from poqueue.service import QueueService
 from tests.faults.batches import Batch
-from tests.integration.console import running, wait_until
+from tests.integration.console import MARK, pids_with, running, state, wait_until
 from tests.integration.stage import living
 
 pytestmark = [
@@ -99,6 +101,13 @@ def await_new_manager(batch: Batch, old: int) -> int:
     return batch.manager_pid()
 
 
+def holds(pid: int, name: str) -> bool:
+    """Whether a process has a file of this name open."""
+    with contextlib.suppress(psutil.Error):
+        return name in {os.path.basename(file.path) for file in psutil.Process(pid).open_files()}
+    return False
+
+
 def kill_manager(batch: Batch) -> int:
     pid = batch.manager_pid()
     os.kill(pid, signal.SIGKILL)
@@ -137,6 +146,27 @@ def test_workers_in_the_middle_of_a_po_go_on_when_the_manager_is_killed(tmp_path
     batch.check()
     assert {line.pid for line in batch.lines()} == before
     assert len(batch.begun()) == 22
+
+
+@pytest.mark.once
+def test_a_manager_that_begins_when_its_supervisor_is_gone_ends_quietly_and_takes_its_socket_along(
+    tmp_path: Path,
+) -> None:
+    batch = Batch(tmp_path, *numbered(3))
+    with batch.start(env={"POQUEUE_TESTING": "1", "POQUEUE_FAILPOINT": "journal.write:1:stop"}) as run:
+
+        def stopped() -> list[int]:
+            return [pid for pid in pids_with(MARK, run.mark) if state(pid) == "T" and holds(pid, "journal.sqlite")]
+
+        wait_until(stopped, "the manager stops while it opens the journal")
+        (manager,) = stopped()
+        run.process.kill()
+        run.process.wait()
+        os.kill(manager, signal.SIGCONT)
+        wait_until(lambda: not run.left(), "nothing is left of the run")
+
+        assert not run.said("Traceback")
+    assert not list(batch.run_dir.rglob("*.sock"))
 
 
 @pytest.mark.slow

@@ -1301,6 +1301,65 @@ def test_time_in_which_the_supervisor_did_not_run_counts_against_no_po(tmp_path:
         end_script(run)
 
 
+def test_time_in_which_the_callers_code_did_not_run_counts_against_no_po(tmp_path: Path, mark: str) -> None:
+    script = f"""
+        import os, signal
+        from tests.integration.stage import history, on_stage, po, wait_until
+        from pathlib import Path
+        folder = Path({str(tmp_path)!r})
+        def stop_once(snapshot):
+            if history(folder) and not (folder / "go").exists():
+                os.kill(os.getpid(), signal.SIGSTOP)
+                (folder / "go").touch()
+        if __name__ == "__main__":
+            settings = {{"task_timeout": 4.0, "jobs": 1, "on_show": stop_once}}
+            with on_stage(folder, po("A", "wait_for_go", folder), **settings) as (supervisor, play):
+                supervisor.run()
+            print(play.tasks["A"].status.value, len(play.tasks["A"].error_history))
+    """
+    run = start_script(tmp_path, script)
+    try:
+        wait_until(lambda: psutil.Process(run.pid).status() == psutil.STATUS_STOPPED, "it has stopped itself")
+        begun = history(tmp_path)[0]["at"]
+        wait_until(lambda: time.monotonic() > begun + 5.0, "the time of A is over")
+        run.send_signal(signal.SIGCONT)
+        assert run.communicate(timeout=20)[0].split() == ["completed", "0"]
+    finally:
+        end_script(run)
+
+
+@pytest.mark.parametrize("where", ["feed", "on_show"])
+def test_a_caller_whose_code_takes_long_in_every_turn_keeps_no_po_alive(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workers.time_limits.GAP_S", 0.1)
+    taken: list[float] = []
+    ended: list[str] = []
+
+    def take_long() -> None:
+        if not ended:
+            taken.append(0.4)
+            time.sleep(taken[-1])
+
+    def slow_tasks() -> Iterator[ProcessingTask]:
+        while not ended:
+            take_long()
+            yield po(f"P{len(taken)}", "quick", tmp_path)
+
+    def note_failure(event: Event) -> None:
+        ended.extend(["H"] if event.kind == "failed" else [])
+
+    settings = {"on_event": note_failure, "on_show": (lambda _: take_long()) if where == "on_show" else None}
+    with on_stage(tmp_path, po("H", "hang", tmp_path), **settings) as (supervisor, play):
+        wait_until(has_begun(tmp_path, 1), "H has begun")
+        supervisor.feed(slow_tasks() if where == "feed" else ())
+        supervisor.run()
+
+    assert play.errors("H") == ["TaskTimeout"]
+    assert len(taken) < 20
+    assert "stood still" not in caplog.text
+
+
 def test_a_supervisor_in_a_thread(tmp_path: Path) -> None:
     plays: list[Play] = []
     tasks = [po("BAD", "kill_itself", tmp_path), *(po(f"G{n}", "good", tmp_path) for n in range(4))]

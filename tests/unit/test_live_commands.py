@@ -154,6 +154,54 @@ def test_a_run_that_ends_before_it_is_reached_is_not_running(
     assert capsys.readouterr().err == f"poqueue: {tmp_path} is not running\n"
 
 
+def test_a_run_that_has_no_manager_for_long_is_told_to_get_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = held_lock(tmp_path)
+    monkeypatch.setattr(run_control, "REPLACED_WITHIN_S", 0.2)
+
+    code = main(["pause", str(tmp_path)])
+
+    lock.release()
+    assert code == 2
+    assert capsys.readouterr().err == f"poqueue: {tmp_path}: its manager is being replaced; try again in a while\n"
+
+
+class LosingQueue:
+    """The queue of a manager that is killed once it has been asked something, and of the one after it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def answer(*args: Any, **words: Any) -> None:
+            self.asked.append(name)
+            if len(self.asked) == 1:
+                raise ManagerLostError("gone")
+
+        return answer
+
+
+@pytest.mark.parametrize(("word", "code", "times"), [("pause", 0, 2), ("drain", 0, 2), ("stop", 2, 1)])
+def test_what_a_lost_manager_was_asked_the_next_one_is_asked_but_not_to_stop_twice(
+    word: str,
+    code: int,
+    times: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lock, queue = held_lock(tmp_path), LosingQueue()
+    monkeypatch.setattr(run_control, "connect", lambda address, key: queue)
+    monkeypatch.setattr(run_control, "ENDS_WITHIN_S", 0.0)
+
+    ended = main([word, str(tmp_path)])
+
+    lock.release()
+    assert (ended, len(queue.asked)) == (code, times)
+    assert ("may not have heard this" in capsys.readouterr().err) == (word == "stop")
+
+
 def test_a_live_run_that_has_no_queue_is_starting_or_ending(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lock = run_control.RunLock(tmp_path)
     lock.acquire()
