@@ -203,8 +203,7 @@ class Supervisor:
         )  # fmt: skip
         self._reaper = Reaper(self._staff, self._keeper)
         self._limits = TimeLimits(self._staff, self._keeper, grace, max_memory_per_worker)
-        self._on_event = self._limits.of_caller(on_event) if on_event is not None else None
-        self._on_show = self._limits.of_caller(on_show) if on_show is not None else None
+        self._on_event, self._on_show = on_event, on_show
         self._journal_inodes = list[int]()
         self._keeps_files = False  # what workers have left must be read by whoever resumes
         self._may_be_done, self._has_unread, self._has_unheard = True, False, False
@@ -250,8 +249,7 @@ class Supervisor:
         Args:
             count: how many these are, as far as is known; they are shown as waiting.
         """
-        next_task = self._limits.of_caller(iter(tasks).__next__)
-        self._feeder.begin(iter(next_task, object()), count)  # to its own end: nothing is that object
+        self._feeder.begin(tasks, count)
 
     def start_queue(self, *, prepares_workers: bool = False) -> None:
         """Start the manager: the queue can be filled, and looked at, before anybody works on it. Errors as in start.
@@ -530,7 +528,8 @@ class Supervisor:
         """
         until = time.monotonic() + QUEUE_TURN_S
         while time.monotonic() < until:
-            has_fed = self._feeder.turn()
+            with self._limits.callers_code():
+                has_fed = self._feeder.turn()
             events = self._keeper.take_events()
             self._take_events(events)
             if not events and not has_fed:
@@ -555,11 +554,12 @@ class Supervisor:
             alike = list(group)
             if is_completed and logger.isEnabledFor(logging.DEBUG):
                 log_each(logger, logging.DEBUG, "completed", [_ids_of(event.task) for event in alike if event.task])
-            for event in alike:
-                if not is_completed:
-                    self._act_on(event)
-                if self._on_event is not None:
-                    self._on_event(event)
+            with self._limits.callers_code():
+                for event in alike:
+                    if not is_completed:
+                        self._act_on(event)
+                    if self._on_event is not None:
+                        self._on_event(event)
 
     def _act_on(self, event: Event) -> None:
         if event.kind == "empty":
@@ -800,7 +800,8 @@ class Supervisor:
 
     def _tell(self, snapshot: "Snapshot") -> None:
         if self._on_show is not None:
-            self._on_show(snapshot)
+            with self._limits.callers_code():
+                self._on_show(snapshot)
         if self._control_dir is not None:
             from dataclasses import asdict
 

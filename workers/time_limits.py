@@ -5,10 +5,9 @@ what they were given. Who breaks it is killed; what follows from that is the rea
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 from poqueue.errors import JournalError
-from poqueue.hints import Any
 from poqueue.task import TaskRecord
 from workers import process_control as control
 from workers.log import ShieldedLogger
@@ -55,17 +54,14 @@ class TimeLimits:
         self._held_idle: dict[str, set[int]] = {}  # leases of the workers that had nothing in hand at the last look
         self._held_elsewhere: dict[int, float] = {}  # others' leases: since when, or inf once told of
 
-    def of_caller(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The same, known for the code of whoever runs the supervisor: what takes long in it need not have stood still."""
-
-        def timed(*args: Any) -> Any:
-            before, begun = self._callers_s, time.monotonic()
-            try:
-                return call(*args)
-            finally:
-                self._callers_s = before + time.monotonic() - begun  # one within another counts once
-
-        return timed
+    @contextlib.contextmanager
+    def callers_code(self) -> Iterator[None]:
+        """Around the code of whoever runs the supervisor: while it takes long, POs go on."""
+        before, begun = self._callers_s, time.monotonic()
+        try:
+            yield
+        finally:
+            self._callers_s = before + time.monotonic() - begun  # one within another counts once
 
     def begin(self, now: float) -> None:
         """The loop begins."""
