@@ -34,9 +34,10 @@ settings.register_profile(
 )
 settings.load_profile("untimed")
 
-# What a shell starts with & ignores INT, and what nohup starts HUP; the commands under test would inherit that.
+# What a shell starts with & ignores INT and QUIT, and what nohup starts HUP; the commands under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ ROWS: dict[str, Row] = {
     ),
     "C3": _row(
         _VILLAINS + "a_po_that_kills_its_worker",
-        _VILLAINS + "a_segmentation_fault_is_named",
+        _VILLAINS + "a_segmentation_fault_is_named_and_where_it_was",
         _INTERRUPTS + "a_worker_killed_from_outside_costs_one_attempt_of_its_po",
         note="the text names the signal; it speaks of memory only if the kernel's count of such kills has grown",
     ),
