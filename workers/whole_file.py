@@ -75,11 +75,19 @@ def replacement(path: Path) -> Generator[BinaryIO, None, None]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.suppress(
+        OSError
+    ):  # it has taken its place; not every system keeps folders safe, nor lets everybody ask
+        _keep_safe(path.parent)
+
+
+def _keep_safe(folder: Path) -> None:
+    """From a loss of power: the names in it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def write_whole(text: str | Iterable[str], path: Path) -> None:
