@@ -40,6 +40,7 @@ LOOK_S = 1.0  # at most so much of it passes between two looks: whoever looks ma
 MIN_KEY_BYTES = 16
 REOPEN_S = 0.1  # between two tries
 EVENTS_AT_ONCE = 100  # to ask for more says that the handlers have been called: a run waits that long with its end
+ASK_AGAIN_S = 5.0  # how often at least, while they are called: they may take long, and do not hang
 
 
 class QueueClient:
@@ -365,6 +366,7 @@ class QueueClient:
             except PoqueueError as error:
                 reader, after = self._open_events_again(error)
                 continue
+            asks_again_at = time.monotonic() + ASK_AGAIN_S
             for event in events:
                 if not self._is_listener():
                     break
@@ -372,6 +374,8 @@ class QueueClient:
                     logger.warning("%d events were dropped before they were read", event.sequence - after - 1)
                 after = event.sequence
                 self._handlers.call(event.kind, event.task, event.error)
+                if time.monotonic() >= asks_again_at:
+                    break  # the rest comes again
         with contextlib.suppress(PoqueueError):  # once a connection is gone, the manager does so itself
             self.close_events(reader)
 
