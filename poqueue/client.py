@@ -228,8 +228,8 @@ class QueueClient:
     def halt_after(self, failed: int | None = None, succeeded: int | None = None, done: int | None = None) -> None:
         self.call("halt_after", failed, succeeded, done)
 
-    def drain_queue(self) -> None:
-        self.call("drain_queue")
+    def drain_queue(self, *, is_over: bool = False) -> None:
+        self.call("drain_queue", is_over=is_over)
 
     def drain_when_done(self, reader: int, seen: int) -> str:
         return str(self.call("drain_when_done", reader, seen))

@@ -212,6 +212,7 @@ class Supervisor:
         self._holds_because = self._fault = self._note = ""
         self._next_watch = 0.0
         self._is_running = self._is_draining = self._has_run = False
+        self._is_over = False  # it drains since all was done, and not to go on another time
         self._stop_level = self._stop_signal = 0
         self._stop_due = 0.0
         self._give_up_at = float("inf")
@@ -441,6 +442,7 @@ class Supervisor:
         state = self._keeper.drain_when_done()
         self._has_unread, self._has_unheard = state == "unread", state == "unheard"
         if state == "drained":
+            self._is_over = True
             self._drain(TEARDOWN_S)
         return False
 
@@ -623,7 +625,7 @@ class Supervisor:
         if self._ended_before is not None:
             self._set_halt(self.queue.call)
         if self._is_draining:
-            self.queue.drain_queue()
+            self.queue.drain_queue(is_over=self._is_over)
         for worker in self._staff.workers:
             if worker.is_retiring:
                 self.queue.retire_worker(worker.worker_id)

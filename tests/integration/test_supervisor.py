@@ -584,6 +584,24 @@ def test_a_run_that_is_interrupted_takes_what_another_one_is_to_go_on_with(tmp_p
     assert play.tasks["F"].status is TaskStatus.PENDING
 
 
+def test_what_is_added_after_the_end_is_refused_by_another_manager_as_well(tmp_path: Path) -> None:
+    with on_stage(tmp_path, po("P", "quick", tmp_path), journal=tmp_path / "journal") as (supervisor, play):
+        look = supervisor._keeper.drain_when_done
+
+        def lose_manager_at_the_end() -> str:
+            state = look()
+            if state == "drained":
+                kill_manager(supervisor)
+            return state
+
+        supervisor._keeper.drain_when_done = lose_manager_at_the_end  # type: ignore[method-assign]
+        assert supervisor.run().reason == "done"
+        with pytest.raises(QueueError, match="the run is over"):
+            supervisor.queue.add_task(po("F", "quick", tmp_path))
+
+    assert play.is_completed("P") and play.status["total_tasks"] == 1
+
+
 @contextlib.contextmanager
 def queue_to_fill(folder: Path) -> Iterator[Supervisor]:
     supervisor = Supervisor("tests.integration.villains:process", jobs=1, journal=folder / "journal")

@@ -662,7 +662,7 @@ def test_whatever_a_method_raises_comes_back_as_an_error_of_ours(error: str, mon
 
 
 def test_an_answer_that_cannot_be_pickled_is_an_error_of_this_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TaskQueue, "drain_queue", lambda self: threading.Lock())
+    monkeypatch.setattr(TaskQueue, "drain_queue", lambda self, **_: threading.Lock())
     with QueueService(start_method="fork") as service:
         queue = service.client()
 
