@@ -388,7 +388,9 @@ class Supervisor:
     def run(self) -> RunEnd:
         """Work until nothing is left, or until it is interrupted; once.
 
-        What event handlers add is worked on too, also if they are called late; whoever adds when all is done gets a QueueError.
+        What event handlers add is worked on too, also if they are called late. Not waited for are one that takes 30 s for an
+        event and, if a manager is lost while they act, those of other clients than `queue`. Whoever adds when all is done
+        gets a QueueError.
 
         Raises:
             WorkersCannotStartError: workers die before they take a PO.

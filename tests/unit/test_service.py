@@ -997,6 +997,24 @@ def test_handlers_hear_again_after_their_reader_was_closed_and_the_log_says_that
     wait_until(is_heard, "it hears again")
 
 
+def test_a_client_says_whether_its_handler_is_at_work_and_not_of_one_that_hangs(
+    queue: QueueClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    queue.set_event_handlers(on_task_complete=lambda _: go_on.wait(10.0))
+    assert not queue.is_acting()
+
+    complete_one(queue)
+    wait_until(queue.is_acting, "it is at work")
+    with monkeypatch.context() as patch:
+        patch.setattr(client_module, "SILENCE_S", 0.0)
+        assert not queue.is_acting()
+    assert queue.is_acting()
+
+    go_on.set()
+    wait_until(lambda: not queue.is_acting(), "it has ended")
+
+
 class GappedClient(QueueClient):
     """Of a queue that has dropped the events between these."""
 
