@@ -13,7 +13,7 @@ from weakref import ref
 from poqueue import wire
 from poqueue.error_log import described
 from poqueue.errors import CallTimeoutError, ManagerLostError, PoqueueError
-from poqueue.events import UNSET, HandlerSet
+from poqueue.events import SILENCE_S, UNSET, HandlerSet
 from poqueue.hints import Any
 from poqueue.packing import FrozenTask, PackedGrant, pack_reports, pack_task, unpack_events, unpack_grant, unpack_parts
 from poqueue.payload import freeze_result, thaw_task
@@ -40,6 +40,7 @@ LOOK_S = 1.0  # at most so much of it passes between two looks: whoever looks ma
 MIN_KEY_BYTES = 16
 REOPEN_S = 0.1  # between two tries
 EVENTS_AT_ONCE = 100  # to ask for more says that the handlers have been called: a run waits that long with its end
+ASK_AGAIN_S = 5.0  # how often at least, while they are called: they may take long, and do not hang
 
 
 class QueueClient:
@@ -60,6 +61,7 @@ class QueueClient:
         self._connections: set[ref[wire.Stream] | None] = set()  # a thread's goes with it
         self._handlers = HandlerSet()
         self._listener: threading.Thread | None = None
+        self._acts_since: float | None = None  # handlers are called for what was read then
         self._is_closed = False
         self._as_json: bool | None = None  # whether the queue has a journal; asked once
         self._pid = os.getpid()
@@ -121,6 +123,11 @@ class QueueClient:
     def hang_up(self) -> None:
         """Let go of this thread's connection: its next call begins with a new one."""
         self._drop_connection()
+
+    def is_acting(self) -> bool:
+        """Whether handlers are at work, on what they were told of; one that hangs is not."""
+        since = self._acts_since
+        return since is not None and time.monotonic() - since < SILENCE_S
 
     def _own_connection(self) -> Any:
         """This thread's connection; one that a fork has copied is left alone, for two would read one stream."""
@@ -227,8 +234,8 @@ class QueueClient:
     def halt_after(self, failed: int | None = None, succeeded: int | None = None, done: int | None = None) -> None:
         self.call("halt_after", failed, succeeded, done)
 
-    def drain_queue(self) -> None:
-        self.call("drain_queue")
+    def drain_queue(self, *, is_over: bool = False) -> None:
+        self.call("drain_queue", is_over=is_over)
 
     def drain_when_done(self, reader: int, seen: int) -> str:
         return str(self.call("drain_when_done", reader, seen))
@@ -365,6 +372,7 @@ class QueueClient:
             except PoqueueError as error:
                 reader, after = self._open_events_again(error)
                 continue
+            self._acts_since = begun = time.monotonic()
             for event in events:
                 if not self._is_listener():
                     break
@@ -372,6 +380,9 @@ class QueueClient:
                     logger.warning("%d events were dropped before they were read", event.sequence - after - 1)
                 after = event.sequence
                 self._handlers.call(event.kind, event.task, event.error)
+                if time.monotonic() - begun >= ASK_AGAIN_S:
+                    break  # the rest comes again
+            self._acts_since = None
         with contextlib.suppress(PoqueueError):  # once a connection is gone, the manager does so itself
             self.close_events(reader)
 

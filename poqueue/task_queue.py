@@ -222,8 +222,7 @@ class TaskQueue:
         try:
             with self._lock:
                 with self._change:
-                    if self._is_over:
-                        raise QueueError("the run is over: what is added now would never start")
+                    self._guard_not_over()
                     self._guard_new_ids(ids)
                     if self._config.queue_size_limit is not None:
                         self._guard_size(len(ids))
@@ -290,6 +289,7 @@ class TaskQueue:
             TaskNotFoundError: no such id.
             WorkerMismatchError: `worker_id` is given, and another one holds the task, or was the last to hold it before it
                 failed; nothing was changed.
+            QueueError: it would run again, and the run is over, as in add_task; nothing was changed.
             ValueError: error_details is no dict.
         """
         details = described(error_details)
@@ -450,9 +450,13 @@ class TaskQueue:
 
         Returns:
             How many.
+
+        Raises:
+            QueueError: the run is over, as in add_task; nothing was changed.
         """
         wanted = set(task_ids) if task_ids is not None else None
         with self._lock, self._change:
+            self._guard_not_over()
             failed = [e for e in self._ledger.of_status(S.FAILED) if wanted is None or e.task_id in wanted]
             self._settle(Decisions(verdicts=[Verdict(Kind.REQUEUED, entry) for entry in failed]))
             self._work.notify_all()
@@ -498,10 +502,15 @@ class TaskQueue:
         with self._lock:
             self._halt = HaltPolicy(failed, succeeded, done)
 
-    def drain_queue(self) -> None:
-        """Lease nothing to anybody any more; every exchange says stop. Reports still count."""
+    def drain_queue(self, *, is_over: bool = False) -> None:
+        """Lease nothing to anybody any more; every exchange says stop. Reports still count.
+
+        Args:
+            is_over: all is done, as drain_when_done has said: nothing is added, or runs again, from here on.
+        """
         with self._lock:
             self._is_draining = True
+            self._is_over = self._is_over or is_over
             self._work.notify_all()
 
     def drain_when_done(self, reader: int, seen: int) -> str:
@@ -524,8 +533,7 @@ class TaskQueue:
                 return "unread"
             if self._feed.is_unheard(reader, self._clock()):
                 return "unheard"
-            self._is_over = True
-            self.drain_queue()
+            self.drain_queue(is_over=True)
             return "drained"
 
     def get_leases(self, *, brings_data: bool = True) -> dict[int, TaskRecord]:
@@ -923,6 +931,10 @@ class TaskQueue:
 
     # ------------------------------------------------------------------ guards (no change yet)
 
+    def _guard_not_over(self) -> None:
+        if self._is_over:
+            raise QueueError("the run is over: what is added now, or is to run again, would never start")
+
     def _guard_new_ids(self, ids: Sequence[str]) -> None:
         fresh = set(ids)
         if len(fresh) == len(ids) and not self._ledger.knows_any(fresh):
@@ -1115,6 +1127,7 @@ class TaskQueue:
             if entry.retry_count >= entry.max_retries or (claimed is not None and was_told(entry, details)):
                 return False
             _guard_holder(entry, claimed)
+            self._guard_not_over()
             delay_s = retry_delay_s(entry, after_s, self._config, random.random)
             self._settle(Decisions(verdicts=[Verdict(Kind.RETRIED, entry, details, delay_s=delay_s)]))
             return True

@@ -136,7 +136,12 @@ class QueueKeeper:
         """Have the queue drain if there is nothing left to do and to tell; as TaskQueue.drain_when_done. Errors as in ask."""
         if self._has_missed:
             return "unread"
-        return str(self._persist(lambda: self.queue.call("drain_when_done", self._reader, self._last_event)))
+        return str(self._persist(self._drain_now))
+
+    def _drain_now(self) -> Any:
+        if self._replaced_at and self.queue.is_acting():  # on what a lost manager told it, perhaps
+            return "unheard"
+        return self.queue.call("drain_when_done", self._reader, self._last_event)
 
     # --- events
 

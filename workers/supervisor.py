@@ -212,6 +212,7 @@ class Supervisor:
         self._holds_because = self._fault = self._note = ""
         self._next_watch = 0.0
         self._is_running = self._is_draining = self._has_run = False
+        self._is_over = False  # it drains since all was done, and not to go on another time
         self._stop_level = self._stop_signal = 0
         self._stop_due = 0.0
         self._give_up_at = float("inf")
@@ -387,7 +388,9 @@ class Supervisor:
     def run(self) -> RunEnd:
         """Work until nothing is left, or until it is interrupted; once.
 
-        What event handlers add is worked on too, also if they are called late; whoever adds when all is done gets a QueueError.
+        What event handlers add is worked on too, also if they are called late. Not waited for are one that takes 30 s for an
+        event and, if a manager is lost while they act, those of other clients than `queue`. Whoever adds when all is done
+        gets a QueueError.
 
         Raises:
             WorkersCannotStartError: workers die before they take a PO.
@@ -441,6 +444,7 @@ class Supervisor:
         state = self._keeper.drain_when_done()
         self._has_unread, self._has_unheard = state == "unread", state == "unheard"
         if state == "drained":
+            self._is_over = True
             self._drain(TEARDOWN_S)
         return False
 
@@ -623,7 +627,7 @@ class Supervisor:
         if self._ended_before is not None:
             self._set_halt(self.queue.call)
         if self._is_draining:
-            self.queue.drain_queue()
+            self.queue.drain_queue(is_over=self._is_over)
         for worker in self._staff.workers:
             if worker.is_retiring:
                 self.queue.retire_worker(worker.worker_id)

@@ -575,6 +575,35 @@ def test_what_a_handler_of_events_adds_is_done_before_the_run_is_over(tmp_path: 
     assert end.reason == "done" and play.is_completed("P", "F")
 
 
+def test_what_a_handler_adds_is_done_though_the_manager_that_called_it_was_lost(tmp_path: Path) -> None:
+    """The next manager has told it nothing, and is asked whether that is the end while it acts."""
+    lost, has_looked = list[int](), threading.Event()
+
+    def follow(task: ProcessingTask) -> None:
+        if task.task_id == "P":
+            lost.append(supervisor._service.pid)
+            os.kill(lost[0], signal.SIGKILL)
+            assert has_looked.wait(DEADLINE_S)
+            supervisor.queue.hang_up()  # this thread's connection went with the manager
+            supervisor.queue.add_task(po("F", "quick", tmp_path))
+
+    with on_stage(tmp_path, journal=tmp_path / "journal") as (supervisor, play):
+        look = supervisor._keeper.drain_when_done
+
+        def tell_of_look() -> str:
+            state = look()
+            if state not in ("busy", "unread") and lost and supervisor._service.pid != lost[0]:
+                has_looked.set()
+            return state
+
+        supervisor._keeper.drain_when_done = tell_of_look  # type: ignore[method-assign]
+        supervisor.queue.set_event_handlers(on_task_complete=follow)
+        supervisor.queue.add_task(po("P", "quick", tmp_path))
+        end = supervisor.run()
+
+    assert end.reason == "done" and play.is_completed("P", "F")
+
+
 def test_a_run_that_is_interrupted_takes_what_another_one_is_to_go_on_with(tmp_path: Path) -> None:
     with on_stage(tmp_path, po("P", "quick", tmp_path), journal=tmp_path / "journal") as (supervisor, play):
         supervisor.stop()
@@ -582,6 +611,24 @@ def test_a_run_that_is_interrupted_takes_what_another_one_is_to_go_on_with(tmp_p
         supervisor.queue.add_task(po("F", "quick", tmp_path))
 
     assert play.tasks["F"].status is TaskStatus.PENDING
+
+
+def test_what_is_added_after_the_end_is_refused_by_another_manager_as_well(tmp_path: Path) -> None:
+    with on_stage(tmp_path, po("P", "quick", tmp_path), journal=tmp_path / "journal") as (supervisor, play):
+        look = supervisor._keeper.drain_when_done
+
+        def lose_manager_at_the_end() -> str:
+            state = look()
+            if state == "drained":
+                kill_manager(supervisor)
+            return state
+
+        supervisor._keeper.drain_when_done = lose_manager_at_the_end  # type: ignore[method-assign]
+        assert supervisor.run().reason == "done"
+        with pytest.raises(QueueError, match="the run is over"):
+            supervisor.queue.add_task(po("F", "quick", tmp_path))
+
+    assert play.is_completed("P") and play.status["total_tasks"] == 1
 
 
 @contextlib.contextmanager

@@ -182,3 +182,19 @@ def test_a_queue_that_was_drained_since_all_is_done_refuses_what_is_added_and_an
 
     assert counts(is_done, "total_tasks", "pending_tasks") == (0, 0)
     assert counts(is_interrupted, "total_tasks", "pending_tasks") == (1, 1)
+
+
+def test_a_queue_that_was_drained_since_all_is_done_lets_nothing_run_again() -> None:
+    queue = TaskQueue()
+    queue.add_task(ProcessingTask("a", {"po_number": "A"}))
+    queue.get_next_task("w")
+    queue.complete_task("a", "w", TaskResult(False, error_message="x"))
+    assert queue.drain_when_done(*queue.open_events()) == "drained"
+    before = queue.export_queue_report()["tasks"]
+
+    for run_again in (queue.requeue_failed, lambda: queue.retry_task("a", {"error": "once more"})):
+        with pytest.raises(QueueError, match="the run is over"):
+            run_again()
+
+    assert queue.export_queue_report()["tasks"] == before
+    assert counts(queue, "failed_tasks", "queue_length") == (1, 0)

@@ -662,7 +662,7 @@ def test_whatever_a_method_raises_comes_back_as_an_error_of_ours(error: str, mon
 
 
 def test_an_answer_that_cannot_be_pickled_is_an_error_of_this_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TaskQueue, "drain_queue", lambda self: threading.Lock())
+    monkeypatch.setattr(TaskQueue, "drain_queue", lambda self, **_: threading.Lock())
     with QueueService(start_method="fork") as service:
         queue = service.client()
 
@@ -896,12 +896,43 @@ def complete_one(queue: QueueClient) -> None:
     queue.complete_task(task_id, "w", TaskResult(True))
 
 
-def is_an_event_held(queue: QueueClient) -> bool:
-    """Whether the queue keeps an event for somebody: a reader that comes now could still have it."""
+def held_events(queue: QueueClient) -> list[Event]:
+    """What the queue keeps for somebody: a reader that comes now could still have it."""
     reader, _ = queue.open_events()
     held = queue.read_events(reader, 0)
     queue.close_events(reader)
-    return bool(held)
+    return held
+
+
+def test_a_handler_that_takes_long_is_not_taken_for_one_that_hangs(
+    queue: QueueClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue hears how far it is long before it has called all that it was told of at once."""
+    monkeypatch.setattr(client_module, "ASK_AGAIN_S", 0.0)
+    has_begun, go_on = threading.Event(), threading.Event()
+    held_at_last: list[list[str]] = []
+
+    def act(done: ProcessingTask) -> None:
+        if done.task_id == "P0":
+            has_begun.set()
+            assert go_on.wait(10.0)
+        if done.task_id == "P2":
+            held_at_last.append([event.task.task_id for event in held_events(queue) if event.task is not None])
+
+    def complete(number: str) -> None:
+        queue.add_task(task(number))
+        queue.get_next_task("w")
+        queue.complete_task(number, "w", TaskResult(True))
+
+    queue.set_event_handlers(on_task_complete=act)
+    complete("P0")
+    assert has_begun.wait(10.0)
+    complete("P1")
+    complete("P2")
+    go_on.set()
+
+    wait_until(lambda: held_at_last, "the last one is told")
+    assert held_at_last == [["P2"]]
 
 
 def listens(client: QueueClient) -> None:
@@ -927,7 +958,7 @@ def test_no_event_is_held_for_a_client_that_is_gone(
         come_and_go(service.client())
         complete_one(queue)
 
-        wait_until(lambda: not is_an_event_held(queue), "nothing is held")
+        wait_until(lambda: not held_events(queue), "nothing is held")
 
 
 def test_no_event_is_held_for_a_client_that_has_no_handlers_any_more(
@@ -938,7 +969,7 @@ def test_no_event_is_held_for_a_client_that_has_no_handlers_any_more(
     client.set_event_handlers(on_queue_full=None)
     complete_one(queue)
 
-    wait_until(lambda: not is_an_event_held(queue), "nothing is held", server_module.READ_ON_S / 2)
+    wait_until(lambda: not held_events(queue), "nothing is held", server_module.READ_ON_S / 2)
 
     heard: list[str] = []
     client.set_event_handlers(on_queue_empty=lambda: heard.append("empty"))
@@ -964,6 +995,24 @@ def test_handlers_hear_again_after_their_reader_was_closed_and_the_log_says_that
         return len(heard) > 1
 
     wait_until(is_heard, "it hears again")
+
+
+def test_a_client_says_whether_its_handler_is_at_work_and_not_of_one_that_hangs(
+    queue: QueueClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    queue.set_event_handlers(on_task_complete=lambda _: go_on.wait(10.0))
+    assert not queue.is_acting()
+
+    complete_one(queue)
+    wait_until(queue.is_acting, "it is at work")
+    with monkeypatch.context() as patch:
+        patch.setattr(client_module, "SILENCE_S", 0.0)
+        assert not queue.is_acting()
+    assert queue.is_acting()
+
+    go_on.set()
+    wait_until(lambda: not queue.is_acting(), "it has ended")
 
 
 class GappedClient(QueueClient):
