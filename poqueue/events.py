@@ -6,6 +6,7 @@ the queue; what it raises is logged and swallowed, since the change it hears of 
 
 import contextlib
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -142,7 +143,7 @@ class EventFeed:
         self._read_by: dict[int, int] = {}  # the thread that read last,
         self._read_at: dict[int, float] = {}  # and when
         self._without_data: set[int] = set()  # readers that need none
-        self._readers = 0
+        self._readers = int.from_bytes(os.urandom(4), "big")  # numbers that the queue before a replacement has not given
 
     def count(self, after: int) -> int:
         """How many there are with numbers above `after`, those that were dropped included."""

@@ -97,6 +97,14 @@ def test_a_reader_that_is_closed_is_told_so_instead_of_missing_events() -> None:
     assert [event.sequence for event in queue.read_events(again, after)] == [after + 1]
 
 
+def test_a_reader_of_a_queue_is_none_of_the_one_in_its_place() -> None:
+    _, reader, after = filled(1)
+    other, _, _ = filled(1)
+
+    with pytest.raises(QueueError, match=f"reader {reader} is closed"):
+        other.read_events(reader, after)
+
+
 def test_a_reader_that_is_closed_while_it_waits_is_told_so() -> None:
     queue, reader, after = filled(1)
     faults: list[BaseException] = []
