@@ -446,6 +446,18 @@ def test_an_interrupt_is_not_taken_for_a_fault_of_the_processor_that_is_imported
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_while_a_complete_run_is_told_of_leaves_its_exit_code(number: int, tmp_path: Path) -> None:
+    env = rung("import", "tabulate", number, "raised", tmp_path)
+    write_orders(tmp_path / "orders.csv", "A,give-up")
+
+    with started("run", "orders.csv", *BEHAVE, "--run-dir", "r", "-q", cwd=tmp_path, env=env) as run:
+        ended = run.wait(20.0).check(1)
+
+    assert "interrupted" not in ended.err and " x GiveUp" not in ended.err
+    assert outcomes(tmp_path / "r") == {"A": "failed"}
+
+
 # ── SIGKILL ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
