@@ -362,9 +362,10 @@ def test_what_ends_no_run_does_not_end_it_before_it_begins(before: list[str], nu
         if number == signal.SIGQUIT:
             wait_until(lambda: run.said("processor_check.py"), "its stack is shown")
         (tmp_path / "go").touch()
-        run.wait().check(0)
+        ended = run.wait().check(0)
 
     assert outcomes(tmp_path / "r") == {"A": "succeeded"}
+    assert "resource_tracker" not in ended.err  # multiprocessing's helper would be missed, and started again
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
