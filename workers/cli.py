@@ -298,7 +298,7 @@ def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bo
 def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resuming | None) -> int:
     from workers.batch import Batch
     from workers.progress import make_progress
-    from workers.signals import Interrupt, Termination, raise_interrupts
+    from workers.signals import Interrupt, Termination, let_interrupts_pass, raise_interrupts
     from workers.standard_output import leave_stdout
 
     gc.set_threshold(50_000, 20, 20)  # rows and results come by the thousand, and hold no cycles worth the looking for
@@ -313,16 +313,20 @@ def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resu
         return _report_check(book, to_run, as_json=arguments.json)
     progress.start()
     try:
-        report = batch.run()
-    finally:
-        progress.close()
-    try:
+        try:
+            report = batch.run()
+        finally:
+            progress.close()
         if arguments.json:
             _put_out(f"{json.dumps(_as_json(report))}\n")  # the code tells of the POs, heard or not
         if not settings.quiet or report.exit_code:
             _tell(report, arguments)
-    except (Interrupt, Termination):  # all has run and is written: only the telling is broken off
+    except (Interrupt, Termination):
+        if batch.report is None:
+            raise
+        report = batch.report  # all has run and is written: only the telling is broken off
         leave_stdout()
+    let_interrupts_pass()
     return report.exit_code
 
 
