@@ -142,6 +142,7 @@ class Batch:
         self.settings: RunSettings = resolved.settings
         self.spec = processor_spec(self.settings, target)
         self._progress = progress or SilentProgress(None)
+        self.report: BatchReport | None = None  # once the run is complete, whatever interrupts what follows
         self._done: Snapshot | None = None  # to be shown once all is written
         self.begun_at = time.time()
 
@@ -182,7 +183,8 @@ class Batch:
             until_the_end.enter_context(self._logging(run_dir))
             run = BatchRun(self, book, run_dir, signals, record, early)
             run.open_results()
-            return run.go(until_begun.close)
+            self.report = run.go(until_begun.close)
+            return self.report
 
     def _check_outputs(self, run_dir: Path | None) -> None:
         for path in (*self.settings.report, *([self.settings.results] if self.settings.results else [])):
@@ -204,7 +206,8 @@ class Batch:
                 until_begun.enter_context(going_on(run_dir))
                 left = read_left_behind(run_dir)
                 run = BatchRun(self, book, run_dir, signals, record, early, resuming, left)
-                return run.go(until_begun.close)
+                self.report = run.go(until_begun.close)
+                return self.report
         except JournalError as error:
             raise ConfigError(str(error)) from None
         finally:

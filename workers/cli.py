@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EXIT_USAGE, EXIT_ORDERS, EXIT_INTERNAL = 2, 3, 70
 NOTHING_RAN = "interrupted before anything ran"
+MOST_COMPARED = 2_000  # messages of errors at the end of a run: they take most of a second if they are long
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -297,7 +298,8 @@ def _go_on(arguments: argparse.Namespace, named: str | None, *, retry_failed: bo
 def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resuming | None) -> int:
     from workers.batch import Batch
     from workers.progress import make_progress
-    from workers.signals import raise_interrupts
+    from workers.signals import Interrupt, Termination, let_interrupts_pass, raise_interrupts
+    from workers.standard_output import leave_stdout
 
     gc.set_threshold(50_000, 20, 20)  # rows and results come by the thousand, and hold no cycles worth the looking for
     settings = resolved.settings
@@ -311,13 +313,20 @@ def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resu
         return _report_check(book, to_run, as_json=arguments.json)
     progress.start()
     try:
-        report = batch.run()
-    finally:
-        progress.close()
-    if arguments.json:
-        _put_out(f"{json.dumps(_as_json(report))}\n")  # the code tells of the POs, heard or not
-    if not settings.quiet or report.exit_code:
-        _tell(report, arguments)
+        try:
+            report = batch.run()
+        finally:
+            progress.close()
+        if arguments.json:
+            _put_out(f"{json.dumps(_as_json(report))}\n")  # the code tells of the POs, heard or not
+        if not settings.quiet or report.exit_code:
+            _tell(report, arguments)
+    except (Interrupt, Termination):
+        if batch.report is None:
+            raise
+        report = batch.report  # all has run and is written: only the telling is broken off
+        leave_stdout()
+    let_interrupts_pass()
     return report.exit_code
 
 
@@ -501,14 +510,22 @@ def _say_errors(report: BatchReport) -> None:
     from workers.error_text import normalised
     from workers.safe_text import safe_text
 
-    found: dict[tuple[str, str], Counter[str]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    first: dict[tuple[str, str], str] = {}
     for record in report.parts.records if report.parts is not None else ():
         for error in failed_attempts(record):
-            alike = error["error_type"], normalised(error["message"], record.po_number)
-            found.setdefault(alike, Counter())[error["message"]] += 1
+            said = error["error_type"], error["message"]
+            counts[said] += 1
+            first.setdefault(said, record.po_number)
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for (kind, message), count in counts.most_common(MOST_COMPARED):
+        alike = kind, normalised(message, first[kind, message])
+        found.setdefault(alike, Counter())[message] = count
     for (kind, text), messages in sorted(found.items(), key=lambda group: -group[1].total())[:5]:
         told = text if len(messages) > 1 else next(iter(messages))
         _say(safe_text(f"  {messages.total()} x {kind}: {told}", 200))
+    if rest := counts.total() - sum(messages.total() for messages in found.values()):
+        _say(f"  … and {rest} more, whose messages were not compared")
 
 
 def _resumed_text(resumed: dict[str, int], *, is_through: bool) -> str:

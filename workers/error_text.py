@@ -2,7 +2,8 @@
 
     "PO 4711: no route to 'https://a.example/x' after 3.2 s"  ──►  "PO <po>: no route to '…' after # s"
 
-Two messages with the same reduced text are taken for the same error. A status code stays: 429 is not 503.
+Two messages with the same reduced text are taken for the same error. A status code stays where it is said to be one:
+HTTP 429 is not HTTP 503.
 """
 
 import builtins
@@ -27,7 +28,8 @@ _PLACEHOLDERS = [  # in this order: what holds other things comes first
     (re.compile(r"\b0x[0-9a-f]+\b", re.IGNORECASE), "<hex>"),
     (re.compile(r"\b(?=[a-f]*[0-9])(?=[0-9]*[a-f])[0-9a-f]{8,64}\b", re.IGNORECASE), "<hex>"),
 ]
-_STATUS = r"(?<![^\W_])(?:http(?:/\d(?:\.\d)?)?(?: error)?|status|code)(?::? |[:=])[1-5]\d\d(?!\w|[.,:]\d)"
+_SAYS_STATUS = r"(?<![^\W_])(?:http(?:/\d(?:\.\d)?)?(?: error)?|status|(?:status|http|error)[ _-]?code)"
+_STATUS = rf"{_SAYS_STATUS}(?::? |[:=])[1-5]\d\d(?!\w|[.,:]\d)|(?<!\w)[45]\d\d (?:client|server) error\b"
 _NUMBER = re.compile(rf"({_STATUS})|[-+]?\d+(?:[.,:]\d+)*", re.IGNORECASE)
 _QUOTED = re.compile(r"""'.*'|".*"|`.*`|“.*”|‘.*’|«.*»""", re.DOTALL)  # greedy: what is quoted may hold a quote
 _ORDINARY = re.compile(r"[A-Za-z]?[a-z]{0,20}")

@@ -36,9 +36,10 @@ _MAX_ROUNDS = 50
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
     """Start processes inside: a Ctrl-C waits until they have their handlers."""
-    resource_tracker.ensure_running()  # it unblocks signals, so it has to be there first (bpo: see its source)
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)  # the tracker is to hold QUIT and HUP for good
     try:
+        resource_tracker.ensure_running()  # it unblocks INT and TERM here, so it has to be there first (see its source)
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)

@@ -289,7 +289,7 @@ def _check_fit(target: Any, name: str) -> None:
         return
     if not callable(target):
         raise ProcessorError(f"{what} is a {type(target).__name__}; a function or a class is needed")
-    _refuse_method(target, what)
+    _refuse_method(target, name)
     _refuse_async(target, what)
     _check_takes(target, 1, 2, f"{what}: the function must take (po) or (po, context)")
 
@@ -332,19 +332,38 @@ def _positional(function: Any) -> _Positional | None:
     return _Positional(code.co_varnames[bound : code.co_argcount], required, bool(code.co_flags & _HAS_REST))
 
 
-def _refuse_method(function: Any, what: str) -> None:
-    """Of a class, and not of an instance: it is a function like others, and would take the PO for its `self`."""
+def _refuse_method(function: Any, name: str) -> None:
+    """Of a class, and not of an instance: it is a function like others, and would take the PO for its `self`.
+
+    One in a class that is but a namespace is a function indeed.
+    """
     if type(function) is not FunctionType:
         return
-    *path, name = function.__qualname__.split(".")
-    owner: Any = sys.modules.get(function.__module__)
+    names = (name, f"{function.__module__}:{function.__qualname__}")  # that may be another name for it
+    owner, owner_name = next(filter(None, (_owner(function, one) for one in names)), (None, ""))
+    if owner is None:
+        return
+    has_process = callable(getattr(owner, "process", None))
+    takes = function.__code__.co_varnames[: function.__code__.co_argcount]
+    if takes[:1] not in (("self",), ("cls",)) and (len(takes) == 1 or not has_process):
+        return
+    way = f"name its class, {owner_name}, or " if has_process else ""
+    raise ProcessorError(
+        f"processor {name!r} is a method, and would get the PO as its self; {way}make it a static method"
+    )
+
+
+def _owner(function: Any, name: str) -> tuple[type, str] | None:
+    """The class that has the function by this name, inherited or not, and how that is written."""
+    module_name, _, attribute = name.partition(":")
+    *path, last = attribute.split(".")
+    owner: Any = sys.modules.get(module_name)
     for part in path:
         owner = getattr(owner, "__dict__", {}).get(part)
-    if isinstance(owner, type) and vars(owner).get(name) is function:  # a static method is none there
-        raise ProcessorError(
-            f"{what} is a method, and would get the PO as its self; name its class, "
-            f"{function.__module__}:{'.'.join(path)}, or make it a static method"
-        )
+    if not isinstance(owner, type):
+        return None
+    has_it = next((vars(kind)[last] for kind in owner.__mro__ if last in vars(kind)), None) is function
+    return (owner, f"{module_name}:{'.'.join(path)}") if has_it else None  # a static method is another there
 
 
 def _refuse_async(function: Any, what: str) -> None:

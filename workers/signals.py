@@ -35,6 +35,13 @@ def raise_interrupts() -> None:
             signal.signal(number, _show_stacks if number == signal.SIGQUIT else _raise)
 
 
+def let_interrupts_pass() -> None:
+    """INT, TERM and HUP do nothing from now on: all is done, and to let go of it takes a while after many POs."""
+    for number in NUMBERS:
+        if signal.getsignal(number) is _raise:
+            signal.signal(number, lambda number, frame: None)  # not SIG_IGN: what is started would inherit that
+
+
 def _raise(number: int, frame: FrameType | None) -> None:
     _raised.append(number)
     raise Interrupt if number == signal.SIGINT else Termination(128 + number)

@@ -21,6 +21,7 @@ from tests.integration.console import (
     write_orders,
 )
 from tests.integration.http_server import MisbehavingServer, answer
+from workers.cli import MOST_COMPARED
 from workers.processors.names import safe_name
 
 
@@ -137,6 +138,18 @@ def test_failures_are_counted_by_what_they_say(tmp_path: Path) -> None:
         "6 x RuntimeError: it went wrong row #",
         "4 x RuntimeError: it went wrong http 503",
         "2 x RuntimeError: it went wrong http 429",
+    ]
+
+
+def test_of_thousands_of_messages_the_most_frequent_are_counted_and_the_others_owned_up_to(tmp_path: Path) -> None:
+    rows = [f"P{number},fail row {number}" for number in range(MOST_COMPARED)]
+    ended = run_orders(tmp_path, *rows, "A,fail it is shut", "B,fail it is shut", options=("--retries", "0")).check(1)
+
+    told = [line.strip() for line in ended.err.splitlines() if " x " in line or " more, " in line]
+    assert told == [
+        f"{MOST_COMPARED - 1} x RuntimeError: it went wrong row #",
+        "2 x RuntimeError: it went wrong it is shut",
+        "… and 1 more, whose messages were not compared",
     ]
 
 

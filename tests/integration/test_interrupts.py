@@ -362,9 +362,10 @@ def test_what_ends_no_run_does_not_end_it_before_it_begins(before: list[str], nu
         if number == signal.SIGQUIT:
             wait_until(lambda: run.said("processor_check.py"), "its stack is shown")
         (tmp_path / "go").touch()
-        run.wait().check(0)
+        ended = run.wait().check(0)
 
     assert outcomes(tmp_path / "r") == {"A": "succeeded"}
+    assert "resource_tracker" not in ended.err  # multiprocessing's helper would be missed, and started again
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -412,11 +413,14 @@ def hook(event, arguments):
         Last() if os.environ["RING_HOW"] == "swallowed" else ring()
 
 sys.addaudithook(hook)
+if os.environ["RING_EVENT"] == "call":
+    sys.setprofile(lambda frame, event, argument: hook(event, [frame.f_code.co_qualname]))
 """
 
 
 def rung(event: str, at: str, number: int, how: str, tmp_path: Path) -> dict[str, str]:
-    """The environment of a command that gets a signal at the first audit event of this kind whose argument ends so."""
+    """The environment of a command that gets a signal at the first audit event of this kind whose argument ends so, or the
+    first call of a function of such a name."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(RINGS)
     write_orders(tmp_path / "orders.csv", "A,hang")
@@ -444,6 +448,28 @@ def test_an_interrupt_is_not_taken_for_a_fault_of_the_processor_that_is_imported
 
     assert "processor" not in ended.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("event", "at", "number"),
+    [
+        ("call", "EarlyStart.close", signal.SIGTERM),
+        ("import", "tabulate", signal.SIGINT),
+        ("call", "_put_out", signal.SIGHUP),
+    ],
+)
+def test_an_interrupt_once_the_run_is_complete_leaves_its_exit_code(
+    event: str, at: str, number: int, tmp_path: Path
+) -> None:
+    env = rung(event, at, number, "raised", tmp_path)
+    write_orders(tmp_path / "orders.csv", "A,give-up")
+
+    with started("run", "orders.csv", *BEHAVE, "--run-dir", "r", "-q", cwd=tmp_path, env=env) as run:
+        ended = run.wait(20.0).check(1)
+
+    assert "interrupted" not in ended.err
+    assert (" x GiveUp" in ended.err) == (at == "_put_out")  # by then all has been told
+    assert outcomes(tmp_path / "r") == {"A": "failed"}
 
 
 # ── SIGKILL ──────────────────────────────────────────────────────────────────────────────────────────────────────────

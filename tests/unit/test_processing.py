@@ -152,11 +152,35 @@ def test_a_method_is_refused_that_would_get_the_po_as_its_self(module: Callable[
     folder = module(f"{text}class Other(Session): ...\nprocess = Session.process")
 
     session = load("my_site:Session", folder)
-    for target in (session.process, "my_site:Session.process", "my_site:Other.process", "my_site:process"):
-        with pytest.raises(ProcessorError, match=r"is a method.*; name its class, my_site:Session, or"):
+    named = {"my_site:Session.process": "Session", "my_site:process": "Session", "my_site:Other.process": "Other"}
+    for target, owner in [(session.process, "Session"), *named.items()]:
+        with pytest.raises(ProcessorError, match=rf"is a method.*; name its class, my_site:{owner}, or"):
             load(target, folder)
     for target in (session.first, "my_site:Session.first", "my_site:Other.first"):
         assert load(target, folder)({}) == 1
+
+
+def test_a_method_of_a_class_without_process_is_refused_and_its_class_not_advised(module: Callable[[str], str]) -> None:
+    folder = module("class Portal:\n    def fetch(self, po): ...")
+
+    with pytest.raises(ProcessorError, match=r"is a method.* its self; make it a static method$"):
+        load("my_site:Portal.fetch", folder)
+
+
+def test_a_function_in_a_class_that_is_but_a_namespace_is_a_function(module: Callable[[str], str]) -> None:
+    folder = module(
+        """
+        class Sites:
+            def first(po): return 1
+            def second(po, context): return 2
+        class Alone:
+            def process(po): return 3
+        """
+    )
+
+    assert load("my_site:Sites.first", folder)({}) == 1
+    assert load("my_site:Sites.second", folder)({}, None) == 2
+    assert load("my_site:Alone.process", folder)({}) == 3
 
 
 def test_a_module_whose_attributes_raise_is_a_processor_error(module: Callable[[str], str]) -> None:

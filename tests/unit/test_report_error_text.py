@@ -21,8 +21,11 @@ Current thread 0x00007f12 (most recent call first):
     [
         ("HTTP 503 after 3.25 s", "HTTP 503 after # s"),
         ("http: 429, HTTP/1.1 503, HTTP Error 404: gone", "http: 429, HTTP/1.1 503, HTTP Error 404: gone"),
-        ("Status=200 status_code: 301 code 137", "Status=200 status_code: 301 code 137"),
-        ("code 99, code 600, code 4711, code 150.00", "code #, code #, code #, code #"),
+        ("Status=200 status_code: 301 error code 502", "Status=200 status_code: 301 error code 502"),
+        ("429 Client Error: busy, 503 Server Error", "429 Client Error: busy, 503 Server Error"),
+        ("1429 Client Error, 503 clients, -503 Server Error", "# Client Error, # clients, # Server Error"),
+        ("status 99, status 600, status 4711, status 150.00", "status #, status #, status #, status #"),
+        ("exit code 137, po code 123, code=404", "exit code #, po code #, code=#"),
         ("decode 200, HTTP -200, status 200ms", "decode #, HTTP #, status #ms"),
         ("couldn't open '/a b/c' or \"x\"", "couldn't open '…' or '…'"),
         ("PO 4711-A is gone: 4711-A", "PO <po> is gone: <po>"),
