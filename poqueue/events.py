@@ -143,7 +143,9 @@ class EventFeed:
         self._read_by: dict[int, int] = {}  # the thread that read last,
         self._read_at: dict[int, float] = {}  # and when
         self._without_data: set[int] = set()  # readers that need none
-        self._readers = int.from_bytes(os.urandom(4), "big")  # numbers that the queue before a replacement has not given
+        self._readers = int.from_bytes(
+            os.urandom(4), "big"
+        )  # numbers that the queue before a replacement has not given
 
     def count(self, after: int) -> int:
         """How many there are with numbers above `after`, those that were dropped included."""
