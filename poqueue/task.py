@@ -6,7 +6,7 @@ from enum import Enum
 from poqueue.hints import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 DEFAULT_PRIORITY = 5
-LEASE_AHEAD_S = 0.07  # how much work a worker may hold ahead,
+LEASE_AHEAD_S = 0.035  # how much work a worker may hold ahead,
 MAX_LEASES = 128  # and how many leases at most
 instance = tuple.__new__  # instance(Lease, (...)) is Lease(...) in a third of its time; for what is made for each PO
 

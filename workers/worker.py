@@ -46,9 +46,8 @@ logger = logging.getLogger(__name__)
 
 WAIT_S = 5.0
 ANSWER_S = 0.004  # an answer takes less, with all cores at work
-SHORT_S = LEASE_AHEAD_S / 2  # of a PO that takes longer none is held ahead
-HOLD_S = 0.1  # a lease held ahead is begun within this time, or not at all
-RELIEF_S = 0.25  # a PO that takes this long holds others up: the supervisor sees to them
+HOLD_S = 0.050  # a lease held ahead is begun within this time, or not at all
+RELIEF_S = 5 * HOLD_S  # a PO that takes this long holds others up: the supervisor sees to them
 STRAY_CHILD_EXIT = 70
 BOOT_EXIT = 3
 ASK_AGAIN_S = 0.1  # between tries to reach a queue that is away, or that cannot write its journal
@@ -239,7 +238,7 @@ class Worker:
             self._reports = []
             self._has_told = True
             # the supervisor reads what is kept while a slow PO runs, and what is in files takes room on the disk
-            if self._pace_s > SHORT_S or self._files.reports.has_lines:
+            if self._pace_s > LEASE_AHEAD_S or self._files.reports.has_lines:
                 self._forget_told()
         if is_last or grant.stop:
             self._forget_told()
@@ -268,7 +267,7 @@ class Worker:
         if not self._is_kept or _term_came:
             return
         limit = self._appetite(held=len(self._hand) + 1)
-        if limit < 1 or self._pace_s > SHORT_S or self._settings.max_memory_bytes is not None:
+        if limit < 1 or self._pace_s > LEASE_AHEAD_S or self._settings.max_memory_bytes is not None:
             return
         keeps = [lease.token, *(other.token for other in self._hand)]
         until = monotonic() + HOLD_S

@@ -11,7 +11,7 @@ from workers.worker import ANSWER_S, HOLD_S, leases_ahead
 @pytest.mark.parametrize(
     ("pace_s", "left", "leases"),
     [
-        (1.0, 10_000, 1), (0.010, 10_000, 7), (0.001, 10_000, 70), (1e-5, 10_000, MAX_LEASES), (0.0, 10_000, MAX_LEASES),
+        (1.0, 10_000, 1), (0.010, 10_000, 3), (0.001, 10_000, 35), (1e-5, 10_000, MAX_LEASES), (0.0, 10_000, MAX_LEASES),
         (0.001, 20, 10), (0.001, 3, 1), (0.001, 1, 1), (0.001, 0, 1),
     ],
 )  # fmt: skip
