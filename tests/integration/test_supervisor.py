@@ -549,6 +549,18 @@ def test_what_a_receiver_of_events_adds_is_done_before_the_run_is_over(tmp_path:
     assert play.status["completed_tasks"] == play.status["total_tasks"] == 21
 
 
+def at_each_look(supervisor: Supervisor, tell: Callable[[str], None]) -> None:
+    """Have it told each time what came of the look whether that is the end."""
+    look = supervisor._keeper.drain_when_done
+
+    def look_and_tell() -> str:
+        state = look()
+        tell(state)
+        return state
+
+    supervisor._keeper.drain_when_done = look_and_tell  # type: ignore[method-assign]
+
+
 def test_what_a_handler_of_events_adds_is_done_before_the_run_is_over(tmp_path: Path) -> None:
     """Though it is still called when the run has nothing left to do, and looks whether that is the end."""
     has_looked = threading.Event()
@@ -559,15 +571,7 @@ def test_what_a_handler_of_events_adds_is_done_before_the_run_is_over(tmp_path: 
             supervisor.queue.add_task(po("F", "quick", tmp_path))
 
     with on_stage(tmp_path) as (supervisor, play):
-        look = supervisor._keeper.drain_when_done
-
-        def tell_of_look() -> str:
-            state = look()
-            if state not in ("busy", "unread"):
-                has_looked.set()
-            return state
-
-        supervisor._keeper.drain_when_done = tell_of_look  # type: ignore[method-assign]
+        at_each_look(supervisor, lambda state: has_looked.set() if state not in ("busy", "unread") else None)
         supervisor.queue.set_event_handlers(on_task_complete=follow)
         supervisor.queue.add_task(po("P", "quick", tmp_path))
         end = supervisor.run()
@@ -588,15 +592,12 @@ def test_what_a_handler_adds_is_done_though_the_manager_that_called_it_was_lost(
             supervisor.queue.add_task(po("F", "quick", tmp_path))
 
     with on_stage(tmp_path, journal=tmp_path / "journal") as (supervisor, play):
-        look = supervisor._keeper.drain_when_done
 
-        def tell_of_look() -> str:
-            state = look()
+        def tell_of_look(state: str) -> None:
             if state not in ("busy", "unread") and lost and supervisor._service.pid != lost[0]:
                 has_looked.set()
-            return state
 
-        supervisor._keeper.drain_when_done = tell_of_look  # type: ignore[method-assign]
+        at_each_look(supervisor, tell_of_look)
         supervisor.queue.set_event_handlers(on_task_complete=follow)
         supervisor.queue.add_task(po("P", "quick", tmp_path))
         end = supervisor.run()
@@ -615,15 +616,7 @@ def test_a_run_that_is_interrupted_takes_what_another_one_is_to_go_on_with(tmp_p
 
 def test_what_is_added_after_the_end_is_refused_by_another_manager_as_well(tmp_path: Path) -> None:
     with on_stage(tmp_path, po("P", "quick", tmp_path), journal=tmp_path / "journal") as (supervisor, play):
-        look = supervisor._keeper.drain_when_done
-
-        def lose_manager_at_the_end() -> str:
-            state = look()
-            if state == "drained":
-                kill_manager(supervisor)
-            return state
-
-        supervisor._keeper.drain_when_done = lose_manager_at_the_end  # type: ignore[method-assign]
+        at_each_look(supervisor, lambda state: kill_manager(supervisor) if state == "drained" else None)
         assert supervisor.run().reason == "done"
         with pytest.raises(QueueError, match="the run is over"):
             supervisor.queue.add_task(po("F", "quick", tmp_path))
