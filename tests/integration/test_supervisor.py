@@ -1368,7 +1368,7 @@ def test_time_in_which_the_callers_code_did_not_run_counts_against_no_po(tmp_pat
         end_script(run)
 
 
-@pytest.mark.parametrize("where", ["feed", "on_show"])
+@pytest.mark.parametrize("where", ["feed", "on_show", "on_event"])
 def test_a_caller_whose_code_takes_long_in_every_turn_keeps_no_po_alive(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1386,17 +1386,20 @@ def test_a_caller_whose_code_takes_long_in_every_turn_keeps_no_po_alive(
             take_long()
             yield po(f"P{len(taken)}", "quick", tmp_path)
 
-    def note_failure(event: Event) -> None:
+    def follow(event: Event) -> None:
         ended.extend(["H"] if event.kind == "failed" else [])
+        if where == "on_event" and event.kind == "completed" and not ended:
+            take_long()
+            supervisor.queue.add_task(po(f"P{len(taken)}", "quick", tmp_path))  # whose end is the next turn's event
 
-    settings = {"on_event": note_failure, "on_show": (lambda _: take_long()) if where == "on_show" else None}
+    settings = {"on_event": follow, "on_show": (lambda _: take_long()) if where == "on_show" else None}
     with on_stage(tmp_path, po("H", "hang", tmp_path), **settings) as (supervisor, play):
         wait_until(has_begun(tmp_path, 1), "H has begun")
-        supervisor.feed(slow_tasks() if where == "feed" else ())
+        supervisor.feed({"feed": slow_tasks(), "on_event": [po("P0", "quick", tmp_path)]}.get(where, ()))
         supervisor.run()
 
     assert play.errors("H") == ["TaskTimeout"]
-    assert len(taken) < 20
+    assert 1 < len(taken) < 20
     assert "stood still" not in caplog.text
 
 
