@@ -7,8 +7,8 @@ from poqueue.config import QueueConfig, check_max_retries, check_seconds, check_
 from poqueue.hints import Any
 from poqueue.ids import new_id
 from poqueue.ledger import Entry
-from poqueue.packing import FrozenTask, pack_task
-from poqueue.payload import is_duration, is_json
+from poqueue.packing import FrozenTask
+from poqueue.payload import freeze_po, is_duration, is_json
 from poqueue.task import DEFAULT_PRIORITY, ProcessingTask, Report
 
 _WHOLE = frozenset({int})
@@ -16,17 +16,18 @@ _WHOLE = frozenset({int})
 
 def admit(task: ProcessingTask | FrozenTask, priority: int, config: QueueConfig, needs_json: bool) -> Entry:
     """A new task as the queue keeps it, with the settings that it does not bring itself."""
-    packed: tuple[Any, ...] = task if type(task) is FrozenTask else pack_task(task, needs_json)
-    task_id, po_number, payload, own_priority, retries, delay, timeout, group = packed
-    if type(payload) is not bytes:
-        raise ValueError(f"invalid task data: it is frozen to bytes, got {type(payload).__name__}")
-    if needs_json and not is_json(payload):
-        raise ValueError("invalid task data: a queue with a journal takes it as JSON")
-    if not isinstance(po_number, str) or not po_number.strip():
-        raise ValueError(f"invalid task: po_number must be non-blank text, got {po_number!r}")
-    if not isinstance(group, str):
+    if type(task) is FrozenTask:
+        task_id, po_number, payload, own_priority, retries, delay, timeout, group = task
+        _check_frozen(po_number, payload, needs_json)
+    elif isinstance(task, ProcessingTask):
+        po_number, payload = freeze_po(task.po_data, needs_json)
+        task_id, own_priority, group = task.task_id, task.priority, task.group
+        retries, delay, timeout = task.max_retries, task.retry_delay, task.task_timeout
+    else:
+        raise ValueError(f"invalid task: a ProcessingTask is needed, got {type(task).__name__}")
+    if type(group) is not str and not isinstance(group, str):
         raise ValueError(f"invalid task: group must be text, got {group!r}")
-    if not isinstance(task_id, str):
+    if type(task_id) is not str and not isinstance(task_id, str):
         raise ValueError(f"invalid task: task_id must be text, got {task_id!r}")
     if type(priority) is not int or not 1 <= priority <= 10:
         check_whole(priority, "priority", minimum=1, maximum=10)
@@ -47,6 +48,15 @@ def admit(task: ProcessingTask | FrozenTask, priority: int, config: QueueConfig,
     else:
         check_timeout(timeout)
     return Entry(task_id or new_id(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, group)
+
+
+def _check_frozen(po_number: Any, payload: Any, needs_json: bool) -> None:
+    if type(payload) is not bytes:
+        raise ValueError(f"invalid task data: it is frozen to bytes, got {type(payload).__name__}")
+    if needs_json and not is_json(payload):
+        raise ValueError("invalid task data: a queue with a journal takes it as JSON")
+    if not isinstance(po_number, str) or not po_number.strip():
+        raise ValueError(f"invalid task: po_number must be non-blank text, got {po_number!r}")
 
 
 def check_exchange(reports: Any, limit: Any, wait_s: Any, turn: Any) -> None:

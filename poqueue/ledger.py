@@ -9,7 +9,7 @@ from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from itertools import islice
 
 from poqueue.hints import Any
-from poqueue.task import PENDING, PROCESSING, TaskRecord, instance
+from poqueue.task import COMPLETED, PENDING, PROCESSING, TaskRecord, instance
 from poqueue.task import TaskStatus as S
 
 TRANSITIONS: dict[S, frozenset[S]] = {  # every arrow a task may take; nothing else in the project writes a status
@@ -22,6 +22,7 @@ TRANSITIONS: dict[S, frozenset[S]] = {  # every arrow a task may take; nothing e
     S.COMPLETED: frozenset(),
 }
 TERMINAL = (S.COMPLETED, S.FAILED)
+_LEASABLE = frozenset(before for before, after in TRANSITIONS.items() if PROCESSING in after)
 _NOTHING: dict[int, "Entry"] = {}
 
 
@@ -141,15 +142,16 @@ class Ledger:
                 return tasks[rank]
         return None
 
-    def knows_any(self, ids: set[str]) -> bool:
+    def knows_any(self, ids: Iterable[str]) -> bool:
         """Whether one of these is the id of a task."""
-        return not self._by_id.keys().isdisjoint(ids)  # this way round it looks at those few only
+        return any(map(self._by_id.__contains__, ids))
 
-    def add(self, entries: Collection[Entry]) -> None:
-        """Take new tasks in, as PENDING."""
+    def add(self, entries: Sequence[Entry], first_rank: int, now: float, at: float) -> None:
+        """Take new tasks in, as PENDING, under ranks from the first one on."""
         by_id, pending, by_po = self._by_id, self._by_status[PENDING], self._by_po
-        for entry in entries:
-            by_id[entry.task_id] = pending[entry.rank] = entry
+        for rank, entry in enumerate(entries, first_rank):
+            entry.rank, entry.ready, entry.created_at = rank, now, at
+            by_id[entry.task_id] = pending[rank] = entry
             known = by_po.setdefault(entry.po_number, entry)
             if known is not entry:  # rare: most PO numbers are held by one task, which then needs no list
                 if isinstance(known, list):
@@ -159,17 +161,37 @@ class Ledger:
         self.counts[PENDING] += len(entries)
         self.added += len(entries)
 
-    def lease(self, entries: Sequence[Entry], worker_id: str) -> None:
-        """A worker holds tasks from now on; each has its token."""
-        self.move(entries, PROCESSING)
+    def lease(
+        self, entries: Sequence[Entry], first_token: int, worker_id: str, now: float, at: float
+    ) -> tuple[int, float]:
+        """A worker holds tasks from now on, under tokens from the first one on.
+
+        Returns:
+            How many of them have their first attempt, and how long they had been ready together, seconds.
+        """
+        by_status, counts, running = self._by_status, self.counts, self._by_status[PROCESSING]
+        started, waited_s = 0, 0.0
         held, tasks = self._held.get(worker_id), self._by_worker.get(worker_id)
         if held is None:
             held = self._held[worker_id] = {}
         if tasks is None:
             # also while it holds some: an undo forgets it first, and a signal handler may lease in between
             tasks = self._by_worker[worker_id] = {}
-        for entry in entries:
-            held[entry.token] = tasks[entry.rank] = entry
+        for token, entry in enumerate(entries, first_token):
+            before, rank = entry.status, entry.rank
+            if before not in _LEASABLE:
+                raise _no_arrow(entry, PROCESSING)
+            entry.token, entry.worker_id, entry.leased, entry.assigned_at = token, worker_id, now, at
+            entry.attempt = attempt = entry.attempt + 1
+            started += attempt == 1
+            if now > entry.ready:
+                waited_s += now - entry.ready
+            del by_status[before][rank]
+            running[rank] = tasks[rank] = held[token] = entry
+            counts[before] -= 1
+            counts[PROCESSING] += 1
+            entry.status = PROCESSING
+        return started, waited_s
 
     def held_by(self, worker_id: str) -> dict[int, Entry]:
         """What a worker holds now, by token, in the order of the leases; not to be changed."""
@@ -186,25 +208,42 @@ class Ledger:
         held = ((worker_id, held) for worker_id, held in self._held.items() if held)
         return {worker_id: min(entry.leased for entry in entries.values()) for worker_id, entries in held}
 
-    def move(self, entries: Iterable[Entry], status: S, now: float = 0.0) -> None:
-        """Follow one arrow of the table, each of these tasks. To COMPLETED or FAILED: `now` is remembered, for retention."""
-        by_status, counts, is_end = self._by_status, self.counts, status in TERMINAL
-        target = by_status[status]
+    def complete(self, entries: Sequence[Entry], now: float) -> None:
+        """These tasks, all held by one worker, are done; `now` is remembered, for retention."""
+        processing, completed, counts = self._by_status[PROCESSING], self._by_status[COMPLETED], self.counts
+        worker_id = entries[0].worker_id or ""
+        held = self._held.get(worker_id, _NOTHING)
         for entry in entries:
-            before, rank = entry.status, entry.rank
-            if status not in TRANSITIONS[before]:
-                raise AssertionError(f"task {entry.task_id}: {before.name} may not become {status.name}")
-            if before is PROCESSING:
-                self._let_go(entry)
-            del by_status[before][rank]
-            target[rank] = entry
-            counts[before] -= 1
-            counts[status] += 1
-            entry.status = status
-            if is_end:
-                entry.finished = now
-                self._finished.append(entry)
-                self._finished_at.append(now)
+            if entry.status is not PROCESSING:
+                raise _no_arrow(entry, COMPLETED)
+            rank = entry.rank
+            held.pop(entry.token, None)
+            del processing[rank]
+            completed[rank] = entry
+            counts[PROCESSING] -= 1
+            counts[COMPLETED] += 1
+            entry.status, entry.finished = COMPLETED, now
+            self._finished.append(entry)
+            self._finished_at.append(now)
+        if not held:
+            self._held.pop(worker_id, None)
+
+    def move(self, entry: Entry, status: S, now: float = 0.0) -> None:
+        """Follow one arrow of the table. To COMPLETED or FAILED: `now` is remembered, for retention."""
+        before, rank = entry.status, entry.rank
+        if status not in TRANSITIONS[before]:
+            raise _no_arrow(entry, status)
+        if before is PROCESSING:
+            self._let_go(entry)
+        del self._by_status[before][rank]
+        self._by_status[status][rank] = entry
+        self.counts[before] -= 1
+        self.counts[status] += 1
+        entry.status = status
+        if status in TERMINAL:
+            entry.finished = now
+            self._finished.append(entry)
+            self._finished_at.append(now)
 
     def forget_worker(self, entry: Entry, worker_id: str) -> None:
         """The worker never began the task."""
@@ -313,3 +352,7 @@ class Ledger:
         for worker_id in workers | {entry.worker_id}:
             if worker_id is not None:
                 self.forget_worker(entry, worker_id)
+
+
+def _no_arrow(entry: Entry, status: S) -> AssertionError:
+    return AssertionError(f"task {entry.task_id}: {entry.status.name} may not become {status.name}")

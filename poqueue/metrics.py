@@ -138,12 +138,15 @@ class Metrics:
         self.retries_ended += 1
         self.retries_succeeded += succeeded
 
-    def completed(self, durations: Sequence[float], now: float) -> None:
-        """Tasks ended well, each after so many seconds of work."""
-        total_s, longest_s = sum(durations), max(durations)
+    def completed(self, worker_id: str, busy_s: float, durations: Sequence[float], now: float) -> None:
+        """Tasks of a worker ended well: so many seconds it worked on them together, and so long they took, as each says."""
+        worker = self._workers.get(worker_id) or self._gone.get(worker_id)
+        if worker is not None:
+            worker.busy_s += busy_s
+            worker.last = now
         self.durations += len(durations)
-        self.duration_sum_s += total_s
-        self.duration_max_s = max(self.duration_max_s, longest_s)
+        self.duration_sum_s += sum(durations)
+        self.duration_max_s = max(self.duration_max_s, *durations)
         self.histogram.add(durations)
         if now - self._latest > MOMENT_S:
             self._count_latest()

@@ -12,7 +12,7 @@ from poqueue.hints import Any
 from poqueue.ledger import Entry, Ledger
 from poqueue.metrics import Metrics
 from poqueue.schedule import Schedule
-from poqueue.task import COMPLETED, PENDING, PROCESSING
+from poqueue.task import PENDING, PROCESSING
 from poqueue.task import TaskStatus as S
 
 End = tuple[
@@ -40,24 +40,12 @@ class Moves:
 
     def add(self, entries: Sequence[Entry], first_rank: int, now: float, at: float) -> None:
         """New tasks wait, in this order, behind all others of their priorities."""
-        for rank, entry in enumerate(entries, first_rank):
-            entry.rank, entry.ready, entry.created_at = rank, now, at
-        self._ledger.add(entries)
+        self._ledger.add(entries, first_rank, now, at)
         self._schedule.add(entries)
 
     def lease(self, entries: Sequence[Entry], first_token: int, worker_id: str, now: float, at: float) -> None:
         """A worker has their next attempts."""
-        waited_s, started = 0.0, 0
-        for token, entry in enumerate(entries, first_token):
-            entry.token = token
-            entry.attempt = attempt = entry.attempt + 1
-            entry.worker_id = worker_id
-            entry.leased = now
-            entry.assigned_at = at
-            started += attempt == 1
-            if now > entry.ready:
-                waited_s += now - entry.ready
-        self._ledger.lease(entries, worker_id)
+        started, waited_s = self._ledger.lease(entries, first_token, worker_id, now, at)
         self._metrics.dispatched(worker_id, len(entries), started, waited_s, now)
 
     def complete(self, ends: Sequence[End], now: float, at: float) -> int:
@@ -75,9 +63,8 @@ class Moves:
                 timeouts.note(entry.group, spent_s)
             entries.append(entry)
             durations.append(stated_s or held_s)
-        self._ledger.move(entries, COMPLETED, now)
-        self._metrics.worked(entries[0].worker_id or "", worked_s, now)
-        self._metrics.completed(durations, now)
+        self._ledger.complete(entries, now)
+        self._metrics.completed(entries[0].worker_id or "", worked_s, durations, now)
         return self._schedule.end(entries)
 
     def fail(
@@ -90,7 +77,7 @@ class Moves:
         entry.result = result
         entry.completed_at = at
         entry.is_unwanted = False  # that is how it was to end
-        self._ledger.move([entry], S.FAILED, now)
+        self._ledger.move(entry, S.FAILED, now)
         return may_run
 
     def cancel(self, entry: Entry, details: dict[str, Any], now: float, at: float) -> None:
@@ -99,7 +86,7 @@ class Moves:
         entry.error_history = (*entry.error_history, _wish(entry, details, at))
         entry.completed_at = at
         entry.is_unwanted = False  # that is how it was to end
-        self._ledger.move([entry], S.FAILED, now)
+        self._ledger.move(entry, S.FAILED, now)
 
     def retry(
         self, entry: Entry, details: dict[str, Any], due: float, busy_s: float | None, now: float, at: float
@@ -167,13 +154,13 @@ class Moves:
         return self._schedule.end(self._ledger.take_cleared(worker_id, keeps))
 
     def _put_back(self, entry: Entry) -> None:
-        self._ledger.move([entry], PENDING)
+        self._ledger.move(entry, PENDING)
         entry.worker_id, entry.token = None, 0
         self._schedule.put_back(entry)
 
     def _wait(self, entry: Entry, due: float) -> None:
         entry.completed_at = entry.result = None
-        self._ledger.move([entry], S.RETRY_PENDING)
+        self._ledger.move(entry, S.RETRY_PENDING)
         self._schedule.delay(entry, due)
 
     def _stop(self, entry: Entry, busy_s: float | None, now: float) -> int:

@@ -164,8 +164,11 @@ def _fields_of(result: TaskResult) -> tuple[Any, ...]:
 
 
 def _frozen(result: TaskResult, payload: bytes) -> FrozenResult:
-    seconds = float(result.processing_time) if is_duration(result.processing_time) else 0.0
-    message = None if result.error_message is None else str(result.error_message)
+    seconds, message = result.processing_time, result.error_message
+    if type(seconds) is not float or not 0.0 <= seconds <= MAX_DURATION_S:
+        seconds = float(seconds) if is_duration(seconds) else 0.0
+    if message is not None:
+        message = str(message)
     return instance(FrozenResult, (bool(result.success), seconds, message, payload))
 
 

@@ -52,8 +52,9 @@ class Schedule:
 
     def add(self, entries: Iterable[Entry]) -> None:
         """New tasks: ready, each behind all others of its priority."""
+        lanes, by_priority = self._lanes, self._by_priority
         for entry in entries:
-            self._lane(entry).fresh.append(entry)
+            lanes[entry.priority - 1 if by_priority else 0].fresh.append(entry)
 
     def put_back(self, entry: Entry) -> None:
         """A task that may run at once, at its original rank."""

@@ -205,7 +205,7 @@ class TaskQueue:
         """
         self._announce()
         entry = admit(task, priority, self._config, self._journal is not None)
-        self._add([entry], [entry.task_id])
+        self._add((entry,), (entry.task_id,))
         return entry.task_id
 
     def add_tasks(self, tasks: Sequence[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
@@ -936,8 +936,7 @@ class TaskQueue:
             raise QueueError("the run is over: what is added now, or is to run again, would never start")
 
     def _guard_new_ids(self, ids: Sequence[str]) -> None:
-        fresh = set(ids)
-        if len(fresh) == len(ids) and not self._ledger.knows_any(fresh):
+        if not self._ledger.knows_any(ids) and (len(ids) == 1 or len(set(ids)) == len(ids)):
             return
         seen: set[str] = set()
         for task_id in ids:
@@ -1149,25 +1148,21 @@ class TaskQueue:
 
     def _do_all(self, decisions: Decisions, now: float, at: float) -> None:
         ends, verdicts = decisions
-        if ends:
-            self._complete(ends, now, at)
+        if ends:  # successes come by the hundred: each step is done for all of them
+            may_run = self._moves.complete(ends, now, at)
+            if self._delivery.is_heard or self._feed.is_read:
+                self._note_all("completed", [end[0] for end in ends])
+            if self._halt.is_set:
+                for _ in ends:
+                    self._count_end(succeeded=True)
+            if may_run:
+                self._work.notify(may_run)
         for verdict in verdicts:
             self._do(verdict, now, at)
         self._ledger.expire(now - self._config.retention_s)
         if self._full_was_told:
             self._rearm_full()
         self._note_if_empty()
-
-    def _complete(self, ends: Sequence[End], now: float, at: float) -> None:
-        """Successes come by the hundred: each step is done for all of them."""
-        may_run = self._moves.complete(ends, now, at)
-        if self._delivery.is_heard or self._feed.is_read:
-            self._note_all("completed", [end[0] for end in ends])
-        if self._halt.is_set:
-            for _ in ends:
-                self._count_end(succeeded=True)
-        if may_run:
-            self._work.notify(may_run)
 
     def _do(self, verdict: Verdict, now: float, at: float) -> None:
         kind, entry, details, result, delay_s, seconds = verdict

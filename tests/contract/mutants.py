@@ -85,8 +85,8 @@ MUTANTS = {
     ),
     "completions are not counted": Mutant(
         "ledger.py",
-        "counts[status] += 1",
-        "counts[status] += status is not S.COMPLETED",
+        "counts[COMPLETED] += 1",
+        "counts[COMPLETED] += 0",
         "test_status_and_metrics.py::test_the_counts_agree_with_the_lists",
     ),
     "one attempt too many": Mutant(

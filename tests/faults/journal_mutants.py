@@ -6,7 +6,7 @@ As a pytest plugin (`-p tests.faults.journal_mutants`) this plants the bug that 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -88,10 +88,9 @@ def _any_worker(decide_reports: Any) -> Any:
 
 
 def _miscounted(move: Any) -> Any:
-    def mutant(self: Ledger, entries: Iterable[Entry], status: TaskStatus, now: float = 0.0) -> None:
-        moved = list(entries)
-        move(self, moved, status, now)
-        self.counts[S.FAILED] -= status is S.FAILED and moved[0].retry_count > 0
+    def mutant(self: Ledger, entry: Entry, status: TaskStatus, now: float = 0.0) -> None:
+        move(self, entry, status, now)
+        self.counts[S.FAILED] -= status is S.FAILED and entry.retry_count > 0
 
     return mutant
 

@@ -249,8 +249,8 @@ def test_a_replay_does_not_hold_all_that_there_ever_was(
         told = snapshot(queue)
     read, held = Ledger.add, []
 
-    def add(ledger: Ledger, entries: list[Entry]) -> None:
-        read(ledger, entries)
+    def add(ledger: Ledger, entries: list[Entry], *place: float) -> None:
+        read(ledger, entries, *place)  # type: ignore[arg-type]
         if entries[0].rank % 100 == 0:
             gc.collect()
             held.append(sum(type(one) is Entry for one in gc.get_objects()))

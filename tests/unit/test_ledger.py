@@ -5,7 +5,6 @@ from collections import deque
 import pytest
 
 from poqueue.ledger import Entry, Ledger
-from poqueue.task import COMPLETED
 
 
 def entry(rank: int) -> Entry:
@@ -27,12 +26,12 @@ def test_a_place_in_the_order_of_ends_stays_while_a_step_is_under_way(step: str)
             return at
 
     ledger, entries = Ledger(), [entry(rank) for rank in (1, 2, 3)]
-    ledger.add(entries)
-    ledger.lease(entries, "w1")
-    ledger.move(entries[:2], COMPLETED, now=1.0)
+    ledger.add(entries, 1, 0.0, 0.0)
+    ledger.lease(entries, 1, "w1", 0.0, 0.0)
+    ledger.complete(entries[:2], now=1.0)
     ledger._finished_at = Times(ledger._finished_at)
     if step == "an end":
-        ledger.move(entries[2:], COMPLETED, now=2.0)
+        ledger.complete(entries[2:], now=2.0)
     else:
         ledger.expire(1.5)
 
