@@ -10,19 +10,17 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workers.batch_run import BatchReport
     from workers.orders import OrderBook
     from workers.resolved import Resolved
     from workers.resume import Resuming
 
 EXIT_USAGE, EXIT_ORDERS, EXIT_INTERNAL = 2, 3, 70
 NOTHING_RAN = "interrupted before anything ran"
-MOST_COMPARED = 2_000  # messages of errors at the end of a run: they take most of a second if they are long
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -317,10 +315,13 @@ def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resu
             report = batch.run()
         finally:
             progress.close()
+        from workers.outcome_text import outcome_json, outcome_lines
+
         if arguments.json:
-            _put_out(f"{json.dumps(_as_json(report))}\n")  # the code tells of the POs, heard or not
+            _put_out(f"{json.dumps(outcome_json(report))}\n")  # the code tells of the POs, heard or not
         if not settings.quiet or report.exit_code:
-            _tell(report, arguments)
+            for line in outcome_lines(report, arguments.config):
+                _say(line)
     except (Interrupt, Termination):
         if batch.report is None:
             raise
@@ -401,7 +402,7 @@ def _config_show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# ---------------------------------------------------------------------- what people see at the end
+# ---------------------------------------------------------------------- --check
 
 
 def _count_left(book: OrderBook, resuming: Resuming) -> int:
@@ -464,170 +465,3 @@ def _list_invalid(book: OrderBook) -> None:
         _say(safe_text(str(row)))
     if len(book.invalid) > SHOWN_ROWS:
         _say(f"… and {len(book.invalid) - SHOWN_ROWS} more invalid rows")
-
-
-def _tell(report: BatchReport, arguments: argparse.Namespace) -> None:
-    from tabulate import tabulate
-
-    from workers.run_dir import typed
-
-    if report.run_dir is None:
-        _say(report.message)
-        return
-    accounts = report.accounts
-    ran = report.tasks["succeeded"] + report.tasks["failed"] - report.resumed.get("done_before", 0)
-    rate = f", {ran / report.seconds:.1f} POs/s" if ran > 0 and report.seconds else ""
-    rows = [
-        ("succeeded", report.tasks["succeeded"], accounts.succeeded),
-        ("failed", report.tasks["failed"], accounts.failed),
-        ("not run", report.tasks["not_run"], accounts.not_run),
-        ("duplicate", "", accounts.duplicate),
-        ("invalid", "", accounts.invalid),
-        ("total", sum(report.tasks.values()), accounts.rows),
-    ]
-    _say()
-    _say(tabulate(rows, headers=("outcome", "POs", "rows"), tablefmt="simple"))
-    _say()
-    for line in accounts.lines():
-        _say(line)
-    _say(f"{report.seconds:.1f} s{rate}")
-    _say_errors(report)
-    if report.resumed:
-        _say(_resumed_text(report.resumed, is_through=not report.tasks["not_run"]))
-    inside = {path: path.resolve().parent == report.run_dir for path in report.files.values()}
-    _say(f"files in {typed(report.run_dir)}: {', '.join(path.name for path in inside if inside[path])}")
-    if elsewhere := [typed(path) for path in inside if not inside[path]]:
-        _say(f"files elsewhere: {', '.join(elsewhere)}")
-    if report.message:
-        _say(report.message)
-    for line in _ways_on(report, arguments):
-        _say(line)
-
-
-def _say_errors(report: BatchReport) -> None:
-    """The most frequent ones, by what they say as in the report; in full where all of them say the very same."""
-    from poqueue.report import failed_attempts
-    from workers.error_text import normalised
-    from workers.safe_text import safe_text
-
-    counts: Counter[tuple[str, str]] = Counter()
-    first: dict[tuple[str, str], str] = {}
-    for record in report.parts.records if report.parts is not None else ():
-        for error in failed_attempts(record):
-            said = error["error_type"], error["message"]
-            counts[said] += 1
-            first.setdefault(said, record.po_number)
-    found: dict[tuple[str, str], Counter[str]] = {}
-    for (kind, message), count in counts.most_common(MOST_COMPARED):
-        alike = kind, normalised(message, first[kind, message])
-        found.setdefault(alike, Counter())[message] = count
-    for (kind, text), messages in sorted(found.items(), key=lambda group: -group[1].total())[:5]:
-        told = text if len(messages) > 1 else next(iter(messages))
-        _say(safe_text(f"  {messages.total()} x {kind}: {told}", 200))
-    if rest := counts.total() - sum(messages.total() for messages in found.values()):
-        _say(f"  … and {rest} more, whose messages were not compared")
-
-
-def _resumed_text(resumed: dict[str, int], *, is_through: bool) -> str:
-    again = " and ran again" if is_through else ""  # else it may be one of these that did not
-    words = {
-        "done_before": "had ended before",
-        "interrupted": f"were running when the run was killed{again}",
-        "requeued": f"had failed{again}",
-        "changed": f"changed in the file{again}",
-        "new": "are new in the file",
-        "removed": "are in the file no longer",
-        "left_out": "are left out by the limit",
-    }
-    told = [f"{resumed[key]} POs {text}" for key, text in words.items() if resumed[key]]
-    return "resumed: " + ("; ".join(told) or "no PO had ended before")
-
-
-def _ways_on(report: BatchReport, arguments: argparse.Namespace) -> list[str]:
-    """The exact commands that run the failures again, and what is left."""
-    import shlex
-
-    from workers.run_dir import typed
-
-    assert report.run_dir is not None
-    failed, rest = report.accounts.failed, report.tasks["not_run"]
-    if report.is_resumable:
-        run = shlex.quote(typed(report.run_dir))
-        if rest:
-            return [f"go on with the rest: poqueue run --resume {run}"]
-        lines = [f"run the failures again: poqueue retry {run}"] if failed else []
-    else:
-        has_file = failed and "failed.csv" in report.files
-        lines = [f"run the failures again: {_again(report, 'failed.csv', arguments.config)}"] if has_file else []
-        if rest and "not_run.csv" not in report.files:
-            lines.append("this run cannot go on, and what is left of it could not be written: run the order file anew")
-    if "not_run.csv" in report.files:
-        lines.append(f"run the rest: {_again(report, 'not_run.csv', arguments.config)}")
-    return lines
-
-
-def _again(report: BatchReport, name: str, config: Path | None) -> str:
-    """The command that runs a file of left-over rows as this run did, whatever the environment and `config` say."""
-    import shlex
-
-    from workers.run_dir import typed
-    from workers.settings import SETTINGS
-
-    words = ["poqueue", "run", typed(report.files[name])]
-    if config is not None:
-        words += ["--config", str(config)]
-    bases = [_settings_here(config, os.environ), _settings_here(config, {})]  # another terminal has another environment
-    wanted = {key: entry["value"] for key, entry in report.head["run"]["settings"].items()}
-    # Plain CSV, whatever the first file was; all of it, and into a place of its own.
-    wanted |= dict.fromkeys(("sheet", "limit", "run_dir", "results"))
-    wanted["encoding"] = "utf-8" if any(base["encoding"] for base in bases) else None
-    wanted["delimiter"] = "," if any(base["delimiter"] for base in bases) else None
-    wanted["map"] = {**dict.fromkeys((field for base in bases for field in base["map"]), ""), **wanted["map"]}
-    if wanted["command"] is not None:
-        del wanted["processor"]
-    for base in bases:
-        if wanted["command"] is None and base["command"] is not None:
-            base |= {"processor": None, "command": None, "shell": False}
-    for key, value in wanted.items():
-        if key not in ("check", "report") and any(value != base[key] for base in bases):
-            words += _as_words(next(flag for flag in SETTINGS[key].flags if flag.startswith("--")), value)
-    return shlex.join(words)
-
-
-def _settings_here(config: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
-    """The settings that a command has which gives none."""
-    from poqueue.errors import ConfigError
-    from workers.resolved import load_settings, render_config
-
-    try:
-        resolved = load_settings({}, config, environ)
-    except ConfigError:  # a run that goes on does not read the environment
-        resolved = load_settings({}, None, {})
-    return {key: value for key, value, _ in render_config(resolved)}
-
-
-def _as_words(flag: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [flag] if value else [flag.replace("--", "--no-", 1)]
-    if isinstance(value, dict):
-        pairs = ["=".join(pair) for pair in value.items()]
-        return [word for pair in pairs for word in (flag, pair.replace(",", r"\,") if flag == "--map" else pair)]
-    if flag == "--verbose":
-        return ["-" + "v" * value] if value else []
-    return [flag, "none" if value is None else str(value)]
-
-
-def _as_json(report: BatchReport) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {
-        "exit_code": report.exit_code,
-        "reason": report.reason,
-        "message": report.message,
-        "accounts": asdict(report.accounts),
-        "pos": report.tasks,
-        "seconds": round(report.seconds, 3),
-        "run_dir": str(report.run_dir) if report.run_dir else None,
-        "resumed": report.resumed,
-        "files": {name: str(path) for name, path in report.files.items()},
-    }

@@ -21,7 +21,7 @@ from tests.integration.console import (
     write_orders,
 )
 from tests.integration.http_server import MisbehavingServer, answer
-from workers.cli import MOST_COMPARED
+from workers.outcome_text import MOST_COMPARED
 from workers.processors.names import safe_name
 
 
