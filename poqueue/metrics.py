@@ -144,14 +144,16 @@ class Metrics:
         if worker is not None:
             worker.busy_s += busy_s
             worker.last = now
-        self.durations += len(durations)
+        count, longest_s = len(durations), max(durations)
+        self.durations += count
         self.duration_sum_s += sum(durations)
-        self.duration_max_s = max(self.duration_max_s, *durations)
+        if longest_s > self.duration_max_s:
+            self.duration_max_s = longest_s
         self.histogram.add(durations)
         if now - self._latest > MOMENT_S:
             self._count_latest()
             self._latest = now
-        self._latest_count += len(durations)
+        self._latest_count += count
 
     def failed(self, now: float) -> None:
         """A task's last attempt failed."""
