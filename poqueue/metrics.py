@@ -147,8 +147,7 @@ class Metrics:
         count, longest_s = len(durations), max(durations)
         self.durations += count
         self.duration_sum_s += sum(durations)
-        if longest_s > self.duration_max_s:
-            self.duration_max_s = longest_s
+        self.duration_max_s = max(self.duration_max_s, longest_s)
         self.histogram.add(durations)
         if now - self._latest > MOMENT_S:
             self._count_latest()
