@@ -79,6 +79,8 @@ class Metrics:
         self.tasks_retried = 0
         self.retries_ended = 0
         self.retries_succeeded = 0
+        self.retries_needed = 0  # the most that a task which then ended well has used
+        self.retried_in_vain = 0  # tasks that failed for good after a retry or more
         self.waited_s = 0.0
         self.durations = 0
         self.failures = 0
@@ -133,10 +135,12 @@ class Metrics:
             worker.busy_s += busy_s
             worker.last = now
 
-    def retry_ended(self, *, succeeded: bool) -> None:
-        """An attempt after the first one succeeded or failed."""
+    def retry_ended(self, retries: int, *, succeeded: bool) -> None:
+        """An attempt after the first one, a task's retry of this number, succeeded or failed."""
         self.retries_ended += 1
         self.retries_succeeded += succeeded
+        if succeeded and retries > self.retries_needed:
+            self.retries_needed = retries
 
     def completed(self, worker_id: str, busy_s: float, durations: Sequence[float], now: float) -> None:
         """Tasks of a worker ended well: so many seconds it worked on them together, and so long they took, as each says."""

@@ -58,7 +58,7 @@ class Moves:
             entry.result = result
             entry.completed_at = at
             if entry.retry_count:
-                self._metrics.retry_ended(succeeded=True)
+                self._metrics.retry_ended(entry.retry_count, succeeded=True)
             if timeouts is not None:  # as measured: a limit is held against the clock, not what is stated
                 timeouts.note(entry.group, spent_s)
             entries.append(entry)
@@ -73,6 +73,7 @@ class Moves:
         """The attempt failed, and with it the task."""
         may_run = self._stop(entry, busy_s, now)
         self._metrics.failed(now)
+        self._metrics.retried_in_vain += entry.retry_count > 0
         self._note_error(entry, details, at)
         entry.result = result
         entry.completed_at = at
@@ -174,7 +175,7 @@ class Moves:
     def _note_error(self, entry: Entry, details: dict[str, Any], at: float) -> None:
         entry.crashes = 0  # no more in a row
         if entry.retry_count:
-            self._metrics.retry_ended(succeeded=False)
+            self._metrics.retry_ended(entry.retry_count, succeeded=False)
         occurrence = _occurrence(entry, details, at)
         self._errors.add(occurrence["error_type"], occurrence["message"], entry.po_number, at)
         entry.error_history = (*entry.error_history, occurrence)

@@ -790,9 +790,9 @@ class TaskQueue:
         with self._lock:
             metrics, counts = self._metrics, self._ledger.counts
             measured = tuning.Measured(
-                counts[COMPLETED], counts[S.FAILED], metrics.tasks_retried, metrics.retries_ended,
-                metrics.average_duration_s(), metrics.duration_max_s,
-                percentage(metrics.retries_succeeded, metrics.retries_ended), metrics.histogram.buckets(),
+                counts[COMPLETED], counts[S.FAILED], metrics.tasks_retried, metrics.retries_succeeded,
+                metrics.retried_in_vain, metrics.retries_needed, metrics.average_duration_s(), metrics.duration_max_s,
+                metrics.histogram.buckets(),
             )  # fmt: skip
             config = self._config
         return tuning.advise(

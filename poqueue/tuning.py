@@ -41,17 +41,19 @@ class Measured:
 
     Attributes:
         retried: tasks of which at least one attempt was retried.
-        retries_ended: attempts that were retries; of 0 the percentage of those that succeeded says nothing.
+        recovered, in_vain: of those, the ones that then ended well, and that failed for good.
+        retries_needed: the most that one used which recovered.
         durations: (seconds, count) of completed tasks, the shortest first.
     """
 
     completed: int = 0
     failed: int = 0
     retried: int = 0
-    retries_ended: int = 0
+    recovered: int = 0
+    in_vain: int = 0
+    retries_needed: int = 0
     average_s: float = 0.0
     longest_s: float = 0.0
-    retry_success_percent: float = 0.0
     durations: tuple[tuple[float, int], ...] = ()
 
 
@@ -102,7 +104,7 @@ def advise(
     workers = _workers(expected_task_count, worker_count, machine, reasons)
     advice: dict[str, Any] = {
         "task_timeout": _timeout(duration_s, seen, measured, reasons),
-        "max_retries": retries_for(max_retries, measured.retries_ended, measured.retry_success_percent, reasons),
+        "max_retries": retries_for(max_retries, measured.recovered, measured.in_vain, measured.retries_needed, reasons),
         "retry_delay": _retry_delay(retry_delay, duration_s, seen, reasons),
         "worker_count": workers,
         "leases_ahead": _leases_ahead(duration_s, seen, reasons),
@@ -152,27 +154,34 @@ def _timeout(duration_s: float, seen: str, measured: Measured, reasons: dict[str
     return timeout_s
 
 
-def retries_for(max_retries: int, ended: int, success_percent: float, reasons: dict[str, str]) -> int:
-    """How many retries, from what retries have brought; the reason goes into `reasons`.
+def retries_for(max_retries: int, recovered: int, in_vain: int, needed: int, reasons: dict[str, str]) -> int:
+    """How many retries, from what they have brought; the reason goes into `reasons`.
+
+    No share of retries that succeed is reckoned with: tasks differ, and one that failed after all may be one that no retry helps.
 
     Args:
         max_retries: as configured.
-        ended: attempts that were retries, and have ended.
-        success_percent: how many of them succeeded.
+        recovered, in_vain: tasks that were retried and then ended well, or failed for good.
+        needed: the most retries that one needed which ended well.
     """
+    ended = recovered + in_vain
     if not ended:
-        reasons["max_retries"] = f"as configured ({max_retries}): no retry has ended yet to learn from"
+        reasons["max_retries"] = f"as configured ({max_retries}): nothing that was retried has ended yet"
         return max_retries
-    if success_percent < 5.0:
-        reasons["max_retries"] = f"retries hardly help here: {success_percent:.0f} % of {ended} succeeded"
-        return min(max_retries, 1)
-    fails = 1.0 - min(99.0, success_percent) / 100.0
-    needed = max(1, math.ceil(math.log(0.01) / math.log(fails)))
-    reasons["max_retries"] = (
-        f"{success_percent:.0f} % of {ended} retries succeeded: {min(10, needed)} retries leave "
-        f"{100.0 * fails ** min(10, needed):.2g} % of the failing tasks failed"
-    )
-    return min(10, needed)
+    found = f"{recovered or 'none'} of {ended} that were retried recovered"
+    found += f", needing {needed} at most" if recovered else ""
+    if recovered and needed > max_retries:
+        reasons["max_retries"] = found
+        return needed
+    ample = 2 * needed + 1  # a task that is lost costs more than retries in vain
+    if ended >= MIN_MEASURED and in_vain and ample < max_retries:
+        reasons["max_retries"] = f"{found}; {ample} leaves room for others"
+        return ample
+    caution = "; too few to go by" if ended < MIN_MEASURED else ""
+    if not caution and in_vain and needed == max_retries:
+        caution = "; more may help the others"
+    reasons["max_retries"] = f"as configured ({max_retries}): {found}{caution}"
+    return max_retries
 
 
 def _retry_delay(retry_delay: float, duration_s: float, seen: str, reasons: dict[str, str]) -> float:
@@ -238,7 +247,8 @@ def measured_histories(measured: Measured) -> list[History]:
     durations = _quantiles(measured.durations, HISTORIES) or [measured.average_s] * HISTORIES
     scale = measured.average_s / (sum(durations) / len(durations))  # the buckets are coarse; their mean is known
     retried = round(HISTORIES * min(1.0, measured.retried / ended))
-    in_vain = round(retried * (1.0 - measured.retry_success_percent / 100.0)) if measured.retries_ended else 0
+    retries_told = measured.recovered + measured.in_vain
+    in_vain = round(retried * measured.in_vain / retries_told) if retries_told else 0
     step = max(1, HISTORIES // max(1, retried))
     histories: list[History] = []
     for number, seconds in enumerate(durations):

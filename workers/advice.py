@@ -95,13 +95,14 @@ def recommend(
     """Advise on workers, timeout, retries and start method, and predict the batch with and without it."""
     now = rules_of(settings, machine.cores)
     reasons: dict[str, str] = {}
-    success = 100.0 * measurement.retries_helped / measurement.retries if measurement.retries else 0.0
     timeout_s = recommended_timeout(measurement, reasons)
     if settings.task_timeout.share:
         reasons["task_timeout"] += (
             "; the prediction as set reckons with the most that the share of the median may come to"
         )
-    retries = retries_for(settings.max_retries, measurement.retries, success, reasons)
+    retries = retries_for(
+        settings.max_retries, measurement.recovered, measurement.in_vain, measurement.retries_needed, reasons
+    )
     if not measurement.failures and len(measurement.histories) < len(priorities):
         unseen = min(1.0, 3.0 / len(measurement.histories))
         reasons["max_retries"] += f"; up to {unseen:.1%} of all POs may still need some (rule of three)"

@@ -38,8 +38,8 @@ class Measurement:
         seconds: of the attempts that ended well, ascending, as they were beside each other; histories: each as if alone.
         failures: failed attempts by type.
         hung: POs of which an attempt was killed by its timeout, with the longest that one ran.
-        retried, recovered: POs that were retried, or wait for that, and those of them that ended well.
-        retries, retries_helped: attempts that were retries, and those of them that ended well.
+        retried: POs that were retried, or wait for that.
+        recovered, in_vain: those of them that ended well, and that failed for good.
         cpu_share: of the time of all attempts, the part in which they computed; None: not measured.
         rss_bytes: the most that a worker held; None: not measured.
         jobs: how many attempts ran at once.
@@ -57,8 +57,7 @@ class Measurement:
     hung: dict[str, float]
     retried: int
     recovered: int
-    retries: int
-    retries_helped: int
+    in_vain: int
     cpu_share: float | None
     rss_bytes: int | None
     longest_by_po: dict[str, float]
@@ -77,6 +76,11 @@ class Measurement:
             return "waits"
         return "computes" if self.cpu_share > COMPUTES_ABOVE else "both"
 
+    @property
+    def retries_needed(self) -> int:
+        """The most that a PO needed to end well; for one that waits for its retry, as many as it needs at least."""
+        return max((len(history) - 1 for history in self.histories if history[-1].outcome == COMPLETED), default=0)
+
 
 def measured_from_history(attempts: Iterable[AttemptRecord]) -> Measurement:
     """Sum up attempts, PO by PO in order; what was interrupted, or still runs, is left out.
@@ -93,7 +97,6 @@ def measured_from_history(attempts: Iterable[AttemptRecord]) -> Measurement:
         raise OrdersError(f"no attempt ended well ({listed or 'there was none'}): there is nothing to learn from")
     usual_s = statistics.median(one.seconds or 0.0 for one in everything if one.outcome == "completed")
     retried = [group for group in groups if len(group) > 1 or _is_open(group)]
-    retries = [one for group in retried for one in group[1:]]
     computed = [(getattr(one, "cpu_s", None), one.seconds) for one in everything]
     known = [(cpu_s, seconds) for cpu_s, seconds in computed if cpu_s is not None and seconds]
     return Measurement(
@@ -105,8 +108,7 @@ def measured_from_history(attempts: Iterable[AttemptRecord]) -> Measurement:
         hung=_longest_of(one for one in everything if one.error_type == TIMEOUT_ERROR),
         retried=len(retried),
         recovered=sum(group[-1].outcome == "completed" for group in retried),
-        retries=len(retries),
-        retries_helped=sum(one.outcome == "completed" for one in retries),
+        in_vain=sum(group[-1].outcome == "failed" for group in retried),
         cpu_share=sum(cpu_s for cpu_s, _ in known) / sum(seconds for _, seconds in known) if known else None,
         rss_bytes=max((getattr(one, "max_rss_bytes", None) or 0 for one in everything), default=0) or None,
         longest_by_po=_longest_of(one for one in everything if one.outcome == "completed"),

@@ -91,6 +91,23 @@ def test_what_went_wrong_in_the_sample_is_in_the_advice(tmp_path: Path, temporar
 
 
 @pytest.mark.once
+def test_a_retry_that_one_po_of_many_needed_is_kept_and_none_is_added_for_those_that_never_recover(
+    tmp_path: Path, temporary: Path
+) -> None:
+    path = orders(tmp_path, *["fail-until 2"] * 24, "fail-until 4", *["fail"] * 3, *["ok"] * 8)
+
+    ended = tune(tmp_path, temporary, str(path), *BEHAVE, "--sample", "36", "--retry-delay", "20ms", "--json").check(0)
+
+    found = json.loads(ended.out)
+    assert found["advice"]["max_retries"] == {
+        "now": 3,
+        "advice": 3,
+        "why": "as configured (3): 25 of 28 that were retried recovered, needing 3 at most; more may help the others",
+    }
+    assert found["predicted"]["now"]["failed"] == found["predicted"]["advised"]["failed"] == 3
+
+
+@pytest.mark.once
 def test_the_start_of_workers_is_measured_by_both_methods(tmp_path: Path, temporary: Path) -> None:
     path = orders(tmp_path, *["ok"] * 12)
 

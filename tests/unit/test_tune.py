@@ -114,7 +114,7 @@ def test_attempts_become_histories_by_po() -> None:
         [(math.inf, "retry"), (1.0, "retry")],
     ]
     assert found.seconds == [1.0, 3.0]
-    assert (found.attempts, found.retried, found.recovered, found.retries, found.retries_helped) == (5, 2, 1, 2, 1)
+    assert (found.attempts, found.retried, found.recovered, found.in_vain, found.retries_needed) == (5, 2, 1, 1, 1)
     assert found.failures == {"ValueError": 2, TIMEOUT_ERROR: 1}
     assert found.hung == {"PO-3": 9.0}
 
@@ -145,7 +145,7 @@ def test_a_po_that_waits_for_its_retry_is_no_po_that_fails_for_ever() -> None:
 
     found = advised(measurement, pos=21)
 
-    assert (measurement.retried, measurement.recovered, measurement.retries) == (1, 0, 0)
+    assert (measurement.retried, measurement.recovered, measurement.in_vain) == (1, 0, 0)
     assert [(one.seconds, one.outcome) for one in measurement.histories[-1]] == [
         (math.inf, RETRY), (1.0, COMPLETED)
     ]  # fmt: skip
@@ -252,13 +252,82 @@ def test_the_pos_that_a_timeout_would_have_killed_are_named() -> None:
     assert tuned.would_kill(measurement, 0.5) == ["PO-77", *(f"PO-{n}" for n in range(20))]
 
 
-def test_hopeless_pos_get_one_retry_and_those_that_recover_as_many_as_they_need() -> None:
-    hopeless = [*(well(n) for n in range(20)), *(badly(77, "failed" if n == 3 else "retry") for n in range(4))]
-    helped = [*(well(n) for n in range(20)), badly(77), badly(77), well(77)]
+def needing(*retries: int, tried: int = 3) -> Measurement:
+    """Of POs that needed so many retries each, where there were so many; 20 others had no need of any."""
+    attempts = [well(n) for n in range(20)]
+    for number, needed in enumerate(retries, 20):
+        attempts += [badly(number) for _ in range(min(needed, tried))]
+        attempts.append(well(number) if needed <= tried else badly(number, "failed"))
+    return measured_from_history(attempts)
 
-    assert advised(measured_from_history(hopeless))["advice"]["max_retries"]["advice"] == 1
-    assert advised(measured_from_history(helped))["advice"]["max_retries"]["advice"] == 7
-    assert advised(measured_from_history(helped[:20]))["advice"]["max_retries"]["advice"] == 3
+
+NEVER = 1_000
+
+
+@pytest.mark.parametrize(
+    ("retries", "why"),
+    [
+        ([], "nothing that was retried has ended yet; up to"),
+        ([1], "1 of 1 that were retried recovered, needing 1 at most; too few to go by"),
+        ([NEVER] * 5 + [2] * 5, "5 of 10 that were retried recovered, needing 2 at most; too few to go by"),
+        ([NEVER] * 19, "none of 19 that were retried recovered; too few to go by"),
+        ([1] * 30 + [3], "31 of 31 that were retried recovered, needing 3 at most"),
+        ([NEVER] * 10 + [1] * 20, "20 of 30 that were retried recovered, needing 1 at most"),
+        ([NEVER] * 10 + [3] * 20, "20 of 30 that were retried recovered, needing 3 at most; more may help the others"),
+    ],
+)
+def test_retries_are_as_configured_where_nothing_measured_speaks_against_them(retries: list[int], why: str) -> None:
+    found = advised(needing(*retries))["advice"]["max_retries"]
+
+    assert found["advice"] == 3
+    assert found["why"].startswith(f"as configured (3): {why}")
+
+
+@pytest.mark.parametrize(
+    ("retries", "fewer", "why"),
+    [
+        ([NEVER] * 20, 1, "none of 20 that were retried recovered; 1 leaves room for others"),
+        (
+            [NEVER] * 10 + [2] * 10,
+            5,
+            "10 of 20 that were retried recovered, needing 2 at most; 5 leaves room for others",
+        ),
+        ([NEVER] + [5] * 30, 10, "as configured (10): 30 of 31 that were retried recovered, needing 5 at most"),
+        ([4] * 30, 10, "as configured (10): 30 of 30 that were retried recovered, needing 4 at most"),
+    ],
+)
+def test_fewer_retries_are_far_more_than_any_po_needed_and_only_where_some_are_in_vain(
+    retries: list[int], fewer: int, why: str
+) -> None:
+    found = advised(needing(*retries, tried=10), settings=RunSettings(max_retries=10))["advice"]["max_retries"]
+
+    assert (found["advice"], found["why"]) == (fewer, why)
+
+
+def test_a_po_that_recovered_is_not_lost_to_fewer_retries_that_are_set_now() -> None:
+    found = advised(needing(1, 5, NEVER, tried=6), settings=RunSettings(max_retries=2), pos=23)
+
+    assert found["advice"]["max_retries"] == {
+        "now": 2, "advice": 5, "why": "2 of 3 that were retried recovered, needing 5 at most"
+    }  # fmt: skip
+    assert (found["predicted"]["now"]["failed"], found["predicted"]["advised"]["failed"]) == (2, 1)
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 3, 4, 6, NEVER]), max_size=40), st.integers(0, 7), st.integers(0, 2))
+def test_no_advice_is_worse_than_what_is_set_in_its_own_prediction(
+    retries: list[int], max_retries: int, waiting: int
+) -> None:
+    attempts = [badly(n) for n in range(100, 103) for _ in range(waiting)]  # the run has not come to their end
+    measurement = needing(*retries, tried=6)
+    open_ones = measured_from_history([*attempts, well(0)]).histories
+    measurement = replace(measurement, histories=[*measurement.histories, *open_ones])
+    settings = RunSettings(max_retries=max_retries, jobs=2)
+
+    found = recommend(measurement, [5] * len(measurement.histories), settings, MACHINE)
+
+    now, better = found.now.run, found.advised.run
+    assert better.failed <= now.failed
+    assert better.attempts <= now.attempts or better.failed < now.failed
 
 
 def test_what_may_fail_unseen_is_told_by_the_rule_of_three_only_where_nothing_failed() -> None:
@@ -466,6 +535,22 @@ def worked(queue: TaskQueue, clock: Clock, seconds: list[float], failing: int = 
         queue.complete_task(task.task_id, "w", TaskResult(True, [], one))
 
 
+def retried(queue: TaskQueue, clock: Clock, *retries: int) -> None:
+    """Tasks that need so many retries each."""
+    for number, needed in enumerate(retries):
+        queue.add_task(ProcessingTask(po_data={"po_number": f"PO-retried-{number}"}))
+        for attempt in range(1_000):
+            task = queue.get_next_task("w")
+            assert task is not None
+            clock.now += 1.0
+            if attempt == needed:
+                queue.complete_task(task.task_id, "w", TaskResult(True, [], 1.0))
+                break
+            if not queue.retry_task(task.task_id, {"error_type": "ValueError", "error": "no"}):
+                break
+            clock.now += 10_000.0
+
+
 def test_the_advice_says_whether_it_rests_on_what_was_given_or_measured() -> None:
     clock = Clock()
     queue = TaskQueue(clock=clock)
@@ -509,6 +594,54 @@ def test_measured_retries_are_in_the_prediction() -> None:
     )
 
 
+def test_those_retried_in_vain_are_in_the_prediction_as_many_as_they_were() -> None:
+    clock = Clock()
+    queue = TaskQueue(clock=clock)
+    worked(queue, clock, [1.0] * 90)
+    retried(queue, clock, *[1, NEVER] * 5)
+
+    predicted_s = queue.optimize_for_workload(100, 1.0, 1)["predicted_completion_s"]
+
+    assert predicted_s == pytest.approx(90 + 5 * 2 + 5 * 4 + 5 + 10 + 20, rel=0.3)
+    assert "x 1.20 attempts" in queue.optimize_for_workload(100, 1.0, 1)["reasons"]["predicted_completion_s"]
+
+
+@pytest.mark.parametrize(
+    ("retries", "most", "advice", "why"),
+    [
+        (
+            [NEVER] * 5 + [2] * 5,
+            3,
+            3,
+            "as configured (3): 5 of 10 that were retried recovered, needing 2 at most; too few",
+        ),
+        ([1] * 30 + [3], 3, 3, "as configured (3): 31 of 31 that were retried recovered, needing 3 at most"),
+        ([NEVER] * 20, 3, 1, "none of 20 that were retried recovered; 1 leaves room for others"),
+        ([NEVER] * 10 + [2] * 10, 10, 5, "10 of 20 that were retried recovered, needing 2 at most; 5 leaves room"),
+    ],
+)
+def test_a_queue_advises_on_retries_by_what_its_tasks_needed(
+    retries: list[int], most: int, advice: int, why: str
+) -> None:
+    clock = Clock()
+    queue = TaskQueue(max_retries=most, clock=clock)
+    retried(queue, clock, *retries)
+
+    found = queue.optimize_for_workload(1000, 1.0, 2)
+
+    assert found["max_retries"] == advice
+    assert found["reasons"]["max_retries"].startswith(why)
+
+
+def test_a_queue_that_is_set_to_fewer_retries_than_a_task_needed_is_told_so() -> None:
+    clock = Clock()
+    queue = TaskQueue(max_retries=5, clock=clock)
+    retried(queue, clock, 1, 4)
+    queue.update_configuration(max_retries=2)
+
+    assert queue.optimize_for_workload(1000, 1.0, 2)["max_retries"] == 4
+
+
 def test_a_retry_that_has_not_ended_says_nothing_against_retries() -> None:
     clock = Clock()
     queue = TaskQueue(clock=clock)
@@ -520,7 +653,7 @@ def test_a_retry_that_has_not_ended_says_nothing_against_retries() -> None:
     advice = queue.optimize_for_workload(1000, 1.0, 2)
 
     assert advice["max_retries"] == 3
-    assert "no retry has ended yet" in advice["reasons"]["max_retries"]
+    assert "nothing that was retried has ended yet" in advice["reasons"]["max_retries"]
     assert advice["predicted_completion_s"] == pytest.approx(500.0 * 31 / 30, rel=0.05)
 
 
