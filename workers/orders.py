@@ -404,7 +404,9 @@ class _Collector:
         return row
 
     def _read_amount(self, number: int, row: Row, cell: Cell, text: str) -> None:
-        if is_plain(text) or not isinstance(cell, str):
+        if not isinstance(cell, str):  # a number: its dot, if it has one, is of as_text
+            return
+        if is_plain(text):
             if "." in text:
                 self._decimal_marks.add(".")
             return

@@ -551,6 +551,14 @@ def test_without_a_sign_of_the_convention_the_reading_is_noted(read):
     assert "2 amounts, such as in row 2 (read as 1.234), can be read two ways" in book.notes[0]
 
 
+def test_a_number_of_a_workbook_has_no_mark_that_would_tell_how_its_texts_are_read(tmp_path, read):
+    rows = [["po_number", "amount"], ["A", 99.5], ["B", "5,50"], ["C", "1.234"], ["D", 2.125]]
+    book = read(workbook(tmp_path / "w.xlsx", {"Orders": rows}), "orders.xlsx")
+
+    assert [order["amount"] for order in book.orders] == ["99.5", "5.50", "1234", "2.125"]
+    assert book.notes == []
+
+
 def test_an_amount_that_cannot_be_read_stays_as_it_is(read):
     book = read("po_number,amount\nA,NA\nB, ask \nC,\n")
 
