@@ -1,7 +1,8 @@
 """Amounts of money as people write them, read exactly.
 
 Both conventions of separators are read ("1,234.50" and "1.234,50", also blanks and apostrophes between
-thousands), with a currency sign or code on either side, and with a minus before, after, or as parentheses.
+thousands), with a currency sign or code on either side, and with a minus before, after, or as parentheses
+round the number or round all of it.
 
 One shape can be read two ways: a single mark with exactly three digits after it ("1,234", "1.234").
 It is read by the first of these that applies:
@@ -30,15 +31,15 @@ _SIGNS = r"(?:[A-Z]{1,3})?[$¢£¤¥฿₠-⃀]"
 _CURRENCY = rf"(?:(?:{_CODES}|{_WORDS}|{_SIGNS})\s*)*"
 _NUMBER = r"[0-9.,'](?:[0-9.,' ]*[0-9.,])?"
 _WRITTEN = re.compile(
-    rf"(?P<open>\()?\s*(?P<before>[-+])?\s*{_CURRENCY}(?P<within>[-+])?\s*(?P<number>{_NUMBER})"
-    rf"\s*(?P<after>-)?\s*{_CURRENCY}(?P<last>-)?\s*(?P<close>\))?",
+    rf"(?P<open>\()?\s*(?P<before>[-+])?\s*{_CURRENCY}(?P<within>[-+(])?\s*(?P<number>{_NUMBER})"
+    rf"\s*(?P<after>[-)])?\s*{_CURRENCY}(?P<last>-)?\s*(?P<close>\))?",
     re.IGNORECASE,
 )
 _GROUPED = re.compile(
     r"[0-9]{1,3}(?P<mark>[.,' ])(?:[0-9]{2,3}(?P=mark))*[0-9]{3}(?P<decimals>(?!(?P=mark))[.,][0-9]*)?"
 )
 _UNGROUPED = re.compile(r"[0-9]+[.,]?[0-9]*|[.,][0-9]+")
-_SCIENTIFIC = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?[eE](?P<exponent>[-+]?[0-9]{1,3})")
+_SCIENTIFIC = re.compile(r"[-+]?[0-9]+(?:(?P<mark>[.,])[0-9]+)?[eE](?P<exponent>[-+]?[0-9]{1,3})")
 _PLAIN = re.compile(r"-?[0-9]{1,40}(?:\.(?:[0-9]{1,2}|[0-9]{4,15}))?")  # says the same in every convention
 _BLANKS_AND_QUOTES = str.maketrans(
     {"\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2019": "'", "\u2018": "'", "\u2212": "-"}
@@ -79,7 +80,9 @@ def read_amount(text: str) -> AmountReading | None:
         return None
     text = text.strip().translate(_BLANKS_AND_QUOTES)
     if scientific := _SCIENTIFIC.fullmatch(text):
-        return AmountReading(Decimal(text)) if abs(int(scientific["exponent"])) <= MAX_EXPONENT else None
+        if abs(int(scientific["exponent"])) > MAX_EXPONENT:
+            return None
+        return AmountReading(Decimal(text.replace(",", ".")), None, scientific["mark"])
     written = _WRITTEN.fullmatch(text)
     sign = written and _sign(written)
     if written is None or sign is None:
@@ -112,12 +115,8 @@ def as_settled(text: str, amount: str) -> str:
 
 def _sign(written: re.Match[str]) -> str | None:
     """ "-" or "", or None when the signs contradict each other or a parenthesis stands alone."""
-    if bool(written["open"]) != bool(written["close"]):
-        return None
-    signs = [sign for sign in written.group("open", "before", "within", "after", "last") if sign]
-    if len(signs) > 1:
-        return None
-    return "" if signs in ([], ["+"]) else "-"
+    signs = "".join(filter(None, written.group("open", "before", "within", "after", "last", "close")))
+    return {"": "", "+": "", "-": "-", "()": "-"}.get(signs)
 
 
 def _read_digits(number: str, sign: str) -> AmountReading | None:
