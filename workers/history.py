@@ -82,6 +82,7 @@ class Order:
         attempts: how many were begun.
         seconds: of all its attempts.
         error_type, message: of the latest attempt that failed.
+        unread_rows: how many of its rows have no amount that can be read.
     """
 
     task_id: str
@@ -99,6 +100,7 @@ class Order:
     currency: str = ""
     rows: int = 1
     charges: tuple[Charge, ...] = ()
+    unread_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,6 +434,7 @@ def _order(task: _Task, seconds: float, texts: set[str] | None) -> Order:
         task.task_id, task.po_number, supplier, amount, task.status.value, task.priority,
         task.attempts, task.created_at, task.completed_at, seconds, task.error_type, task.message, currency,
         len(po.get("row_numbers") or ()) or 1, _charges(dossier.lines, supplier),
+        sum(line.amount is None for line in dossier.lines),
     )  # fmt: skip
 
 

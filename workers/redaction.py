@@ -46,7 +46,7 @@ def _order(order: Order, numbers: Mapping[str, int], words: frozenset[str]) -> O
     message = _text(order.message, order.po_number, words)
     return replace(
         order, task_id=f"t{number}", po_number=f"PO {number}", supplier="", amount=None, currency="", charges=(),
-        error_type=kind, message=message,
+        unread_rows=0, error_type=kind, message=message,
     )  # fmt: skip
 
 

@@ -44,8 +44,8 @@ LISTED_SLOWEST = 25
 TELLS_AFTER_S = 1.0
 SETTLES_WITHIN_S = 20.0  # with many POs the results take a while at the end
 _ORDER_COLUMNS = (
-    "task_id", "po_number", "supplier", "amount", "currency", "rows", "status", "priority", "attempts", "seconds",
-    "created_at", "completed_at", "error_type", "message",
+    "task_id", "po_number", "supplier", "amount", "currency", "rows", "unread_rows", "status", "priority", "attempts",
+    "seconds", "created_at", "completed_at", "error_type", "message",
 )  # fmt: skip
 _MAX_CELL_CHARS = 32_000  # a spreadsheet takes no more
 

@@ -40,6 +40,8 @@ from workers.report_figures import (
 from workers.report_words import (
     amount_text,
     balance_sentence,
+    counted,
+    not_added_sentence,
     outcome_sentence,
     outcome_word,
     run_name,
@@ -307,14 +309,14 @@ def _summaries(history: RunHistory, facts: _Facts, kills: int, left_out: int) ->
 def _timeline_summary(history: RunHistory, facts: _Facts, kills: int, left_out: int) -> str:
     counts = history.counts
     parts = [
-        f"{_number(counts['attempts'], 'attempt')} on {_number(len(facts.use), 'worker')} in {seconds_text(facts.span_s)}",
-        f"{_number(counts['retries'], 'attempt')} retried",
-        f"{_number(kills, 'worker')} killed or lost",
+        f"{counted(counts['attempts'], 'attempt')} on {counted(len(facts.use), 'worker')} in {seconds_text(facts.span_s)}",
+        f"{counted(counts['retries'], 'attempt')} retried",
+        f"{counted(kills, 'worker')} killed or lost",
     ]
     if history.pauses:
         stood = seconds_text(paused_s(history.pauses, history.until))
         together = " together" if len(history.pauses) > 1 else ""
-        parts.append(f"{_number(len(history.pauses), 'pause')} of {stood}{together}")
+        parts.append(f"{counted(len(history.pauses), 'pause')} of {stood}{together}")
     rest = f" {left_out:,} short attempts that completed are left out of the drawing." if left_out else ""
     return f"{'; '.join(parts)}. Times are UTC.{rest}"
 
@@ -369,22 +371,16 @@ def _workers_summary(facts: _Facts) -> str:
 def _errors_summary(history: RunHistory, facts: _Facts) -> str:
     count = sum(group.count for group in facts.errors)
     tasks = {attempt.task_id for attempt in history.attempts if attempt.outcome in ("failed", "retry")}
-    kinds = _number(len(facts.errors), "kind")
-    return f"{_number(count, 'failed attempt')} of {kinds}, of {_number(len(tasks), 'PO')}."
+    kinds = counted(len(facts.errors), "kind")
+    return f"{counted(count, 'failed attempt')} of {kinds}, of {counted(len(tasks), 'PO')}."
 
 
 def _costs_summary(history: RunHistory) -> str:
-    unread = sum(not order.charges for order in history.orders)
-    if unread == len(history.orders):
+    known = sum(bool(order.charges) for order in history.orders)
+    if not known:
         return "No PO has an amount that can be read; --map amount=COLUMN names the column that holds it."
-    text = f"Amounts of {len(history.orders) - unread:,} POs, added up exactly; currencies are kept apart."
-    if unread:
-        text += f" {_number(unread, 'PO')} without an amount left out."
-    return text
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    text = f"Amounts of {counted(known, 'PO')}, added up exactly; currencies are kept apart."
+    return f"{text} {not_added_sentence(history)}".rstrip()
 
 
 # ── costs ────────────────────────────────────────────────────────────────────────────────────────────────────────────

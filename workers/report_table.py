@@ -6,7 +6,7 @@ from typing import Any
 from workers.amounts import plain_text
 from workers.history import RunHistory
 from workers.report_figures import costs, durations, error_groups, hangs, slowest, time_limits, worker_use
-from workers.report_words import outcome_sentence, seconds_text, share_text
+from workers.report_words import not_added_sentence, outcome_sentence, seconds_text, share_text
 from workers.safe_text import safe_text
 
 LISTED = 10
@@ -60,6 +60,7 @@ def _sections(history: RunHistory) -> Iterator[str]:
     yield _listed("workers", ("worker", "processes", "attempts", "retries", "failed", "kills", "busy"), used)
     paid = [(c.supplier or "(none)", c.currency, c.pos, plain_text(c.total)) for c in costs(history)]
     yield _listed("cost by supplier", ("supplier", "currency", "POs", "amount"), paid)
+    yield not_added_sentence(history)
 
 
 def _listed(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -52,6 +52,25 @@ def balance_sentence(history: RunHistory) -> str:
     return f"{a['rows']:,} input rows = {' + '.join(parts)}.{verdict}"
 
 
+def not_added_sentence(history: RunHistory) -> str:
+    """What the costs do not hold: POs without an amount, and rows without one of the others; empty if that is nothing."""
+    nothing = sum(not order.charges for order in history.orders)
+    if nothing == len(history.orders):
+        return ""
+    rows = [order.unread_rows for order in history.orders if order.charges and order.unread_rows]
+    text = f"{counted(nothing, 'PO')} without an amount left out. " if nothing else ""
+    if rows:
+        have = "has" if sum(rows) == 1 else "have"
+        of = f"{counted(sum(rows), 'row')} of {counted(len(rows), 'other PO')}"
+        text += f"{of} {have} no amount that can be read."
+    return text.strip()
+
+
+def counted(count: int, noun: str) -> str:
+    """How many there are of something: 1 PO, 1,234 POs."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def seconds_text(seconds: float) -> str:
     """A duration in the unit that suits it: 0.34 ms, 120 ms, 3.4 s, 2 min 5 s, 3 h 20 min."""
     if seconds <= 0:

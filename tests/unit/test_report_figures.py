@@ -1,5 +1,7 @@
 """What a history amounts to."""
 
+import csv
+import io
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -140,6 +142,23 @@ def test_costs_are_exact_and_keep_currencies_apart(path: Path) -> None:
     assert rows == [
         ("B", "EUR", 1, Decimal("1e12")), ("A", "EUR", 2, Decimal("0.30")), ("A", "USD", 1, Decimal(5)),
     ]  # fmt: skip
+
+
+def test_what_is_not_in_the_costs_is_said_with_them(path: Path) -> None:
+    with JournalMaker(path) as journal:
+        for number, amounts in {"1": ["100", "NA"], "2": ["50"], "3": ["", "ask"], "4": ["", "", "7"]}.items():
+            rows = [{"supplier": "Acme", "amount": amount} for amount in amounts]
+            po = {"po_number": number, **rows[0], "rows": rows, "row_numbers": [*range(len(rows))]}
+            journal.add(number, payload=json.dumps(po).encode())
+
+    history = read(path)
+
+    assert [order.unread_rows for order in history.orders] == [1, 0, 2, 2]
+    left_out = "1 PO without an amount left out. 3 rows of 2 other POs have no amount that can be read."
+    assert f"Amounts of 3 POs, added up exactly; currencies are kept apart. {left_out}" in render(history, "html")
+    assert left_out in render(history, "table").splitlines()
+    assert [row["unread_rows"] for row in csv.DictReader(io.StringIO(render(history, "csv")))] == ["1", "0", "2", "2"]
+    assert left_out not in render(history, "table", redact=True)
 
 
 def test_each_row_of_a_po_is_charged_to_the_supplier_that_it_names(path: Path) -> None:
