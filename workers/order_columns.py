@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from poqueue.errors import OrdersError
+from workers.header_name import normal
 from workers.quantities import did_you_mean, nearest
 from workers.safe_text import quoted, safe_text
 
@@ -67,10 +66,6 @@ def matches(headers: Sequence[str], wanted: str) -> list[int]:
     """The columns whose header is `wanted`: exactly, or else without case, blanks, dots, dashes and underscores."""
     exact = [place for place, header in enumerate(headers) if header == wanted]
     return exact or [place for place, header in enumerate(headers) if normal(header) == normal(wanted) != ""]
-
-
-def normal(text: str) -> str:
-    return re.sub(r"[\s._\-\u200b\u200c\u200d\ufeff]+", "", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _mapped_place(headers: list[str], name: str, header: str, label: str) -> int:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from poqueue.errors import OrdersError
 from poqueue.parent import die_with_parent
-from workers.order_columns import MAX_LISTED, normal
+from workers.header_name import normal
+from workers.order_columns import MAX_LISTED
 from workers.order_table import Cell, Records, Table, address, as_text, is_blank
 from workers.process_control import quiet_start
 from workers.quantities import did_you_mean, nearest

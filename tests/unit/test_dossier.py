@@ -181,6 +181,17 @@ def test_one_currency_gives_a_number_and_several_are_never_added_up(context: Any
     assert several["total"] == "20.00 EUR; 7.00 USD; 10.00"
 
 
+@pytest.mark.parametrize(
+    "column", ["currency", "Currency Code", "CURRENCY-CODE", "currency_code", "Curr.", "CCY", "Währung", "WAERS"]
+)
+def test_the_currency_column_is_found_without_case_blanks_dots_dashes_and_underscores(
+    column: str, context: Any
+) -> None:
+    result = dossier.process(a_po({column: "EUR"}, {column: "USD", "amount": "7.00"}), context)
+
+    assert result["total"] == "10.00 EUR; 7.00 USD"
+
+
 def test_the_currency_sign_that_the_amount_lost_still_counts(context: Any) -> None:
     rows = [
         {"amount": "5742.00", "as_given": {"Betrag": "5.742,00 €"}},

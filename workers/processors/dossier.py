@@ -19,18 +19,21 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Context, Decimal
-from functools import partial
+from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from workers.amounts import parse_amount, plain_text, read_amount
+from workers.header_name import normal
 from workers.processing import WorkerContext
 from workers.processors.names import folder_name
 from workers.safe_text import quoted
 
 LISTED_FINDINGS = 5  # in the results' one cell; the dossier itself has all of them
-CURRENCY_COLUMNS = frozenset({"currency", "currency_code", "ccy", "curr", "währung", "waehrung", "devise", "moneda"})
+CURRENCY_COLUMNS = frozenset(
+    {"currency", "currencycode", "ccy", "curr", "währung", "waehrung", "waers", "devise", "moneda"}
+)
 CURRENCY_CODES = {"€": "EUR", "£": "GBP"}  # "$" and "¥" stay as they are: each is several currencies
 NOT_COLUMNS = frozenset({"rows", "row_numbers", "as_given", "number_repeats"})
 
@@ -132,7 +135,7 @@ def _cell_findings(cells: Mapping[str, Any], amount: Decimal | None) -> Iterable
 
 def _currency(cells: Mapping[str, Any], as_given: Mapping[str, Any], amount: Decimal | None) -> str:
     for name, value in cells.items():
-        if name.strip().casefold() in CURRENCY_COLUMNS and _text(value):
+        if _is_currency_column(name) and _text(value):
             return _currency_code(_text(value))
     # The mark of "5.742,00 €" is gone from the amount; without it euros and dollars would be added up.
     for raw in map(_text, as_given.values()):
@@ -141,6 +144,11 @@ def _currency(cells: Mapping[str, Any], as_given: Mapping[str, Any], amount: Dec
         if reading and mark and amount in (reading.value, reading.with_comma):
             return _currency_code(mark.group())
     return ""
+
+
+@lru_cache(maxsize=1024)  # every row has the same columns
+def _is_currency_column(name: str) -> bool:
+    return normal(name) in CURRENCY_COLUMNS
 
 
 def _currency_code(text: str) -> str:
