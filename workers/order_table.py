@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -12,6 +13,7 @@ from workers.amounts import plain_text
 Cell = str | float | bool | list[str] | dict[str, str]
 Records = Generator[tuple[int, Sequence[Cell]], None, None]  # with row numbers, blank rows included
 
+_SHORTENED = re.compile(r"[0-9](?:[.,][0-9]+)?E\+[0-9]{2}")  # as CSV files have what was shown, not what was there
 _EXACT_INTEGERS = 10**15  # Excel keeps 15 digits; a longer number has lost its last ones already
 
 
@@ -46,9 +48,10 @@ def as_text(cell: Cell) -> str:
 
 
 def not_a_po_number(cell: Cell) -> str | None:
-    """Why a typed cell cannot be trusted to hold the PO number that was meant."""
+    """Why a cell cannot be trusted to hold the PO number that was meant."""
     if isinstance(cell, str):
-        return None
+        is_cut = _SHORTENED.fullmatch(cell.strip())
+        return f"holds {cell.strip()}, a number that a spreadsheet has shortened" if is_cut else None
     if isinstance(cell, dict):
         return cell["fault"]
     if isinstance(cell, list):

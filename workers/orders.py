@@ -348,6 +348,8 @@ class _Collector:
         width = len(self._book.headers)
         if len(texts) < width or not is_blank(texts[width:]):
             return None, f"has {len(texts)} cells where the header has {width}"
+        if texts[:width] == self._book.headers:
+            return None, "repeats the header"
         place = self._columns.po_number
         if (reason := self._po_number_fault(number, cells[place])) is not None:
             return place, reason
@@ -360,7 +362,8 @@ class _Collector:
         text = as_text(cell).strip()
         where = f" (cell {address(self._columns.po_number, number)})" if self._is_workbook else ""
         if (kind := not_a_po_number(cell)) is not None:
-            advice = "enter the number itself" if isinstance(cell, dict) else "format the column as text"
+            again = " and export again" if isinstance(cell, str) else ""
+            advice = "enter the number itself" if isinstance(cell, dict) else f"format the column as text{again}"
             return f"po_number {kind}{where}; {advice}"
         if not text:
             is_unseen = self._source.path.suffix.lower() in (".xls", ".xlsb", ".ods")

@@ -149,8 +149,26 @@ def test_a_po_number_that_cannot_be_one_makes_the_row_invalid(read, cell, reason
     assert book.orders == []
 
 
+@pytest.mark.parametrize("cell", ["4.5E+09", " 4E+11", '"4,5E+09"'])
+def test_a_po_number_that_a_spreadsheet_has_shortened_makes_the_row_invalid(read, cell):
+    book = read(f"po_number,x\n{cell},1\n{cell},2\n")
+
+    number, advice = cell.strip(' "'), "format the column as text and export again"
+    reason = f"po_number holds {number}, a number that a spreadsheet has shortened; {advice}"
+    assert [(row.row, row.reason) for row in book.invalid] == [(2, reason), (3, reason)]
+    assert book.orders == []
+
+
+def test_a_row_that_repeats_the_header_is_no_order(read):
+    book = read("po_number,supplier,\nA,x,\npo_number,supplier,\npo_number,y,\n")
+
+    assert [(row.row, row.column, row.reason) for row in book.invalid] == [(3, "", "repeats the header")]
+    assert po_numbers(book) == ["A", "po_number"]
+
+
 @pytest.mark.parametrize(
-    "po_number", ["../../etc/x", "/abs", "..", "CON", "a:b", "-rf", "=1+1", "x" * 64, "🧾 12", "é"]
+    "po_number",
+    ["../../etc/x", "/abs", "..", "CON", "a:b", "-rf", "=1+1", "x" * 64, "🧾 12", "é", "4E09", "45E+09", "4E+9"],
 )
 def test_a_po_number_may_be_any_printable_text(read, po_number):
     assert po_numbers(read(f"po_number,x\n{po_number},1\n")) == [po_number]
