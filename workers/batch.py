@@ -317,7 +317,8 @@ class Batch:
         settings = self.settings
         source = OrderSource(
             self.orders, settings.map, settings.sheet, settings.delimiter, settings.encoding,
-            settings.duplicates, settings.limit,  # type: ignore[arg-type]  # the settings allow these four only
+            settings.duplicates,  # type: ignore[arg-type]  # the settings allow these four only
+            settings.limit, settings.priority,
         )  # fmt: skip
         return read_orders(source, on_progress=lambda rows: self._progress.update(Snapshot("reading", total=rows)))
 

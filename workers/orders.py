@@ -18,7 +18,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -55,6 +55,7 @@ class OrderSource:
         duplicates: what several rows of one PO are. "group": one order; "error": refused; "first": the first row is
             the order, the rest are duplicates; "separate": an order each, whose data say `number_repeats`.
         limit: only this many orders are to run; the other rows count as left out.
+        reads_priority: False: a column of that name is one like any other.
 
     Raises:
         ConfigError: a value out of range.
@@ -67,6 +68,7 @@ class OrderSource:
     encoding: str | None = None
     duplicates: Duplicates = "group"
     limit: int | None = None
+    reads_priority: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
@@ -197,6 +199,8 @@ def _read_table(
         columns = Columns.find(table.headers, source.mapping, label)
     except OrdersError as error:
         raise OrdersError("\n".join([str(error), *table.notes])) from None  # which may say why
+    if not source.reads_priority:
+        columns = replace(columns, priority=None)
     book = OrderBook(
         source.path, table.headers, columns.names, hashlib.sha256(data).hexdigest(), table.encoding, table.delimiter
     )
@@ -355,7 +359,7 @@ class _Collector:
             return place, reason
         place_of_priority = self._columns.priority
         if place_of_priority is not None and _priority(texts[place_of_priority]) is None:
-            return place_of_priority, "priority must be a whole number 1 to 10"
+            return place_of_priority, "priority must be a whole number 1 to 10 (--no-priority ignores the column)"
         return None
 
     def _po_number_fault(self, number: int, cell: Cell) -> str | None:
@@ -490,7 +494,8 @@ def _priority(text: str) -> int | None:
     text = text.strip()
     if not text:
         return DEFAULT_PRIORITY
-    return int(text) if re.fullmatch(r"[1-9]|10", text) else None
+    whole = re.fullmatch(r"([1-9]|10)(\.0+)?", text)  # with a fraction: as programs write a column that has gaps
+    return int(whole[1]) if whole else None
 
 
 def _alter(row: Row, name: str, given: str, text: str | None) -> None:

@@ -382,7 +382,7 @@ class RunSettings:
         "true",
         "--priority",
         "input",
-        "serve POs by their priority, 1 first to 10 last; false: in the order of the file",
+        "serve POs by their priority, 1 first to 10 last; false: in the order of the file, whatever that column holds",
         action="switch",
         known_as="enable_priority",
     )

@@ -114,6 +114,17 @@ def test_without_priorities_pos_run_in_the_order_of_the_file(tmp_path: Path) -> 
 # ── failures and retries ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_without_priorities_a_column_of_that_name_is_one_like_any_other(tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A,ok,High", "B,ok,", header="po_number,do,Priority")
+    words = ("run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "1")
+
+    refused = poqueue(*words, "--check", cwd=tmp_path).check(3)
+    poqueue(*words, "--no-priority", cwd=tmp_path).check(0)
+
+    assert "priority must be a whole number 1 to 10 (--no-priority ignores the column), got 'High'" in refused.err
+    assert outcomes(tmp_path / "r") == {"A": "succeeded", "B": "succeeded"}
+
+
 def test_give_up_fails_at_once_and_anything_else_is_retried(tmp_path: Path) -> None:
     ended = run_orders(
         tmp_path, "G,give-up", "F,fail", "U,fail-until 3", "O,ok", options=("--retries", "2", "--retry-delay", "50ms")

@@ -178,7 +178,8 @@ def test_an_invalid_row_says_in_one_safe_line_where_and_what_it_is(read):
     book = read("po_number,Priority\nA,\x1b[31mhigh\n")
 
     assert str(book.invalid[0]) == (
-        "row 2, column 'Priority': priority must be a whole number 1 to 10, got '\\x1b[31mhigh'"
+        "row 2, column 'Priority': priority must be a whole number 1 to 10 (--no-priority ignores the column), "
+        "got '\\x1b[31mhigh'"
     )
 
 
@@ -191,7 +192,13 @@ def test_the_priority_of_an_order_is_the_most_urgent_of_its_rows(read):
     assert book.priorities == [2, 5, 10, 1]
 
 
-@pytest.mark.parametrize("cell", ["high", "1.5", "nan", "true", "-1", "0", "11", "1" + "0" * 30, "٣", "01", "1_0"])
+def test_a_whole_number_that_a_program_wrote_as_a_fraction_is_a_priority(read):
+    assert read("po_number,priority\nA,3.0\nB,\nC,10.00\n").priorities == [3, 5, 10]
+
+
+@pytest.mark.parametrize(
+    "cell", ["high", "1.5", "0.0", "3.", "nan", "true", "-1", "0", "11", "1" + "0" * 30, "٣", "01", "1_0"]
+)
 def test_a_priority_that_is_no_whole_number_from_1_to_10_makes_the_row_invalid(read, cell):
     book = read(f"po_number,priority\nA,{cell}\nB,3\n")
 
