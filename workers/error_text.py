@@ -34,6 +34,7 @@ _NUMBER = re.compile(rf"({_STATUS})|[-+]?\d+(?:[.,:]\d+)*", re.IGNORECASE)
 _QUOTED = re.compile(r"""'.*'|".*"|`.*`|“.*”|‘.*’|«.*»""", re.DOTALL)  # greedy: what is quoted may hold a quote
 _ORDINARY = re.compile(r"[A-Za-z]?[a-z]{0,20}")
 _WORD = re.compile(r"\w+")
+_NAME_PART = re.compile(r"^(\d{4}-\d\d-\d\d-\d{6}-)|[^\W_]+")  # the date of a run directory is nobody's data
 _DOTTED = re.compile(r"[\w…#][\w…#-]*(?:\.[\w…#-]+)*\.[\w…#-]{2,}")  # of a host, mostly
 _CUT_OFF = re.compile(r"\w+…$")
 _MIXED = re.compile(r"[^\W\d]\d|\d[^\W\d]")  # letters and digits in one word: a code of somebody's
@@ -87,6 +88,11 @@ def type_without_data(error_type: str, po_words: Collection[str]) -> str:
         return error_type
     is_harmless = _TYPE.fullmatch(error_type) and not any(_holds_data(part, po_words) for part in error_type.split("."))
     return error_type if is_harmless else ""
+
+
+def name_without_data(name: str, po_words: Collection[str]) -> str:
+    """The name of a file, a folder or something in code, with … for each part that holds a word of any PO's data."""
+    return _NAME_PART.sub(lambda part: "…" if not part[1] and _holds_data(part[0], po_words) else part[0], name)
 
 
 def _is_harmless(part: str, is_first: bool, po_words: Collection[str]) -> bool:
@@ -148,17 +154,21 @@ def place(stack: str) -> str:
     return str(found[0]) if own == found[0] else f"{found[0]}, called from {own}"
 
 
-def stack_without_data(stack: str) -> str:
-    """The frames alone, files by their names: no message, no line of code."""
-    return "\n".join(_frame_lines(stack))
+def stack_without_data(stack: str, po_words: Collection[str]) -> str:
+    """The frames alone, files by their names: no message, no line of code, no word of any PO's data."""
+    return "\n".join(_frame_lines(stack, po_words))
 
 
-def _frame_lines(stack: str) -> Iterator[str]:
+def _frame_lines(stack: str, po_words: Collection[str]) -> Iterator[str]:
     if "Traceback (most recent call last)" in stack:
         yield "Traceback (most recent call last):"
     for match in _FRAME.finditer(stack):
         if not match["file"].endswith(".py") and not match["file"].startswith("<frozen "):
             continue
         frame = Frame(match["file"], int(match["line"]), match["function"])
-        mark = _LIBRARY_MARK if frame.is_library else ""
-        yield f'  File "{mark}{frame.name}", line {frame.line} in {frame.function}'
+        if frame.is_library:
+            yield f'  File "{_LIBRARY_MARK}{frame.name}", line {frame.line} in {frame.function}'
+            continue
+        name = name_without_data(frame.name.removesuffix(".py"), po_words)
+        function = name_without_data(frame.function, po_words)
+        yield f'  File "{name}.py", line {frame.line} in {function}'

@@ -124,8 +124,7 @@ class RunHistory:
         attempts: in the order in which they began.
         again: the command that runs the failures again; empty if there are none.
         rest: the command that goes on with what has not ended; empty if there is nothing, or if the run is live.
-        po_words: every word in the data of all POs, if anything was told that could hold one; what a redacted text must
-            not hold.
+        po_words: every word in the data of all POs; what a redacted text must not hold.
     """
 
     run: dict[str, Any]
@@ -298,13 +297,7 @@ class _Reader:
             seconds[attempt.task_id] += attempt.seconds
         # An id may come again once the queue has forgotten the task that had it.
         latest = {task.task_id: task for task in self._tasks.values()}
-        is_told = (
-            run.get("message")
-            or any(pause.reason for pause in self._pauses)
-            or any(task.error_type or task.message for task in latest.values())
-            or any(attempt.error_type or attempt.message for attempt in attempts)
-        )
-        texts: set[str] | None = set() if is_told else None
+        texts: set[str] = set()
         orders = tuple(_order(task, seconds[task.task_id], texts) for task in latest.values())
         counts = _counts(orders, attempts, counted.get("pos", 0))
         if self._first_at is not None:
@@ -314,7 +307,7 @@ class _Reader:
         return RunHistory(
             run, rows, counts, orders, attempts, tuple(self._pauses),
             again if counts["failed"] else "", rest if counts["completed"] + counts["failed"] < counts["total"] else "",
-            frozenset(WORD.findall(" ".join(texts or ()).casefold())),
+            frozenset(WORD.findall(" ".join(texts).casefold())),
         )  # fmt: skip
 
     def _open(self, at: float) -> None:
@@ -422,13 +415,12 @@ def _pause_reason(error: str | None) -> str:
     return str(told.get("reason") or "") if isinstance(told, dict) else str(told)
 
 
-def _order(task: _Task, seconds: float, texts: set[str] | None) -> Order:
+def _order(task: _Task, seconds: float, texts: set[str]) -> Order:
     po = _po_data(task.payload)
     dossier = examine({**po, "po_number": task.po_number})
     totals = dossier.totals
     currency, amount = next(iter(totals.items())) if len(totals) == 1 else ("; ".join(filter(None, totals)), None)
-    if texts is not None:
-        _add_texts(po, texts)
+    _add_texts(po, texts)
     supplier = str(po.get("supplier") or "").strip()
     return Order(
         task.task_id, task.po_number, supplier, amount, task.status.value, task.priority,

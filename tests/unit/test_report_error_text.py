@@ -112,7 +112,7 @@ def test_the_place_is_the_innermost_frame_of_the_working_thread_and_the_processo
 
 
 def test_a_stack_without_data_tells_the_same_place_and_no_folder() -> None:
-    reduced = stack_without_data(STACK)
+    reduced = stack_without_data(STACK, ())
     assert place(reduced.partition("\n")[2]) == place(STACK)
     assert "acme" not in reduced and "/usr" not in reduced
 
@@ -123,4 +123,4 @@ def test_a_traceback_is_read_from_its_end() -> None:
         '  File "/s/b.py", line 2, in inner\nValueError: Initech\n'
     )
     assert place(traceback) == "inner (b.py:2)"
-    assert "Initech" not in stack_without_data(traceback) and "inner()" not in stack_without_data(traceback)
+    assert "Initech" not in stack_without_data(traceback, ()) and "inner()" not in stack_without_data(traceback, ())

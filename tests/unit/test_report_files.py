@@ -105,6 +105,58 @@ def test_no_word_of_another_po_is_in_a_redacted_report(tmp_path: Path, told: str
     assert "umbrella" not in redacted.casefold() and "merger" not in redacted.casefold()
 
 
+def test_no_name_of_a_file_or_of_code_in_a_redacted_report_holds_a_word_of_a_po(tmp_path: Path) -> None:
+    stack = (
+        'Traceback (most recent call last):\n  File "/srv/run.py", line 3, in process\n'
+        '  File "/srv/adapters/globexo.py", line 2, in fetch_globexo\n'
+        '  File "/usr/lib/python3.11/socket.py", line 7, in connect\nOSError: no\n'
+    )
+    run = {
+        "run_dir": "/r/2026-05-28-202640-Globexo_orders", "orders": "/o/globexo orders.csv", "processor": "globexo:process",
+        "settings": {
+            "processor": {"value": "globexo:process", "from": "globexo.yaml line 3"},
+            "jobs": {"value": 2, "from": "command line, over /srv/Globexo/c-globexo.yaml line 4"},
+            "results": {"value": "Globexo.csv", "from": "command line"},
+        },
+    }  # fmt: skip
+    with JournalMaker(tmp_path / "journal.sqlite") as journal:
+        rank = journal.add("1", supplier="Globexo", note="command line of 2026-05, connected to a socket")
+        journal.end(
+            Kind.FAILED,
+            journal.lease(rank, "w1.1", at=0.0),
+            at=1.0,
+            error_type="OSError",
+            message="no",
+            traceback=stack,
+        )
+
+    shown = [render(read(tmp_path / "journal.sqlite", run=dict(run)), format, redact=True) for format in FORMATS]
+
+    assert [text for text in shown if "globexo" in text.casefold()] == []
+    document = json.loads(shown[FORMATS.index("json")])
+    run, settings = document["run"], document["run"]["settings"]
+    assert (run["run_dir"], run["orders"]) == ("2026-05-28-202640-…_orders", "… orders.csv")
+    assert run["processor"] == settings["processor"]["value"] == "…:process"
+    assert [entry["from"] for entry in settings.values()] == [
+        "….yaml line 3", "command line, over c-….yaml line 4", "command line",
+    ]  # fmt: skip
+    assert document["attempts"][0]["stack"].splitlines()[1:] == [
+        '  File "run.py", line 3 in process',
+        '  File "….py", line 2 in fetch_…',
+        '  File "<library>/socket.py", line 7 in connect',
+    ]
+
+
+def test_a_redacted_report_hides_words_of_pos_also_where_all_went_well_but_not_in_names_of_ours(tmp_path: Path) -> None:
+    with JournalMaker(tmp_path / "journal.sqlite") as journal:
+        journal.add("1", supplier="Globexo", note="work to be processed by a processor")
+    run = {"orders": "/o/Globexo.csv", "processor": "workers.processors.dossier:process"}
+
+    shown = json.loads(render(read(tmp_path / "journal.sqlite", run=run), "json", redact=True))["run"]
+
+    assert (shown["orders"], shown["processor"]) == ("….csv", "workers.processors.dossier:process")
+
+
 def test_a_redacted_report_still_says_what_went_wrong_and_where(history: RunHistory) -> None:
     document = json.loads(render(history, "json", redact=True))
 
