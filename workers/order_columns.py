@@ -121,20 +121,20 @@ def _listed(headers: list[str]) -> str:
 def _unique_names(headers: Sequence[str], given: Mapping[int, str]) -> list[str]:
     """A name for each column: the given one, else its header, numbered where that is taken or missing."""
     taken = {*given.values(), *RESERVED_NAMES}
+    repeats: Counter[str] = Counter()
     names: list[str] = []
     for place, header in enumerate(headers):
-        name = given.get(place) or _free_name(header.strip() or f"column_{place + 1}", taken)
+        name = given.get(place) or _free_name(header.strip() or f"column_{place + 1}", taken, repeats)
         taken.add(name)
         names.append(name)
     return names
 
 
-def _free_name(name: str, taken: set[str]) -> str:
-    count = 2
+def _free_name(name: str, taken: set[str], repeats: Counter[str]) -> str:
     free = name
     while free in taken:
-        free = f"{name}_{count}"
-        count += 1
+        repeats[name] += 1
+        free = f"{name}_{repeats[name] + 1}"
     return free
 
 

@@ -40,6 +40,7 @@ Row = dict[str, Any]
 MAX_PO_NUMBER_CHARS = 64
 MAX_PO_BYTES = MAX_REQUEST_BYTES - 1024**2
 PROGRESS_ROWS = 10_000
+_GZIP = b"\x1f\x8b\x08"
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +266,8 @@ def _missing_text(path: Path) -> str:
 def _open_table(source: OrderSource, label: str, data: bytes) -> Table:
     if is_workbook(data):
         return open_workbook(label, data, source.sheet)
+    if data.startswith(_GZIP):
+        raise OrdersError(f"{label}: is compressed by gzip; unpack it first (gunzip)")
     suffix = source.path.suffix.lower()
     if suffix in SUFFIXES:
         raise OrdersError(f"{label}: is not an {suffix} workbook; if it is text, rename it to .csv")

@@ -2,6 +2,7 @@
 
 import csv
 import datetime as dt
+import gzip
 import hashlib
 import io
 import os
@@ -280,6 +281,12 @@ def test_every_column_gets_a_name_of_its_own(read):
 def test_a_column_without_a_header_can_be_mapped_by_its_name(read):
     assert po_numbers(read(",Date,Date\n1,2,3\n", mapping={"po_number": "column_1"})) == ["1"]
     assert po_numbers(read(",Date,Date\n1,2,3\n", mapping={"po_number": "Date_2"})) == ["3"]
+
+
+def test_a_hundred_thousand_columns_of_one_name_are_named_in_one_go(read):
+    book = read(f"po_number{',x' * 100_000}\n")  # by counting from 2 for each it would take longer than a test may
+
+    assert book.names[:3] == ["po_number", "x", "x_2"] and book.names[-1] == "x_100000"
 
 
 def test_a_missing_po_number_column_names_what_was_found_and_what_is_meant_perhaps(refusal):
@@ -863,6 +870,13 @@ def _zip(members: dict[str, bytes]) -> bytes:
         for name, content in members.items():
             archive.writestr(name, content)
     return buffer.getvalue()
+
+
+def test_a_compressed_file_is_refused_with_what_to_do(refusal):
+    content = gzip.compress(b"po_number\nA\n" * 1000)
+
+    assert refusal(content, "orders.csv.gz").endswith("is compressed by gzip; unpack it first (gunzip)")
+    assert "unpack it" in refusal(content, "orders.csv", encoding="latin-1")
 
 
 def test_what_only_looks_like_a_workbook_is_refused(refusal):
