@@ -31,12 +31,13 @@ from workers.log import RunLogging, ShieldedLogger
 from workers.orders import PROGRESS_ROWS, OrderBook, OrderSource, read_orders
 from workers.processing import ProcessorSpec
 from workers.processor_check import ProcessorCheck
+from workers.processor_name import lasting_name
 from workers.processors import command
 from workers.progress import Progress, SilentProgress, Snapshot
 from workers.recovery import end_old_run, next_work_dir, read_left_behind, remove_scraps
 from workers.resolved import Resolved, load_settings, render_config
 from workers.results import RESULT_FILES, Accounts
-from workers.resume import Resuming
+from workers.resume import Resuming, check_processor_named
 from workers.run_control import CONTROL_NAME, LOCK_NAME, RunLock, read_control_file
 from workers.run_dir import copy_of_orders, going_on, new_run_dir
 from workers.run_record import RECORD_NAME, REPORT_NAME, RunRecord, read_run_record
@@ -84,8 +85,8 @@ def run_batch(
         settings["jobs"] = settings.pop("workers")
     if orders is None and resume is None:
         raise ConfigError("name the order file, or the run to resume")
-    named = {"processor": processor} if isinstance(processor, str) else {}
     target = processor if processor is not None and not isinstance(processor, str) else None
+    named = {"processor": processor} if target is None else lasting_name(target)
     path = Path(orders) if orders is not None else None
     if resume is None:
         resolved = load_settings({**settings, **named}, None, {}, caller="run_batch")
@@ -141,6 +142,9 @@ class Batch:
         self._resolved = resolved
         self.settings: RunSettings = resolved.settings
         self.spec = processor_spec(self.settings, target)
+        self.processor = self.spec.name if target is None else lasting_name(target).get("processor", self.spec.name)
+        if self._record is not None and target is None:
+            check_processor_named(self._record, resolved)
         self._progress = progress or SilentProgress(None)
         self.report: BatchReport | None = None  # once the run is complete, whatever interrupts what follows
         self._done: Snapshot | None = None  # to be shown once all is written
@@ -220,10 +224,10 @@ class Batch:
             raise ConfigError(f"{error}; run the order file anew") from None
         if not self.settings.journal:
             raise ConfigError("journal cannot be off: a run goes on in the journal that it has; leave out --no-journal")
-        is_other = (record.processor, _bound_options(record)) != (self.spec.name, dict(self.spec.options))
+        is_other = (record.processor, _bound_options(record)) != (self.processor, dict(self.spec.options))
         if is_other and not resuming.accept_changes:
             was = f"{record.processor} {record.options or ''}".strip()
-            now = f"{self.spec.name} {dict(self.spec.options) or ''}".strip()
+            now = f"{self.processor} {dict(self.spec.options) or ''}".strip()
             raise ConfigError(
                 f"this run's POs were processed by {was}, not by {now}; to go on all the same, add --accept-changes"
             )
@@ -234,7 +238,7 @@ class Batch:
     def _new_record(self, run_dir: Path, book: OrderBook) -> RunRecord:
         copy = copy_of_orders(run_dir, self.orders, book.sha256).name
         return RunRecord(
-            self.orders_path, book.sha256, copy, self.spec.name, dict(self.spec.options),
+            self.orders_path, book.sha256, copy, self.processor, dict(self.spec.options),
             self.shown_settings(), iso(self.begun_at), counted=counted(book),
         )  # fmt: skip
 
@@ -293,7 +297,7 @@ class Batch:
             "run_dir": str(run_dir),
             "orders": self.orders_path,
             "orders_sha256": book.sha256,
-            "processor": self.spec.name,
+            "processor": self.processor,
             "begun_at": self._record.begun_at if self._record is not None else iso(self.begun_at),
             "began_run": iso(self.begun_at),
             "settings": {key: {"value": value, "from": origin} for key, value, origin in render_config(self._resolved)},

@@ -308,7 +308,7 @@ class BatchRun:
         }
         self._record.resumed_at.append(iso(self._batch.begun_at))
         self._record.settings, self._record.counted = self._batch.shown_settings(), counted(self._book)
-        self._record.processor, self._record.options = self._batch.spec.name, dict(self._batch.spec.options)
+        self._record.processor, self._record.options = self._batch.processor, dict(self._batch.spec.options)
         self._record.write(self._run_dir)
         failpoint.hit("recovery.after_record")
         logger.info("resumed: %s", self._resumed)

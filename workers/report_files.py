@@ -35,6 +35,7 @@ from workers.report_figures import (
 )
 from workers.report_table import as_table
 from workers.report_trace import as_trace
+from workers.resume import NAME_IT
 from workers.run_control import is_live, reach
 from workers.run_dir import typed
 from workers.run_record import REPORT_NAME, RunRecord, last_begin, read_report, read_run_record
@@ -111,7 +112,7 @@ def _read_history(run_dir: Path, live: bool) -> RunHistory:
             f"{run_dir}: the run keeps no journal, which reports are made of; what it wrote at its end is {REPORT_NAME}"
         )
     run, accounts = _told(run_dir, record, live)
-    shown = shlex.quote(typed(run_dir))
+    shown = shlex.quote(typed(run_dir)) + ("" if record.names_processor else f" {NAME_IT} --accept-changes")
     rest = "" if live else f"poqueue run --resume {shown}"
     with tempfile.TemporaryDirectory() as folder:  # 0700
         copy = Path(folder) / JOURNAL_NAME

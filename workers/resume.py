@@ -8,8 +8,11 @@ from typing import Any
 
 from poqueue.errors import ConfigError
 from poqueue.task import ProcessingTask, TaskStatus
+from workers.resolved import Resolved
+from workers.run_record import RunRecord
 
 ENDED = (TaskStatus.COMPLETED, TaskStatus.FAILED)
+NAME_IT = "-p MODULE:ATTR --app-dir DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,20 @@ def match_orders(
     match.to_drop += [task.task_id for task in left]
     match.removed = sum(task.po_number not in numbers for task in left)
     return match
+
+
+def check_processor_named(record: RunRecord, resolved: Resolved) -> None:
+    """What a program gave as an object may have no name; nothing else is run, or set for a run, in its place.
+
+    Raises:
+        ConfigError: so it is, and the settings of now name no processor either.
+    """
+    key = "processor" if resolved.settings.command is None else "command"
+    if not record.names_processor and resolved.origins[key] in ("default", "run.json"):
+        raise ConfigError(
+            f"this run's POs were processed by {record.processor}, which a program gave as an object and nobody else can "
+            f"import: name what is to process them, with {NAME_IT}"
+        )
 
 
 def unended(count: int) -> ConfigError:

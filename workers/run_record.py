@@ -9,6 +9,7 @@ from typing import Any
 
 from poqueue.errors import ConfigError
 from poqueue.journal import JOURNAL_NAME
+from workers.processors import command
 from workers.quantities import did_you_mean, nearest
 from workers.run_control import is_live
 from workers.run_dir import DEFAULT_PARENT
@@ -42,6 +43,12 @@ class RunRecord:
     resumed_at: list[str] = field(default_factory=list)
     version: int = VERSION
     counted: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def names_processor(self) -> bool:
+        """Whether the settings name it: not one that a program gave as an object which has no name elsewhere."""
+        is_command = self.settings.get("command") is not None
+        return self.processor == (command.TARGET if is_command else self.settings.get("processor"))
 
     def write(self, run_dir: Path) -> None:
         """Replace the file whole."""

@@ -29,7 +29,9 @@ from workers.processing import ProcessorSpec
 from workers.progress import Progress, make_progress
 from workers.quantities import parse_duration, parse_jobs, usable_cores
 from workers.resolved import Resolved, load_settings, render_config
+from workers.resume import check_processor_named
 from workers.run_dir import typed
+from workers.run_record import read_run_record
 from workers.safe_text import safe_text
 from workers.sample import SampleInterruptedError, choose, measure_start, run_sample
 from workers.settings import SETTINGS, RunSettings, given_settings
@@ -235,6 +237,8 @@ def _measure_run(run_dir: Path, arguments: argparse.Namespace) -> _Measured:
     past = read_past_run(run_dir)
     kept = {key: value for key, value in past.settings.items() if key not in NOT_WRITTEN}
     resolved = _with_notes(load_settings(given_settings(arguments), arguments.config, {}, recorded=kept))
+    if arguments.write is not None:  # or else it would be taken with the default processor
+        check_processor_named(read_run_record(run_dir), resolved)
     at_once = min(past.jobs, len(past.priorities))
     measurement = replace(measured_from_history(past.attempts), source=past.source, jobs=at_once, note=past.note)
     note = "\n".join(filter(None, (past.note, _repeated_text(past.repeated))))

@@ -1,6 +1,7 @@
 """Failures, retries and time limits of whole batches, what processors say, and run_batch from Python."""
 
 import json
+import shlex
 import textwrap
 from collections import defaultdict
 from pathlib import Path
@@ -487,6 +488,69 @@ def test_a_script_without_a_guard_is_told_so_once(processor: str, run_dir: str |
     assert ended.err.count("Traceback") <= 1, ended.err
     assert len(ended.err) < 3000, ended.err
     assert len(list(tmp_path.glob("runs/*"))) <= 1
+
+
+GIVEN = """
+    from workers import run_batch
+    {imports}
+
+    class Fails:
+        def __call__(self, po):
+            raise ValueError("of an object")
+
+    def process(po):
+        raise ValueError("of the script")
+
+    if __name__ == "__main__":
+        settings = {{"max_retries": 0, "retry_delay": 0, "options": {{"a": "1"}}}}
+        print(run_batch("orders.csv", {target}, jobs=1, run_dir="r", **settings).exit_code)
+    """
+
+
+def words_again(report: str) -> list[str]:
+    """The command that a report prints for its failures, after `poqueue`."""
+    line = next(line for line in report.splitlines() if "run the failures again: poqueue " in line)
+    return shlex.split(line.partition("again: poqueue ")[2])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("target", "name"), [("process", "my_batch:process"), ("site.Page.process", "shop.site:Page.process")]
+)
+def test_a_run_of_a_function_goes_on_from_the_command_line_by_its_name(target: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "__init__.py").touch()
+    page = "class Page:\n    @staticmethod\n    def process(po): raise ValueError('of a module')\n"
+    (tmp_path / "shop" / "site.py").write_text(page, encoding="utf-8")
+    imports = "from shop import site" if "site" in target else ""
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+
+    assert run_script(tmp_path, GIVEN.format(imports=imports, target=target)).check(0).out == "1\n"
+    retried = poqueue(*words_again(poqueue("report", "../r", cwd=elsewhere).out), cwd=elsewhere).check(1)
+    shown = json.loads((tmp_path / "r" / "run.json").read_text(encoding="utf-8"))
+
+    assert " x ValueError: of " + ("a module" if "site" in target else "the script") in retried.err
+    assert (shown["processor"], shown["settings"]["processor"]) == (name, name)
+    assert shown["options"] == {"a": "1"}
+
+
+@pytest.mark.once
+def test_a_run_of_an_object_without_a_name_goes_on_with_nothing_else_unless_that_is_named(tmp_path: Path) -> None:
+    run_script(tmp_path, GIVEN.format(imports="", target="Fails()")).check(0)
+    record = (tmp_path / "r" / "run.json").read_bytes()
+
+    for words in (["retry", "r"], ["run", "--resume", "r"], ["retry", "r", "--check"]):
+        for more in ([], ["--accept-changes"]):
+            assert "-p MODULE:ATTR --app-dir DIR" in poqueue(*words, *more, cwd=tmp_path).check(2).err
+    (tmp_path / "goes_on.py").write_text("from workers import run_batch\nrun_batch(resume='r', accept_changes=True)\n")
+    refused = python(tmp_path / "goes_on.py", cwd=tmp_path)
+    again = words_again(poqueue("report", "r", cwd=tmp_path).out)
+
+    assert "-p MODULE:ATTR --app-dir DIR" in refused.err
+    assert (tmp_path / "r" / "run.json").read_bytes() == record
+    filled_in = [{"MODULE:ATTR": "my_batch:process", "DIR": "."}.get(word, word) for word in again]
+    for named in (filled_in, ["retry", "r"]):
+        assert " x ValueError: of the script" in poqueue(*named, cwd=tmp_path).check(1).err
 
 
 @pytest.mark.once

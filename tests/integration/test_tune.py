@@ -20,6 +20,7 @@ from tests.integration.console import (
     Ended,
     command_line,
     poqueue,
+    python,
     running,
     started,
     tree,
@@ -247,6 +248,39 @@ def test_what_the_run_had_stands_below_a_file_and_above_the_environment_and_the_
     }  # fmt: skip
     assert found["task_timeout"]["now"] == RunSettings().task_timeout.seconds
     assert "written" in other.err and "processor" not in (tmp_path / "w.yaml").read_text()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("target", ["process", "Process()"])
+def test_what_a_program_gave_as_an_object_is_written_by_its_name_or_else_nothing_is(
+    target: str, tmp_path: Path
+) -> None:
+    orders(tmp_path, *["ok"] * 3)
+    script = f"""
+        from workers import run_batch
+
+        class Process:
+            def __call__(self, po):
+                pass
+
+        def process(po):
+            pass
+
+        if __name__ == "__main__":
+            run_batch("orders.csv", {target}, jobs=1, run_dir="out")
+        """
+    (tmp_path / "my_batch.py").write_text(textwrap.dedent(script), encoding="utf-8")
+    python(tmp_path / "my_batch.py", cwd=tmp_path).check(0)
+    has_name = target == "process"
+
+    poqueue("tune", "out", cwd=tmp_path).check(0)
+    told = poqueue("tune", "out", "--write", "w.yaml", cwd=tmp_path).check(0 if has_name else 2)
+
+    if has_name:
+        assert f"processor: my_batch:process\napp_dir: {tmp_path}\n" in (tmp_path / "w.yaml").read_text()
+        return
+    assert "-p MODULE:ATTR --app-dir DIR" in told.err and not (tmp_path / "w.yaml").exists()
+    poqueue("tune", "out", "-p", "my_batch:process", "--app-dir", ".", "--write", "w.yaml", cwd=tmp_path).check(0)
 
 
 COMPUTES = (

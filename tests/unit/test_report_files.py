@@ -292,7 +292,13 @@ def run_dir(tmp_path: Path) -> Path:
         journal.end(Kind.FAILED, token, at=2.0, seconds=1.0, error_type="GiveUp", message="no")
         journal.add("Q")
     record = RunRecord(
-        "/o/orders.csv", "00", "orders.csv", "site:Session", {}, {"jobs": 3}, "2026-05-28T20:26:40+00:00"
+        "/o/orders.csv",
+        "00",
+        "orders.csv",
+        "site:Session",
+        {},
+        {"processor": "site:Session", "jobs": 3},
+        "2026-05-28T20:26:40+00:00",
     )
     record.write(folder)
     return folder
