@@ -65,10 +65,11 @@ def run_batch(
     Args:
         orders: CSV, XLSX, XLS or ODS file; it is only read. A resumed run finds its own if it is left out.
         processor: "module:attribute", or a function or class that workers can import; the dossier if left out.
-        progress: what shows where the run stands; nothing if left out.
+        progress: an object that shows where the run stands, such as workers.progress.make_progress(sys.stderr); nothing if
+            left out.
         resume: run directory of an earlier run that is to go on; what succeeded or failed there is not run again.
         accept_changes: go on though the order file or the processor is another than before.
-        settings: as on the command line, by key: jobs (or workers), task_timeout, max_retries, map, run_dir, ...
+        settings: as on the command line, by key: jobs (or workers), task_timeout, max_retries, map, run_dir, ...; not `check`.
 
     Raises:
         ConfigError, ProcessorError, OrdersError: nothing ran; the text says what to do.
@@ -83,6 +84,12 @@ def run_batch(
         raise ConfigError("jobs and workers are two names of one setting: give one of them")
     if "workers" in settings:
         settings["jobs"] = settings.pop("workers")
+    if settings.get("check"):
+        raise ConfigError("check can only be given on the command line, as --check: run_batch runs what it is given")
+    if progress and not isinstance(progress, Progress):
+        raise ConfigError(
+            "progress must be an object, such as make_progress(sys.stderr) of workers.progress; None: nothing"
+        )
     if orders is None and resume is None:
         raise ConfigError("name the order file, or the run to resume")
     target = processor if processor is not None and not isinstance(processor, str) else None

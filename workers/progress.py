@@ -10,7 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
 
 from workers.outlet import HeldLines, Outlet
 from workers.safe_text import safe_text
@@ -72,6 +72,7 @@ class Snapshot:
         return self.succeeded + self.failed
 
 
+@runtime_checkable
 class Progress(Protocol):
     """A display; all of them may be told the same things."""
 

@@ -566,6 +566,11 @@ def test_a_run_of_an_object_without_a_name_goes_on_with_nothing_else_unless_that
         ("run_batch('orders.csv', process, jobs=0)", "jobs must be a whole number"),
         ("run_batch('orders.csv', process, task_timeout=-1)", "task_timeout must be a duration"),
         ("run_batch('orders.csv', process, jobs=1, workers=2)", "jobs"),
+        ("run_batch('orders.csv', process, check=True)", "check can only be given on the command line, as --check"),
+        (
+            "run_batch('orders.csv', process, progress=True)",
+            "progress must be an object, such as make_progress(sys.stderr)",
+        ),
     ],
 )
 def test_a_mistake_in_a_call_is_one_of_our_errors_and_runs_nothing(call: str, said: str, tmp_path: Path) -> None:
