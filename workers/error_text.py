@@ -28,7 +28,7 @@ _PLACEHOLDERS = [  # in this order: what holds other things comes first
     (re.compile(r"\b0x[0-9a-f]+\b", re.IGNORECASE), "<hex>"),
     (re.compile(r"\b(?=[a-f]*[0-9])(?=[0-9]*[a-f])[0-9a-f]{8,64}\b", re.IGNORECASE), "<hex>"),
 ]
-_SAYS_STATUS = r"(?<![^\W_])(?:http(?:/\d(?:\.\d)?)?(?: error)?|status|(?:status|http|error)[ _-]?code)"
+_SAYS_STATUS = r"(?<![^\W_])(?:http(?:/\d(?:\.\d)?)?(?: error)?|status|(?:status|http|error)[ _-]?code|server answered)"
 _STATUS = rf"{_SAYS_STATUS}(?::? |[:=])[1-5]\d\d(?!\w|[.,:]\d)|(?<!\w)[45]\d\d (?:client|server) error\b"
 _NUMBER = re.compile(rf"({_STATUS})|[-+]?\d+(?:[.,:]\d+)*", re.IGNORECASE)
 _QUOTED = re.compile(r"""'.*'|".*"|`.*`|“.*”|‘.*’|«.*»""", re.DOTALL)  # greedy: what is quoted may hold a quote

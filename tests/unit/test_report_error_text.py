@@ -23,6 +23,11 @@ Current thread 0x00007f12 (most recent call first):
         ("http: 429, HTTP/1.1 503, HTTP Error 404: gone", "http: 429, HTTP/1.1 503, HTTP Error 404: gone"),
         ("Status=200 status_code: 301 error code 502", "Status=200 status_code: 301 error code 502"),
         ("429 Client Error: busy, 503 Server Error", "429 Client Error: busy, 503 Server Error"),
+        ("https://h.example/a: the server answered 503", "<url> the server answered 503"),
+        (
+            "the server answered 429 Too Many Requests; answered 200",
+            "the server answered 429 Too Many Requests; answered #",
+        ),
         ("1429 Client Error, 503 clients, -503 Server Error", "# Client Error, # clients, # Server Error"),
         ("status 99, status 600, status 4711, status 150.00", "status #, status #, status #, status #"),
         ("exit code 137, po code 123, code=404", "exit code #, po code #, code=#"),
