@@ -73,7 +73,9 @@ def tune(arguments: argparse.Namespace) -> int:
         put_out(told)
     finally:  # the file is asked for, whoever reads the rest
         if arguments.write is not None:
-            command = _run_command(source, "--config", typed(arguments.write)) if not is_run else None
+            limit = resolved.settings.limit  # not in the file, which is for all the orders too
+            words = ["--config", typed(arguments.write), *(["--limit", str(limit)] if limit is not None else [])]
+            command = _run_command(source, *words) if not is_run else None
             text = as_yaml(measurement, recommendation, resolved, len(priorities), command)
             _write_new(arguments.write, text)
             _say(f"written: {arguments.write}" + (f"; take it with: {command}" if command else ""))

@@ -190,7 +190,7 @@ def test_what_is_written_is_what_the_run_takes(tmp_path: Path, temporary: Path) 
     path = orders(tmp_path, *["ok"] * 20).rename(tmp_path / f"{'o' * 100} orders.csv")
 
     written = tune(
-        tmp_path, temporary, str(path), *BEHAVE, "--map", "supplier=supplier", "--write", "my advice.yaml"
+        tmp_path, temporary, str(path), *BEHAVE, "--map", "supplier=supplier", "--limit", "12", "--write", "my advice.yaml"
     ).check(0)  # fmt: skip
     again = tune(tmp_path, temporary, str(path), *BEHAVE, "--write", "my advice.yaml").check(2)
     command = written.err.splitlines()[-1].partition("take it with: poqueue ")[2]
@@ -203,6 +203,8 @@ def test_what_is_written_is_what_the_run_takes(tmp_path: Path, temporary: Path) 
     assert settings["processor"]["value"] == "sample_processors:behave"
     assert settings["jobs"]["from"].startswith("my advice.yaml")
     assert settings["map"]["value"] == {"supplier": "supplier"}
+    assert len(report["tasks"]) == 12  # as predicted
+    assert "limit" not in (tmp_path / "my advice.yaml").read_text().partition("poqueue run")[2].partition("\n")[2]
     assert ran.out == ""
 
 
