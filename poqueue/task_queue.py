@@ -798,6 +798,7 @@ class TaskQueue:
         return tuning.advise(
             expected_task_count, average_task_duration, worker_count, machine=tuning.look_at_machine(),
             measured=measured, max_retries=config.max_retries, retry_delay=config.retry_delay,
+            max_retry_delay=config.max_retry_delay,
         )  # fmt: skip
 
     def set_event_handlers(

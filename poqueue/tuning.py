@@ -77,6 +77,7 @@ def advise(
     measured: Measured,
     max_retries: int,
     retry_delay: float,
+    max_retry_delay: float,
 ) -> dict[str, Any]:
     """Recommend settings for a workload.
 
@@ -105,7 +106,7 @@ def advise(
     advice: dict[str, Any] = {
         "task_timeout": _timeout(duration_s, seen, measured, reasons),
         "max_retries": retries_for(max_retries, measured.recovered, measured.in_vain, measured.retries_needed, reasons),
-        "retry_delay": _retry_delay(retry_delay, duration_s, seen, reasons),
+        "retry_delay": _retry_delay(retry_delay, max_retry_delay, duration_s, seen, reasons),
         "worker_count": workers,
         "leases_ahead": _leases_ahead(duration_s, seen, reasons),
         "queue_size_limit": _size_limit(expected_task_count, machine, reasons),
@@ -121,6 +122,7 @@ def advise(
         task_timeout=advice["task_timeout"],
         max_retries=advice["max_retries"],
         retry_delay=advice["retry_delay"],
+        max_retry_delay=max_retry_delay,
     )
     histories = measured_histories(measured) if is_measured else given_histories(duration_s, expected_task_count)
     advice |= _prediction(expected_task_count, histories, rules, machine, seen, reasons)
@@ -184,11 +186,14 @@ def retries_for(max_retries: int, recovered: int, in_vain: int, needed: int, rea
     return max_retries
 
 
-def _retry_delay(retry_delay: float, duration_s: float, seen: str, reasons: dict[str, str]) -> float:
-    delay_s = round(min(max(retry_delay, duration_s / 2), 60.0), 3)
+def _retry_delay(
+    retry_delay: float, max_retry_delay: float, duration_s: float, seen: str, reasons: dict[str, str]
+) -> float:
+    most_s = min(60.0, max_retry_delay)
+    delay_s = round(min(max(retry_delay, duration_s / 2), most_s), 3)
     reasons["retry_delay"] = (
         f"the configured {span_text(retry_delay)}, but at least half of {seen}, so that a fault has time to pass, "
-        "and at most 60 s"
+        f"and at most {span_text(most_s)}"
     )
     return delay_s
 

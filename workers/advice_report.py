@@ -21,7 +21,9 @@ NOT_WRITTEN = (*NOT_FOR_TUNE, "limit", "progress", "quiet", "verbose", "log_form
 
 def as_text(measurement: Measurement, advice: Recommendation, pos: int) -> str:
     """The advice for people."""
-    rows = [(item.key, _shown(item.key, item.now), _shown(item.key, item.advice), item.why) for item in advice.items]
+    rows = [
+        (item.key, as_typed(item.key, item.now), as_typed(item.key, item.advice), item.why) for item in advice.items
+    ]
     parts = [
         f"measured: {measurement.source}; {measurement.attempts:,} attempts",
         plain_table(_measured_rows(measurement), ("measured", "value"), [None, 90]),
@@ -83,7 +85,8 @@ def _predicted(prediction: Prediction) -> str:
     return f"{span_text(prediction.seconds)} ({span_text(prediction.low_s)} to {span_text(prediction.high_s)})"
 
 
-def _shown(key: str, value: Any) -> str:
+def as_typed(key: str, value: Any) -> str:
+    """A setting's value as its option takes it."""
     entry = SETTINGS[key]
     return str(entry.show(entry.parse(value, key)))
 

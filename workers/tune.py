@@ -22,12 +22,12 @@ from poqueue.simulation import TYPICAL_COSTS, Costs
 from poqueue.span import span_text
 from poqueue.tuning import look_at_machine
 from workers.advice import predict_batch, recommend, rules_of
-from workers.advice_report import NOT_FOR_TUNE, NOT_WRITTEN, as_json, as_text, as_yaml, plain_table
+from workers.advice_report import NOT_FOR_TUNE, NOT_WRITTEN, as_json, as_text, as_typed, as_yaml, plain_table
 from workers.measurement import Measurement, measured_from_history
 from workers.past_run import PastRun, read_past_run
 from workers.processing import ProcessorSpec
 from workers.progress import Progress, make_progress
-from workers.quantities import parse_duration, parse_jobs, usable_cores
+from workers.quantities import MAX_DURATION_S, parse_duration, parse_jobs, usable_cores
 from workers.resolved import Resolved, load_settings, render_config
 from workers.resume import check_processor_named
 from workers.run_dir import typed
@@ -119,12 +119,20 @@ def _tune_workload(arguments: argparse.Namespace) -> int:
     settings = resolved.settings
     shown = {key: value for key, value, _ in render_config(resolved)}
     now = {name: shown[key] for name, key in SET_FOR_TWO_NUMBERS.items()}
-    queue = TaskQueue(settings.max_retries, settings.retry_delay, settings.task_timeout.seconds)
+    queue = TaskQueue(
+        settings.max_retries,
+        settings.retry_delay,
+        settings.task_timeout.seconds,
+        max_retry_delay=settings.max_retry_delay,
+    )
     try:
         duration_s = parse_duration(arguments.duration, "--duration")
         advice = queue.optimize_for_workload(arguments.tasks, duration_s, settings.jobs)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if advice["task_timeout"] > MAX_DURATION_S:
+        advice["task_timeout"] = MAX_DURATION_S
+        advice["reasons"]["task_timeout"] += f"; a run takes {as_typed('task_timeout', MAX_DURATION_S)} at most"
     if arguments.json:
         put_out(json.dumps({**advice, "now": now}))
         return 0
@@ -135,6 +143,8 @@ def _tune_workload(arguments: argparse.Namespace) -> int:
 
 
 def _value_text(key: str, value: Any) -> str:
+    if key in SET_FOR_TWO_NUMBERS:
+        return as_typed(SET_FOR_TWO_NUMBERS[key], value)
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_value_text(name, item)}" for name, item in value.items())
     if isinstance(value, list):

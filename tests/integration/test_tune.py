@@ -27,6 +27,7 @@ from tests.integration.console import (
     wait_until,
 )
 from workers.measuring import WARM_UP_S
+from workers.quantities import parse_duration
 from workers.settings import RunSettings
 
 TUNE = ("-j", "2", "--no-progress")
@@ -398,6 +399,22 @@ def test_two_numbers_are_enough_for_rough_advice(tmp_path: Path) -> None:
 
     assert "queue_size_limit" in text.out and "as given" in text.out
     assert found["based_on"]["durations"] == "given"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("duration", ["90s", "100.123", "5d"])
+def test_what_is_advised_from_two_numbers_can_be_given_to_a_run(duration: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("max_retry_delay: 10s\n", encoding="utf-8")
+    words = ("tune", "--tasks", "100", "--duration", duration, "--config", "c.yaml")
+
+    rows = [line.split() for line in poqueue(*words, cwd=tmp_path).check(0).out.splitlines()]
+    found = json.loads(poqueue(*words, "--json", cwd=tmp_path).check(0).out)
+
+    timeout, delay = (next(row[2] for row in rows if row[:1] == [key]) for key in ("task_timeout", "retry_delay"))
+    flags = ("--config", "c.yaml", "--timeout", timeout, "--retry-delay", delay, "--json")
+    shown = json.loads(poqueue("config", "show", *flags, cwd=tmp_path).check(0).out)
+    assert parse_duration(timeout, "") == found["task_timeout"] >= parse_duration(duration, "")
+    assert delay == shown["retry_delay"]["value"] == "10s" and found["retry_delay"] == 10.0
 
 
 @pytest.mark.once

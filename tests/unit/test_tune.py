@@ -581,6 +581,12 @@ def test_no_retry_waits_longer_than_a_minute_and_a_tenth_more_tasks_have_room() 
     assert advice["queue_size_limit"] == 11_000
 
 
+def test_no_retry_delay_is_advised_above_the_longest_that_the_queue_waits() -> None:
+    queue = TaskQueue(retry_delay=1, max_retry_delay=10)
+
+    assert queue.optimize_for_workload(100, 100.0, 2)["retry_delay"] == 10.0
+
+
 def test_measured_retries_are_in_the_prediction() -> None:
     clock = Clock()
     smooth, rough = TaskQueue(clock=clock), TaskQueue(clock=clock)
