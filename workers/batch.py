@@ -23,13 +23,13 @@ from poqueue.config import MAX_RETENTION_S
 from poqueue.errors import ConfigError, JournalError, OrdersError
 from poqueue.journal import JOURNAL_NAME, check_file
 from poqueue.report import iso
-from poqueue.service import leave_if_imported_again
+from poqueue.service import NO_GUARD, leave_if_imported_again
 from workers.batch_run import EXIT_NOTHING, SHOWN_ROWS, BatchReport, BatchRun, counted
 from workers.early_start import EarlyStart, early_workers
 from workers.guards import MachineGuard
 from workers.log import RunLogging, ShieldedLogger
 from workers.orders import PROGRESS_ROWS, OrderBook, OrderSource, read_orders
-from workers.processing import ProcessorSpec
+from workers.processing import ProcessorSpec, is_importing
 from workers.processor_check import ProcessorCheck
 from workers.processor_name import lasting_name
 from workers.processors import command
@@ -75,6 +75,8 @@ def run_batch(
         ConfigError, ProcessorError, OrdersError: nothing ran; the text says what to do.
     """
     leave_if_imported_again()
+    if is_importing():
+        raise ConfigError(NO_GUARD)
     if current_process().daemon:
         raise ConfigError(
             "run_batch starts processes, which a daemonic process may not, such as one of a multiprocessing.Pool; "

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import traceback
+from _thread import get_ident
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from pickle import PicklingError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # else where it is used
 MAX_RESULT_BYTES = 10_000_000
 MAX_MESSAGE_CHARS = 8_000
 MAX_TRACEBACK_CHARS = 64_000
+_importing: set[int] = set()  # threads
 _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
@@ -191,6 +193,11 @@ def load_target(spec: ProcessorSpec) -> Any:
     return target
 
 
+def is_importing() -> bool:
+    """Whether it is the import of a processor that leads here: what it starts, every worker would start."""
+    return get_ident() in _importing
+
+
 def check_constructible(target: Any, name: str) -> None:
     """A class is constructed as each worker does it; its session is opened only there.
 
@@ -243,6 +250,7 @@ def _import_target(spec: ProcessorSpec) -> Any:
         )
     if spec.app_dir is not None and spec.app_dir not in sys.path:
         sys.path.insert(0, spec.app_dir)
+    _importing.add(get_ident())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -262,6 +270,8 @@ def _import_target(spec: ProcessorSpec) -> Any:
         raise ProcessorError(
             f"processor {path!r}: importing {module_name} failed: {in_a_line(error)}{_place_of(error)}"
         ) from error
+    finally:
+        _importing.discard(get_ident())
     target: Any = module
     for part in attribute.split("."):
         if not _has(target, part, path):

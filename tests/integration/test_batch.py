@@ -554,6 +554,27 @@ def test_a_run_of_an_object_without_a_name_goes_on_with_nothing_else_unless_that
 
 
 @pytest.mark.once
+def test_a_script_without_a_guard_starts_no_batch_where_its_processor_is_imported(tmp_path: Path) -> None:
+    run_script(
+        tmp_path,
+        """
+        from workers import run_batch
+
+        def process(po):
+            raise ValueError("of the script")
+
+        run_batch("orders.csv", process, jobs=1, start_method="fork", max_retries=0)
+        """,
+    ).check(0)
+    before = tree(tmp_path)
+
+    refused = poqueue("retry", cwd=tmp_path).check(2)
+
+    assert "my_batch:process" in refused.err and 'if __name__ == "__main__"' in refused.err
+    assert {path for path in tree(tmp_path) - before if not path.startswith("__pycache__")} == set()
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("call", "said"),
     [
