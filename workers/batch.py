@@ -263,6 +263,7 @@ class Batch:
         run_dir: Path,
         total: int,
         on_event: Any,
+        on_show: Any,
         signals: SignalInbox,
         early: EarlyStart | None,
         *,
@@ -277,7 +278,7 @@ class Batch:
             stop_grace=settings.stop_grace, max_tasks_per_worker=settings.max_tasks_per_worker,
             max_memory_per_worker=settings.max_memory_per_worker, work_dir=next_work_dir(run_dir),
             output_dir=run_dir / "output", log_path=run_dir / "manager.log", on_event=on_event,
-            on_show=self._show, signals=signals, spare_workers=False, early=early, control_dir=run_dir,
+            on_show=on_show, signals=signals, spare_workers=False, early=early, control_dir=run_dir,
             journal=run_dir / JOURNAL_NAME if settings.journal else None, durability=settings.durability,
             journal_must_exist=must_exist, journal_any_version=self._resuming is not None and self._resuming.accept_changes,
             halt=Halt(**limits, is_now=halt.is_now),
@@ -288,7 +289,7 @@ class Batch:
             timeout_floor=settings.timeout_floor, retention_s=MAX_RETENTION_S,  # the report needs all, however late
         )  # fmt: skip
 
-    def _show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: Snapshot) -> None:
         """Of many POs "done" is not said before all of it is written, which takes its time."""
         if snapshot.phase == "done" and snapshot.total >= PROGRESS_ROWS:
             self._done = snapshot

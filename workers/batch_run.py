@@ -36,6 +36,7 @@ from workers.worker_files import Usage
 
 if TYPE_CHECKING:
     from workers.batch import Batch
+    from workers.progress import Snapshot
 
 logger = ShieldedLogger(__name__)
 
@@ -223,6 +224,7 @@ class BatchRun:
             self._run_dir,
             len(self._book.orders),
             self._take,
+            self._show,
             self._signals,
             self._early,
             must_exist=self._resuming is not None,
@@ -297,6 +299,7 @@ class BatchRun:
         self._had_work = bool(waiting or requeued)
         self.open_results()
         supervisor.tell_finished()
+        self._flush()
         self._resumed = {
             "done_before": sum(self._counts.values()) if not resuming.retry_failed else self._counts["succeeded"],
             "interrupted": interrupted,
@@ -437,9 +440,6 @@ class BatchRun:
         """Write down how a PO ended, as it ends."""
         record = event.task
         if record is None or event.kind not in ("completed", "failed"):
-            if event.kind == "empty" and hasattr(self, "_results"):
-                with contextlib.suppress(OSError):  # it is written again at the end
-                    self._results.flush()
             return
         if not hasattr(self, "_results"):
             return  # while a run is taken up: it will all be told again
@@ -460,6 +460,15 @@ class BatchRun:
             if not self._has_gaps:
                 logger.error("results.csv is left as it is until the end: %s", error)
             self._has_gaps = True
+
+    def _show(self, snapshot: "Snapshot") -> None:
+        """What is shown has been written as well: not each PO by itself, which would take its time."""
+        self._flush()
+        self._batch.show(snapshot)
+
+    def _flush(self) -> None:
+        with contextlib.suppress(OSError):  # it is written again at the end
+            self._results.flush()
 
     def _write_outcome(self, record: TaskRecord, event: Event, is_success: bool) -> None:
         latest = record.error_history[-1] if record.error_history else {}

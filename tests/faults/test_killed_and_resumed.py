@@ -101,6 +101,44 @@ def test_a_run_that_is_through_starts_no_worker_when_it_is_resumed(tmp_path: Pat
     assert log.read_text().count("worker started") == started > 0
 
 
+def test_the_results_of_pos_that_have_ended_are_there_while_others_run_and_when_all_is_killed(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,fail", "C,wait", jobs=1, words=("--retries", "0"))
+    known = [("A", "succeeded"), ("B", "failed")]
+    failed = batch.run_dir / "failed.csv"
+
+    def wait_for_results() -> None:
+        wait_until(lambda: list(batch.statuses().items()) == known and read_csv(failed), "both are there")
+
+    with batch.start() as run:
+        batch.wait_begun(3)
+        wait_for_results()
+        batch.kill_everything(run)
+    assert list(batch.statuses().items()) == known and len(read_csv(failed)) == 1
+
+    with batch.resume() as run:
+        batch.wait_begun(4)
+        wait_for_results()
+        batch.kill_everything(run)
+    assert list(batch.statuses().items()) == known and len(read_csv(failed)) == 1
+    (tmp_path / "go").touch()
+    batch.finish(code=1)
+    batch.check()
+
+
+def test_the_results_of_before_are_there_again_once_a_run_is_taken_up(tmp_path: Path) -> None:
+    """Whatever comes next: the workers may take long to start, or never do."""
+    batch = Batch(tmp_path, "A,", "B,wait", jobs=1)
+    with batch.start() as run:
+        batch.wait_begun(2)
+        wait_until(lambda: batch.statuses() == {"A": "succeeded"}, "it is there")
+        batch.kill_everything(run)
+
+    with batch.resume(env={"POQUEUE_TESTING": "1", "POQUEUE_FAILPOINT": "recovery.after_record:1:kill"}) as run:
+        assert run.wait().code < 0
+
+    assert batch.statuses() == {"A": "succeeded"}
+
+
 def test_workers_of_a_resumed_run_are_others_than_those_before(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,", "B,wait", "C,", jobs=1)
     with batch.start() as run:

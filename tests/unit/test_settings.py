@@ -76,7 +76,7 @@ def test_every_setting_of_the_workers_reaches_the_supervisor_of_a_batch_and_of_a
         monkeypatch.setattr(module, "Supervisor", lambda spec, **given: given)
 
     run = batch.Batch(tmp_path / "orders.csv", resolved)
-    of_batch: Any = run.supervisor(tmp_path, 9, None, None, None, must_exist=False)  # type: ignore[arg-type]
+    of_batch: Any = run.supervisor(tmp_path, 9, None, None, None, None, must_exist=False)  # type: ignore[arg-type]
     of_sample: Any = sample._supervisor(
         run.spec,
         resolved.settings,
