@@ -415,7 +415,7 @@ class Supervisor:
                 gc.unfreeze()
             self._is_running = False
         self._keeps_files = bool(self._reaper.dead)
-        if self._stop_level:
+        if self._stop_signal:
             return RunEnd("interrupted", self._stop_signal)
         return RunEnd("halted", message=self._halted) if self._halted else RunEnd("done")
 
@@ -603,12 +603,12 @@ class Supervisor:
             self._stop_running(time.monotonic())
 
     def _obey(self, word: str, value: Any) -> None:
-        """What another terminal asks for; a drain and a stop are as Ctrl-C."""
+        """What another terminal asks for; a stop is as Ctrl-C, a drain ends the run as that does and is no step to a kill."""
         now = time.monotonic()
         if word == "drain" and not self._is_draining:
             logger.warning("drain: no new PO starts; running ones may end")
             self._note = "drain: no new PO starts; running ones may end"
-            self._stop_level, self._stop_signal = 1, signal.SIGINT
+            self._stop_signal = signal.SIGINT
             self._drain(float("inf"))
         elif word == "stop":
             self._escalate(signal.SIGINT, now, up_to=3)
@@ -779,14 +779,9 @@ class Supervisor:
             return
         status = self._ask("get_queue_status")
         self._next_show = now + (SHOW_S if to_add or status["processing_tasks"] else SHOW_IDLE_S)
-        phase = "done" if is_last else ("draining", "draining", "stopping", "stopping")[self._stop_level]
-        if not self._stop_level and not is_last:
-            phase = "paused" if status["status"] == "PAUSED" else "running"
-        if self._halted and not is_last:
-            phase = "draining"
         self._tell(
             Snapshot(
-                phase=phase,
+                phase="done" if is_last else self._phase(status),
                 total=status["total_tasks"] - status["cleared_tasks"] + to_add,
                 succeeded=status["completed_tasks"],
                 failed=status["failed_tasks"],
@@ -801,6 +796,13 @@ class Supervisor:
                 note=self._note or self._fault or self._holds_because,
             )  # fmt: skip
         )
+
+    def _phase(self, status: dict[str, Any]) -> str:
+        if self._stop_level > 1:
+            return "stopping"
+        if self._stop_signal or self._halted:
+            return "draining"
+        return "paused" if status["status"] == "PAUSED" else "running"
 
     def _tell(self, snapshot: "Snapshot") -> None:
         if self._on_show is not None:

@@ -139,6 +139,36 @@ def test_drain_lets_running_pos_end_and_ends_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["stop", "Ctrl-C"])
+def test_the_first_stop_after_a_drain_lets_running_pos_end_and_the_second_gives_them_back(
+    how: str, tmp_path: Path
+) -> None:
+    batch = Batch(tmp_path, "A,wait", "B,wait", "C,")
+
+    def stop() -> None:
+        if how == "stop":
+            batch.poqueue("stop", "r").check(0)
+        else:
+            run.process.send_signal(signal.SIGINT)
+
+    with batch.start() as run:
+        batch.wait_begun(2)
+        batch.poqueue("drain", "r").check(0)
+        wait_until(lambda: view(batch)["phase"] == "draining", "it drains")
+        stop()
+        wait_until(lambda: run.said("running ones have 30 s"), "they may end within the grace time")
+        assert view(batch)["phase"] == "draining"
+        stop()
+        ended = run.wait().check(130)
+
+    assert "running POs are stopped and given back" in ended.err
+    assert set(batch.statuses().values()) == {"not run"}
+    (tmp_path / "go").touch()
+    batch.finish()
+    assert batch.check().interrupted == 2
+
+
+@pytest.mark.slow
 def test_stop_twice_gives_running_pos_back(tmp_path: Path) -> None:
     batch = Batch(tmp_path, "A,wait", "B,wait", "C,")
     with batch.start() as run:
