@@ -111,7 +111,8 @@ def describe_run(run_dir: Path) -> dict[str, Any]:
         return {**line, "state": "running"}
     report = read_report(run_dir)
     if report is None or report["run"]["began_run"] != last_begin(record):
-        return {**line, "state": "crashed" if (run_dir / JOURNAL_NAME).exists() else "nothing ran"}
+        had_queue = (run_dir / JOURNAL_NAME).exists() or not record.settings.get("journal", True)
+        return {**line, "state": "crashed" if had_queue else "nothing ran"}
     reason = report["run"]["reason"]
     return {**line, "state": "finished" if reason in ("done", "nothing to do") else reason, **report["accounts"]}
 

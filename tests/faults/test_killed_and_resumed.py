@@ -194,6 +194,16 @@ def test_ten_kills_of_a_real_order_file(tmp_path: Path) -> None:
 # ── one process after the other ──────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_a_run_without_a_journal_that_was_killed_when_pos_had_run_has_crashed(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, "A,", "B,wait", jobs=1, words=("--no-journal",))
+    with batch.start() as run:
+        batch.wait_begun(2)
+        batch.kill_everything(run)
+
+    [described] = json.loads(batch.poqueue("runs", "--dir", str(tmp_path), "--json").check(0).out)
+    assert described["state"] == "crashed"
+
+
 def test_a_supervisor_killed_alone_takes_everything_along_and_the_run_goes_on(tmp_path: Path) -> None:
     batch = Batch(tmp_path, *mixed(120), words=("--retries", "1", "--retry-delay", "0.05"))
     with batch.start() as run:
