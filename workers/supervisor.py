@@ -371,6 +371,9 @@ class Supervisor:
         self._adoption.let_go()
         if not self._keeps_files:
             shutil.rmtree(self._work_dir, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # there is something in it that is to be read
+                os.rmdir(self._work_dir)
         if self._control_dir is not None:
             from workers.run_control import CONTROL_NAME
 

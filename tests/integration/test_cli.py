@@ -628,6 +628,7 @@ def test_four_when_workers_cannot_boot(tmp_path: Path) -> None:
     log = (tmp_path / "r" / "run.log").read_text()
     assert "Traceback " in log and "for more see the manual" in log
     assert read_cells(tmp_path / "r" / "not_run.csv")[1:] == [["A", "ok"], ["B", "ok"], ["C", "ok"]]
+    assert not list((tmp_path / "r").glob("work.*"))
     assert "3 input rows = 0 succeeded + 0 failed + 0 duplicate + 0 invalid + 3 not run" in ended.err
     assert json.loads((tmp_path / "r" / "report.json").read_text())["accounts"]["not_run"] == 3
     assert advised(ended, "go on with the rest") == ["run", "--resume", "r"]
