@@ -117,7 +117,7 @@ def _again(report: BatchReport, name: str, config: Path | None) -> str:
     bases = [_settings_here(config, os.environ), _settings_here(config, {})]  # another terminal has another environment
     wanted = {key: entry["value"] for key, entry in report.head["run"]["settings"].items()}
     # Plain CSV, whatever the first file was; all of it, and into a place of its own.
-    wanted |= dict.fromkeys(("sheet", "limit", "run_dir", "results"))
+    wanted |= dict.fromkeys(("sheet", "limit", "run_dir", "results")) | {"report": []}
     wanted["encoding"] = "utf-8" if any(base["encoding"] for base in bases) else None
     wanted["delimiter"] = "," if any(base["delimiter"] for base in bases) else None
     wanted["map"] = {**dict.fromkeys((field for base in bases for field in base["map"]), ""), **wanted["map"]}
@@ -127,7 +127,7 @@ def _again(report: BatchReport, name: str, config: Path | None) -> str:
         if wanted["command"] is None and base["command"] is not None:
             base |= {"processor": None, "command": None, "shell": False}
     for key, value in wanted.items():
-        if key not in ("check", "report") and any(value != base[key] for base in bases):
+        if key != "check" and any(value != base[key] for base in bases):
             words += _as_words(next(flag for flag in SETTINGS[key].flags if flag.startswith("--")), value)
     return shlex.join(words)
 
@@ -149,7 +149,7 @@ def _as_words(flag: str, value: Any) -> list[str]:
         return [word for pair in pairs for word in (flag, pair.replace(",", r"\,") if flag == "--map" else pair)]
     if flag == "--verbose":
         return ["-" + "v" * value] if value else []
-    return [flag, "none" if value is None else str(value)]
+    return [flag, "none" if value in (None, []) else str(value)]
 
 
 def outcome_json(report: BatchReport) -> dict[str, Any]:

@@ -49,8 +49,8 @@ def parse_directory(value: object, option: str) -> Path:
 
 
 def parse_reports(value: object, option: str) -> tuple[Path, ...]:
-    """Paths whose extensions name formats, from a list or from text with commas between them."""
-    paths = tuple(parse_path(item, option) for item in _items(value, option))
+    """Paths whose extensions name formats, from a list or from text with commas between them; "none" stands for no path."""
+    paths = tuple(parse_path(item, option) for item in _items(value, option) if item != "none")
     for path in paths:
         if path.suffix.lower() not in REPORT_FORMATS:
             raise ValueError(f"{option} must end in one of {', '.join(REPORT_FORMATS)}, got {quoted(str(path))}")

@@ -424,6 +424,7 @@ def test_rows_that_are_left_run_as_printed_however_the_first_file_was_read(
 ) -> None:
     (tmp_path / "orders.csv").write_bytes("Nr, alt;do;name\nA;give-up;Ä\nB;give-up;Müller\n".encode("cp1252"))
     told = {"encoding": "cp1252", "delimiter": ";", "limit": "1", "run_dir": "r", "results": "all.csv"}
+    told |= {"report": "all.json,all.yaml"}
     told |= {"map": r"po_number=Nr\, alt", "jobs": "1", "max_retries": "0"}
     told |= {"processor": "sample_processors:behave", "app_dir": str(APP_DIR)}
     (tmp_path / "c.yaml").write_text("".join(f"{key}: '{value}'\n" for key, value in told.items()))
@@ -431,7 +432,8 @@ def test_rows_that_are_left_run_as_printed_however_the_first_file_was_read(
     env = {} if source == "config" else {f"POQUEUE_{key.upper()}": value for key, value in told.items()}
 
     ended = poqueue("run", "orders.csv", *given, words[1], cwd=tmp_path, env=env).check(1)
-    all_rows = (tmp_path / "all.csv").read_bytes()
+    outputs = {path: path.read_bytes() for path in tmp_path.glob("all.*")}
+    assert len(outputs) == 3
     for environ in [env, {}]:  # that of another day may be another one
         again = poqueue(*advised(ended, words[0]), "--json", cwd=tmp_path, env=environ).check(1)
 
@@ -439,7 +441,7 @@ def test_rows_that_are_left_run_as_printed_however_the_first_file_was_read(
         [row] = read_csv(run_dir / "results.csv")
         left = {"run the rest": ("B", "Müller"), "run the failures again": ("A", "Ä")}[words[0]]
         assert (row["Nr, alt"], row["name"]) == left and row["status"] == "failed"
-        assert run_dir.parent.name == "runs" and (tmp_path / "all.csv").read_bytes() == all_rows
+        assert run_dir.parent.name == "runs" and all(path.read_bytes() == outputs[path] for path in outputs)
 
 
 def test_runs_of_a_folder_that_is_not_there_is_a_slip_and_not_no_runs(tmp_path: Path) -> None:

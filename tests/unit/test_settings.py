@@ -227,6 +227,12 @@ def test_every_setting_but_check_can_be_given_in_the_environment() -> None:
         load_settings({}, None, {"POQUEUE_CHECK": "1"})
 
 
+def test_none_on_the_command_line_takes_back_the_reports_of_the_environment() -> None:
+    resolved = load_settings(from_command_line("--report", "none"), None, {"POQUEUE_REPORT": "a.json"})
+
+    assert resolved.settings.report == ()
+
+
 def test_options_and_maps_of_several_sources_are_joined_name_by_name(tmp_path: Path) -> None:
     text = "options:\n  browser: firefox\n  code: 012\n  flag: yes\n"
 
