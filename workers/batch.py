@@ -387,12 +387,14 @@ def processor_spec(settings: RunSettings, target: Any = None) -> ProcessorSpec:
 
 def check_writable(path: Path, orders: Path, run_dir: Path | None = None) -> None:
     """Before anything runs: an output that cannot be written is told now."""
-    if (
-        run_dir is not None
-        and os.path.dirname(os.path.realpath(path)) == os.path.realpath(run_dir)
-        and (path.name in OWN_FILES or path.stem == "orders" or path.name.startswith(JOURNAL_NAME))
+    folder = os.path.realpath(path.parent)
+    is_ours = run_dir is not None and folder == os.path.realpath(run_dir)
+    is_others = not is_ours and all(os.path.exists(os.path.join(folder, name)) for name in (RECORD_NAME, LOCK_NAME))
+    if (is_ours or is_others) and (
+        path.name in OWN_FILES or path.stem == "orders" or path.name.startswith(JOURNAL_NAME)
     ):
-        raise ConfigError(f"{str(path)!r} is a file that the run itself writes; name another one")
+        whose = "the run itself" if is_ours else "another run"
+        raise ConfigError(f"{str(path)!r} is a file that {whose} writes; name another one")
     check_output(path)
     if path.exists() and orders.exists() and path.samefile(orders):
         raise ConfigError(f"{str(path)!r} is the order file; it is never written to")

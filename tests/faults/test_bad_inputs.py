@@ -331,6 +331,32 @@ def ended_run(tmp_path: Path) -> Path:
 
 @pytest.mark.once
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "o.csv", "-j", "1", "--run-dir", "new", "--report", "r/run.json"),
+        ("run", "o.csv", "-j", "1", "--run-dir", "new", "--results", "r/journal.sqlite"),
+        ("report", "other", "--output", "r/failed.csv"),
+    ],
+)
+def test_an_output_in_the_place_of_a_file_of_another_run_is_refused(words: tuple[str, ...], ended_run: Path) -> None:
+    poqueue("run", "o.csv", "-j", "1", "--run-dir", "other", cwd=ended_run).check(0)
+    before = {path: path.read_bytes() for path in (ended_run / "r").iterdir() if path.is_file()}
+
+    ended = poqueue(*words, cwd=ended_run).check(2)
+
+    assert f"{words[-1]!r} is a file that another run writes; name another one" in ended.err
+    assert {path: path.read_bytes() for path in before} == before and not (ended_run / "new").exists()
+
+
+@pytest.mark.once
+def test_outputs_that_are_named_as_the_files_of_a_run_are_written_over_where_there_is_no_run(ended_run: Path) -> None:
+    words = ("run", "o.csv", "-j", "1", "--report", "run.json", "--results", "results.csv")
+    for _ in range(2):
+        poqueue(*words, cwd=ended_run).check(0)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
     ("option", "path"), [("--report", "nowhere/x.json"), ("--report", "folder.csv"), ("--report", "o.csv")]
 )
 def test_a_resumed_run_looks_at_its_outputs_first_as_well(option: str, path: str, ended_run: Path) -> None:
