@@ -425,8 +425,7 @@ def _order(task: _Task, seconds: float, texts: set[str]) -> Order:
     return Order(
         task.task_id, task.po_number, supplier, amount, task.status.value, task.priority,
         task.attempts, task.created_at, task.completed_at, seconds, task.error_type, task.message, currency,
-        len(po.get("row_numbers") or ()) or 1, _charges(dossier.lines, supplier),
-        sum(line.amount is None for line in dossier.lines),
+        len(dossier.lines), _charges(dossier.lines, supplier), sum(line.amount is None for line in dossier.lines),
     )  # fmt: skip
 
 

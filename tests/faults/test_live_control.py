@@ -293,7 +293,7 @@ def test_a_task_that_a_holder_of_the_key_adds_is_in_the_report_and_disturbs_no_a
     with batch.start() as run:
         batch.wait_begun(2)
         with contextlib.closing(reach(batch.run_dir)) as queue:
-            queue.add_task(ProcessingTask(task_id, {"po_number": "C", "do": ""}))
+            queue.add_task(ProcessingTask(task_id, {"po_number": "C", "do": "", "rows": [1, 2]}))
         (tmp_path / "go").touch()
         ended = run.wait().check(0)
 
@@ -301,6 +301,8 @@ def test_a_task_that_a_holder_of_the_key_adds_is_in_the_report_and_disturbs_no_a
     report = json.loads((batch.run_dir / "report.json").read_text())
     assert {task["po_number"]: task["status"] for task in report["tasks"]} == dict.fromkeys("ABC", "completed")
     assert "C" not in {line.split(",")[1] for line in (batch.run_dir / "results.csv").read_text().splitlines()}
+    told = json.loads(batch.poqueue("report", "r", "--format", "json").check(0).out)
+    assert {order["po_number"]: order["rows"] for order in told["orders"]} == dict.fromkeys("ABC", 1)
 
 
 @pytest.mark.once

@@ -4,6 +4,7 @@ import json
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,6 +205,32 @@ def test_a_payload_that_is_no_json_is_not_opened(path: Path) -> None:
 
     (order,) = read(path).orders
     assert (order.po_number, order.supplier, order.amount, order.rows) == ("P", "", None, 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        *(({"rows": rows}, 1) for rows in (12, "ab", {"a": 1}, [1, 2], [{"amount": "9"}, 1], [[]])),
+        *(({"row_numbers": numbers}, 1) for numbers in (7, "ab", [1, 2], {"a": 1})),
+        *(({"as_given": given}, 1) for given in (3, "ab", ["ab"], [[[], 1]])),
+        *(
+            ({"rows": [{"amount": "2"}, {"amount": "3"}], "row_numbers": numbers}, 2)
+            for numbers in (None, [4], [4, 5, 6])
+        ),
+    ],
+)
+def test_a_po_whose_data_only_look_like_an_orders_is_told_as_far_as_they_can_be_read(
+    data: dict[str, Any], rows: int, path: Path
+) -> None:
+    """Programs add POs with data of their own."""
+    with JournalMaker(path) as journal:
+        journal.add("P", payload=json.dumps({"po_number": "P", "supplier": "Acme", "amount": "5", **data}).encode())
+        journal.add("Q", amount="1")
+
+    of_p, of_q = read(path).orders
+
+    assert (of_p.po_number, of_p.supplier, of_p.amount, of_p.rows) == ("P", "Acme", Decimal(5), rows)
+    assert (of_q.amount, of_q.rows) == (Decimal(1), 1)
 
 
 def test_of_two_tasks_with_one_id_the_later_counts(path: Path) -> None:

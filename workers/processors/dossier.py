@@ -99,9 +99,16 @@ def process(po: Mapping[str, Any], context: WorkerContext) -> dict[str, Any]:
 
 
 def examine(po: Mapping[str, Any]) -> Dossier:
-    """Read amounts, add them up and note what is wrong. A PO without "rows" is its own only row."""
-    rows: list[Mapping[str, Any]] = po.get("rows") or [po]
-    numbers: Iterable[int] = po.get("row_numbers") or range(1, len(rows) + 1)
+    """Read amounts, add them up and note what is wrong. A PO without "rows" is its own only row.
+
+    So is one that a program has added whose "rows" are something else.
+    """
+    rows = [po]
+    if isinstance(found := po.get("rows"), list) and found and all(isinstance(row, Mapping) for row in found):
+        rows = found
+    numbers = po.get("row_numbers")
+    if not isinstance(numbers, list) or len(numbers) != len(rows):
+        numbers = range(1, len(rows) + 1)
     seen: dict[tuple[tuple[str, str], ...], int] = {}
     lines = [_examine_row(row, number, seen) for row, number in zip(rows, numbers, strict=True)]
     return Dossier(str(po["po_number"]).strip(), lines, add_up(lines))
@@ -109,7 +116,7 @@ def examine(po: Mapping[str, Any]) -> Dossier:
 
 def _examine_row(row: Mapping[str, Any], number: int, seen: dict[tuple[tuple[str, str], ...], int]) -> Line:
     cells = {name: value for name, value in row.items() if name not in NOT_COLUMNS}
-    as_given = dict(row.get("as_given") or {})
+    as_given = dict(given) if isinstance(given := row.get("as_given"), Mapping) else {}
     amount = parse_amount(_text(cells.get("amount")))
     line = Line(number, cells, as_given, amount, _currency(cells, as_given, amount))
     line.findings.extend(_cell_findings(cells, amount))
