@@ -105,12 +105,11 @@ def _missing_po_number(headers: list[str], mapping: Mapping[str, str], unclear: 
     likely = [header for name, header in mapping.items() if nearest(name, ["po_number"])]
     likely += [header for header in headers if normal(header).strip("#") in _ALIASES]
     likely += [header for header in headers if nearest(normal(header), ["ponumber"])]
-    hint = (
-        did_you_mean(f"--map {shlex.quote('po_number=' + safe_text(likely[0], 80))}")
-        if likely
-        else "; name it: --map po_number=HEADER"
-    )
-    return f"{label}: no column for po_number; columns found: {_listed(headers)}; needed: po_number{hint}"
+    missing = f"{label}: no column for po_number; columns found: {_listed(headers)}; needed: po_number"
+    if not likely:
+        return f"{missing}; name it: --map po_number=HEADER"
+    pair = "po_number=" + safe_text(likely[0], 80).replace(",", r"\,")
+    return missing + did_you_mean(f"--map {shlex.quote(pair)}")
 
 
 def _listed(headers: list[str]) -> str:

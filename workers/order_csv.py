@@ -15,7 +15,7 @@ from workers.order_columns import matches
 from workers.order_table import Records, Table, as_text, is_blank
 from workers.safe_text import quoted
 
-_DELIMITERS = (",", ";", "\t", "|")
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}  # as --delimiter names them
 _SNIFFED_LINES = 200
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -50,12 +50,16 @@ def open_csv(
         return io.TextIOWrapper(stream, encoding, newline="")
 
     hint = re.fullmatch(r"sep=(.)[\r\n]*", next(lines(), ""), re.IGNORECASE)  # Excel obeys this line and hides it
-    delimiter = delimiter or (hint[1] if hint else _sniff_delimiter(lines(), mapping))
+    given = delimiter
+    delimiter = given or (hint[1] if hint else _sniff_delimiter(lines(), mapping))
     skipped = 1 if hint else 0
     records = _records(islice(lines(), skipped, None), delimiter, label, skipped)
     for number, cells in records:
         if not is_blank(cells):
-            return Table([as_text(cell) for cell in cells], number, records, encoding, delimiter, notes)
+            headers = [as_text(cell) for cell in cells]
+            if given and len(headers) == 1 and not matches(headers, mapping.get("po_number", "po_number")):
+                _refuse_one_piece(label, headers[0], given, _sniff_delimiter(islice(lines(), skipped, None), mapping))
+            return Table(headers, number, records, encoding, delimiter, notes)
     raise OrdersError(f"{label}: holds only blank lines; expected a header row with a column for po_number")
 
 
@@ -138,6 +142,16 @@ def _sniff_delimiter(lines: Iterator[str], mapping: Mapping[str, str]) -> str:
         return has_po, len(header) > 1, same_width, len(header)
 
     return max(_DELIMITERS, key=fitness)
+
+
+def _refuse_one_piece(label: str, header: str, given: str, likely: str) -> None:
+    """The whole header as the PO number's column is nothing to propose, as that of a misspelt one would be."""
+    if likely in header and likely != given:  # else it is quoted
+        raise OrdersError(
+            f"{label}: the delimiter was given as {quoted(given)}, which leaves the header in one piece: "
+            f"{quoted(header, 40)}; if it is {quoted(likely)}, use --delimiter {_DELIMITERS[likely]}, "
+            "else name the column: --map po_number=HEADER"
+        )
 
 
 def _sample_rows(sample: list[str], delimiter: str) -> list[list[str]]:

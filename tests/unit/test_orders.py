@@ -295,6 +295,7 @@ def test_a_missing_po_number_column_names_what_was_found_and_what_is_meant_perha
     assert "columns found: 'Check', 'PO', 'Vendor'" in message
     assert "needed: po_number (did you mean --map po_number=PO?)" in message
     assert "did you mean --map 'po_number=Purchase Order'?" in refusal("x,Purchase Order\n1,2\n")
+    assert r"did you mean --map 'po_number=PO\, number'?" in refusal('x;"PO, number"\n1;2\n')
     assert "name it: --map po_number=HEADER" in refusal("x,y\n1,2\n")
     assert "did you mean --map po_number=y?" in refusal("x,y\n1,2\n", mapping={"po_nubmer": "y"})
 
@@ -386,6 +387,30 @@ def test_a_header_that_names_no_known_field_still_shows_its_columns(refusal):
 def test_a_given_delimiter_is_used(read):
     assert read("po_number~x\nA~1\n", delimiter="~").names == ["po_number", "x"]
     assert read("po_number\tx\nA\t1\n", delimiter="tab").delimiter == "\t"
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "meant"),
+    [
+        ("po_number,supplier\n1,A\n", ";", "if it is ',', use --delimiter comma"),
+        ("PO;Supplier\n1;A\n", ",", "if it is ';', use --delimiter semicolon"),
+        ("PO|Supplier\n1|A\n", "~", "if it is '|', use --delimiter pipe"),
+        ("sep=;\nNo\tSupplier\n1\tA\n", ";", r"if it is '\t', use --delimiter tab"),
+    ],
+)
+def test_a_delimiter_that_leaves_the_header_in_one_piece_is_named(text, given, meant, refusal):
+    for mapping in ({}, {"po_number": "Supplier"}):
+        message = refusal(text, delimiter=given, mapping=mapping)
+
+        assert f"the delimiter was given as {given!r}" in message and meant in message
+        assert "did you mean" not in message
+
+
+def test_a_file_of_one_column_may_be_given_any_delimiter(read, refusal):
+    assert po_numbers(read("po_number\nA,1\n", delimiter=";")) == ["A,1"]
+    assert po_numbers(read("PO, number\n1\n", delimiter=";", mapping={"po_number": "PO, number"})) == ["1"]
+    for text in ("x\n1\n", '"x;y"\n1\n'):
+        assert "no column for po_number" in refusal(text, delimiter=";")
 
 
 def test_the_sep_line_of_excel_is_obeyed_and_is_no_row(read):
