@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,24 @@ def find_run(named: str | None, *, must_be_live: bool = False) -> Path:
 
 
 def list_run_dirs(parent: Path) -> list[Path]:
-    """The run directories in a folder, oldest first."""
-    with contextlib.suppress(OSError):
-        found = [path for path in parent.iterdir() if (path / RECORD_NAME).is_file()]
-        return sorted(found, key=lambda path: ((path / RECORD_NAME).stat().st_ctime, path.name))
-    return []
+    """The run directories in a folder, oldest first; not those that may not be read, or that go away meanwhile.
+
+    Raises:
+        ConfigError: the folder itself cannot be read.
+    """
+    try:
+        paths = list(parent.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{parent} cannot be read: {error.strerror}") from None
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            record = (path / RECORD_NAME).stat()
+            if stat.S_ISREG(record.st_mode):
+                found.append((record.st_ctime, path.name, path))
+    return [path for _, _, path in sorted(found)]
 
 
 def describe_run(run_dir: Path) -> dict[str, Any]:

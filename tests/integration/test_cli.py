@@ -10,6 +10,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import textwrap
 from collections import Counter
@@ -450,6 +451,41 @@ def test_runs_of_a_folder_that_is_not_there_is_a_slip_and_not_no_runs(tmp_path: 
         in poqueue("runs", "--dir", "rnus", cwd=tmp_path).check(2).err
     )
     poqueue("runs", cwd=tmp_path).check(0)
+
+
+WITHOUT_THE_RIGHTS_OF_ROOT = """
+import ctypes, os, sys
+for right in (1, 2):  # to read and list whatever the mode says: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    ctypes.CDLL(None).prctl(24, right, 0, 0, 0)  # PR_CAPBSET_DROP
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def poqueue_as_anybody(*words: str, cwd: Path) -> Ended:
+    """The command line of somebody for whom modes hold."""
+    with running([sys.executable, "-c", WITHOUT_THE_RIGHTS_OF_ROOT, *command_line(*words)], cwd=cwd) as run:
+        return run.wait()
+
+
+def test_a_run_that_may_not_be_read_hides_none_that_may(tmp_path: Path) -> None:
+    orders = write_orders(tmp_path / "orders.csv", "A,ok")
+    poqueue("run", "orders.csv", *BEHAVE, "--run-dir", "runs/mine", cwd=tmp_path).check(0)
+    (tmp_path / "runs" / "of-another-user").mkdir(0o000)
+
+    listed = poqueue_as_anybody("runs", "--json", cwd=tmp_path).check(0)
+    newest = poqueue_as_anybody("report", "--format", "json", cwd=tmp_path).check(0)
+
+    assert [line["run"] for line in json.loads(listed.out)] == ["mine"]
+    assert json.loads(newest.out)["run"]["orders"] == str(orders)
+
+
+def test_a_folder_that_may_not_be_listed_is_not_said_to_have_no_runs(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir(0o311)
+
+    for words in (["runs"], ["runs", "--dir", "./runs"], ["report"]):
+        ended = poqueue_as_anybody(*words, cwd=tmp_path).check(2)
+
+        assert ended.err == "poqueue: runs cannot be read: Permission denied\n"
 
 
 def test_a_mapped_field_that_is_nearly_one_of_ours_gets_a_hint(tmp_path: Path) -> None:
