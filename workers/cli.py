@@ -26,6 +26,7 @@ NOTHING_RAN = "interrupted before anything ran"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     from poqueue.errors import InputError, OrdersError, PoqueueError
+    from poqueue.parent import gone_folder
     from workers.signals import Termination
     from workers.standard_output import leave_stdout
 
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):
             leave_stdout()
             return 0
+        if isinstance(error, FileNotFoundError) and error.filename is None and (gone := gone_folder()):
+            return _complain(f"the current folder is gone: {gone}", EXIT_USAGE)
         return _complain(error, EXIT_INTERNAL)
     except KeyboardInterrupt:
         return _complain(NOTHING_RAN, 128 + signal.SIGINT)
@@ -309,6 +312,7 @@ def _run_batch(arguments: argparse.Namespace, resolved: Resolved, resuming: Resu
         book = batch.check()
         to_run = len(book.orders) if resuming is None else _count_left(book, resuming)
         return _report_check(book, to_run, as_json=arguments.json)
+    os.getcwd()  # without it no process can be started: it fails before anything is made
     progress.start()
     try:
         try:

@@ -342,22 +342,54 @@ def test_a_current_folder_that_was_removed_ends_the_run_at_once_and_is_named(
     assert play.status["completed_tasks"] == 1 and play.status["queue_length"] == 2
 
 
+REMOVE_IT = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.argv[1], sys.argv[1:])"
+RUN_BATCH = """
+import sys
+from poqueue.errors import PoqueueError
+from workers import run_batch
+if __name__ == "__main__":
+    try:
+        sys.exit(run_batch(sys.argv[1], sys.argv[2], run_dir=sys.argv[3]).message)
+    except PoqueueError as error:
+        sys.exit(str(error))
+"""
+
+
 @pytest.mark.parametrize(
-    ("processor", "code"), [((), 70), (("-p", "json:dumps", "--app-dir", "/"), 2)], ids=["shipped", "own"]
+    "words",
+    [
+        ["run", "{}/orders.csv", "--run-dir", "{}/r"],
+        ["run", "{}/orders.csv", "-p", "json:dumps", "--app-dir", "/", "--run-dir", "{}/r"],
+        ["run", "orders.csv"],
+        ["tune", "orders.csv"],
+        ["report", "{}/done", "--output", "report.txt"],
+    ],
 )
-def test_a_run_in_a_folder_that_was_removed_says_so_and_ends_at_once(
-    processor: tuple[str, ...], code: int, tmp_path: Path
-) -> None:
-    (tmp_path / "orders.csv").write_text("po_number\nA\n")
+def test_a_command_in_a_folder_that_was_removed_says_so_and_makes_nothing(words: list[str], tmp_path: Path) -> None:
+    write_orders(tmp_path / "orders.csv", "A", header="po_number")
+    poqueue("run", "orders.csv", "--run-dir", "done", cwd=tmp_path).check(0)
     here = tmp_path / "here"
     here.mkdir()
-    words = ["run", str(tmp_path / "orders.csv"), *processor, "--run-dir", str(tmp_path / "r")]
-    remove = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.argv[1], sys.argv[1:])"
+    command = command_line(*(word.format(tmp_path) for word in words))
 
-    with running([sys.executable, "-c", remove, *command_line(*words)], cwd=here) as run:
+    with running([sys.executable, "-c", REMOVE_IT, *command], cwd=here) as run:
+        ended = run.wait().check(2)
+
+    assert ended.err == f"poqueue: the current folder is gone: {here} (deleted)\n"
+    assert sorted(os.listdir(tmp_path)) == ["done", "orders.csv"]
+
+
+@pytest.mark.parametrize("processor", ["workers.processors.dossier:process", "json:dumps"])
+def test_a_batch_in_a_folder_that_was_removed_says_so_and_ends_at_once(processor: str, tmp_path: Path) -> None:
+    orders = write_orders(tmp_path / "orders.csv", "A", header="po_number")
+    (tmp_path / "batch.py").write_text(RUN_BATCH)
+    here = tmp_path / "here"
+    here.mkdir()
+    words = [sys.executable, str(tmp_path / "batch.py"), str(orders), processor, str(tmp_path / "r")]
+
+    with running([sys.executable, "-c", REMOVE_IT, *words], cwd=here) as run:
         ended = run.wait()
 
-    assert ended.code == code
     assert f"the current folder is gone: {here}" in ended.err
     assert "starting another one" not in ended.err and "Errno" not in ended.err
 
