@@ -38,7 +38,7 @@ def add_live_commands(commands: Any) -> None:
         ("scale", _scale, "work with another number of workers"),
         ("cancel", _cancel, "end one PO as failed; if it runs, its worker is killed"),
     ):
-        parser = commands.add_parser(name, help=help, description=f"{function.__doc__}")
+        parser = commands.add_parser(name, help=help, description=function.__doc__)
         if name == "scale":
             parser.add_argument("jobs", metavar="N", type=int, help=f"number of workers, 1 to {MAX_JOBS}")
         if name == "cancel":

@@ -445,6 +445,11 @@ def test_rows_that_are_left_run_as_printed_however_the_first_file_was_read(
         assert run_dir.parent.name == "runs" and all(path.read_bytes() == outputs[path] for path in outputs)
 
 
+def test_a_python_without_docstrings_leaves_them_out_of_the_help(tmp_path: Path) -> None:
+    with running([sys.executable, "-OO", "-m", "workers", "status", "--help"], cwd=tmp_path) as run:
+        assert "None" not in run.wait().check(0).out
+
+
 def test_runs_of_a_folder_that_is_not_there_is_a_slip_and_not_no_runs(tmp_path: Path) -> None:
     assert (
         "--dir must be a directory that exists, got 'rnus'"

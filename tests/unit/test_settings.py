@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from poqueue.errors import ConfigError
 from poqueue.journal import JOURNAL_NAME
 from workers import batch, sample
+from workers.order_columns import KNOWN_FIELDS
 from workers.progress import SilentProgress
 from workers.quantities import usable_cores
 from workers.resolved import Resolved, load_settings, render_config
@@ -124,6 +125,10 @@ def test_the_commented_file_names_every_flag() -> None:
     for entry in SETTINGS.values():
         spellings = [entry.flags[-1], entry.flags[-1].replace("--", "--no-"), *entry.flags]
         assert entry.is_cli_only or any(spelling in text for spelling in spellings), entry.flags
+
+
+def test_the_commented_file_names_every_field_that_is_recognised() -> None:
+    assert f"# {', '.join(KNOWN_FIELDS)}. Empty: recognised" in DEFAULT_YAML.read_text("utf-8")
 
 
 def test_settings_pickle_so_that_workers_can_have_them() -> None:
