@@ -9,7 +9,8 @@
     │   └── JournalGoneError    ... because its file was deleted or replaced
     ├── ServiceError            the queue lives in another process, and ...
     │   ├── ManagerLostError    ... that process is gone or hung up
-    │   │   └── ManagerCannotStartError    ... and no other can be started
+    │   │   ├── ManagerCannotStartError    ... and no other can be started
+    │   │   └── ManagerRefusesError    ... as soon as it was connected to
     │   └── CallTimeoutError    ... it did not answer in time
     └── InputError              what a person gave cannot be used; nothing ran
         ├── ConfigError         a setting (exit code 2)
@@ -58,6 +59,10 @@ class ManagerLostError(ServiceError):
 
 class ManagerCannotStartError(ManagerLostError):
     """No manager process can be started, now or later; the text says why."""
+
+
+class ManagerRefusesError(ManagerLostError):
+    """The manager process is there and takes nobody on; or it has ended in just that moment."""
 
 
 class CallTimeoutError(ServiceError):

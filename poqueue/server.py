@@ -47,6 +47,7 @@ class QueueServer(Server):
         super().__init__({}, address, key, "pickle")
         self._queue = queue
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._has_told = False
 
     def accepter(self) -> None:
         """Accept connections of this user, up to a limit; out of descriptors or threads it waits instead of spinning."""
@@ -55,7 +56,8 @@ class QueueServer(Server):
         while True:
             try:
                 accepted, _ = listening.accept()
-            except OSError:
+            except OSError as error:
+                self._tell_once(error)
                 time.sleep(0.05)
                 continue
             if peer_uid(accepted) != os.getuid() or not self._places.acquire(blocking=False):
@@ -63,10 +65,21 @@ class QueueServer(Server):
                 continue
             try:
                 threading.Thread(target=self._serve_connection, args=(accepted,), daemon=True).start()
-            except RuntimeError:  # the system gives no thread; this one's end would be the end of all connecting
+            except RuntimeError as error:  # no thread is given; this one's end would be the end of all connecting
                 accepted.close()
                 self._places.release()
+                self._tell_once(error)
                 time.sleep(0.05)
+
+    def _tell_once(self, error: Exception) -> None:
+        """Whoever knocks cannot be told why nobody is let in: the log is, and who reads the events."""
+        if self._has_told:
+            return
+        self._has_told = True
+        text = f"the manager process takes no more connections for now: {error}"
+        logger.warning("%s", text)
+        with self._queue._lock:
+            self._queue._note("short", None, text)
 
     def _serve_connection(self, accepted: socket.socket) -> None:
         accepted.settimeout(None)  # the program's script, imported here, may have set one for all its sockets

@@ -253,7 +253,8 @@ class Event(NamedTuple):
 
     `kind` is "completed", "failed", "retry" (an attempt failed and the task waits), "dropped" (a running task was
     cleared; `error` is its lease's token), "cancel" (a running task is to be stopped; likewise), "empty", "full", "halted"
-    (the halt policy has struck; `error` says how) or "notice" (somebody posted `error`).
+    (the halt policy has struck; `error` says how), "short" (the manager process cannot let anybody in for now; `error` says
+    why) or "notice" (somebody posted `error`).
     """
 
     sequence: int

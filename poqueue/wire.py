@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from multiprocessing import connection
 from multiprocessing.context import AuthenticationError
 
-from poqueue.errors import CallTimeoutError, ManagerLostError
+from poqueue.errors import CallTimeoutError, ManagerLostError, ManagerRefusesError
 from poqueue.hints import Any, NoReturn, StrPath
 
 MAX_ADDRESS_BYTES = 100
@@ -91,6 +91,12 @@ def dial(address: str, key: bytes, time_limit_s: float) -> Any:
         raise ManagerLostError(
             f"this system forbids MD5 (FIPS), with which Python 3.11 proves the key: use Python 3.12 or newer ({error})"
         ) from None
+    except (EOFError, ConnectionError) as error:
+        conn.close()
+        raise ManagerRefusesError(
+            "connect: the manager process takes no more connections (threads, processes or memory are short), or is gone "
+            f"({type(error).__name__})"
+        ) from error
     except BaseException as error:
         conn.close()
         raise_mapped("connect", error)

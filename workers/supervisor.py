@@ -575,6 +575,8 @@ class Supervisor:
             self._limits.unwanted[int(event.error)] = event.kind
         elif event.kind == "halted":
             self._halt_run(event.error)
+        elif event.kind == "short":
+            logger.warning("%s", event.error)
         elif event.kind == "notice":
             from workers.run_control import read_order
 

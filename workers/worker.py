@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 
 from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient, connect
-from poqueue.errors import JournalError, PoqueueError, ServiceError
+from poqueue.errors import JournalError, ManagerRefusesError, PoqueueError, ServiceError
 from poqueue.hints import Any, NamedTuple, NoReturn
 from poqueue.packing import unpack_grant
 from poqueue.parent import await_first_word, die_when_closed, is_there
@@ -51,7 +51,8 @@ RELIEF_S = 5 * HOLD_S  # a PO that takes this long holds others up: the supervis
 STRAY_CHILD_EXIT = 70
 BOOT_EXIT = 3
 ASK_AGAIN_S = 0.1  # between tries to reach a queue that is away, or that cannot write its journal
-CONNECT_WITHIN_S = 60.0
+CONNECT_WITHIN_S = 60.0  # the manager may be still to come, or be replaced
+REFUSALS, REFUSED_S = 10, 10.0  # one that refuses is left after more in a row, and longer: each may take seconds
 UNLIMITED_S = 1e9
 LINGER_S = 1.0  # what a processor has left holds up the end of its worker no longer,
 AFTER_KILL_S = 0.1  # but for what it takes then
@@ -430,12 +431,16 @@ def leases_ahead(pace_s: float, left: int) -> int:
 
 
 def _connect_patiently(settings: WorkerSettings) -> QueueClient:
-    deadline = monotonic() + CONNECT_WITHIN_S
+    begun = monotonic()
+    refused: list[float] = []  # in a row: when
     while True:
         try:
             return connect(settings.address, settings.key)
-        except ServiceError:
-            if monotonic() > deadline:
+        except ServiceError as error:
+            now = monotonic()
+            refused = [*refused, now] if isinstance(error, ManagerRefusesError) else []
+            is_refused = len(refused) > REFUSALS and now - refused[0] > REFUSED_S
+            if is_refused or now - begun > CONNECT_WITHIN_S:
                 raise
         time.sleep(ASK_AGAIN_S)
 

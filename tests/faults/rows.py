@@ -166,6 +166,7 @@ ROWS: dict[str, Row] = {
     "C24": _row(
         _FAULTS + "a_manager_without_descriptors_serves_those_it_knows_and_lets_others_in_later",
         _FAULTS + "the_last_descriptor_is_enough_for_a_connection",
+        _FAULTS + "a_manager_without_threads_is_told_of_at_once_and_the_run_goes_on_with_those_it_knows",
         _FAULTS + "no_more_connections_than_the_limit_are_held",
         _SERVICE + "silent_connections_hold_up_nobody",
         _SERVICE + "a_silent_connection_is_dropped",

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context, util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import psutil
@@ -26,6 +27,7 @@ from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
 from poqueue.service import QueueService, connect
 from tests.faults import mischief
 from tests.faults.batches import Batch
+from tests.faults.scarce import scarce_start
 from tests.integration.console import ROOT, command_line, poqueue, running, write_orders
 from tests.integration.stage import Play, living, on_stage, perform, po, started_pids, wait_until
 from workers import Supervisor, staff, worker
@@ -421,6 +423,7 @@ def test_a_manager_without_descriptors_serves_those_it_knows_and_lets_others_in_
     with QueueService(start_method="fork") as service:
         queue = service.client()
         queue.add_task(ProcessingTask("A", {"po_number": "A"}))
+        reader, before = queue.open_events()
         manager = psutil.Process(service.pid)
         resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (40, 40))
         cpu = sum(manager.cpu_times()[:2])
@@ -435,6 +438,8 @@ def test_a_manager_without_descriptors_serves_those_it_knows_and_lets_others_in_
 
         assert leased is not None and fresh.get_queue_status()["completed_tasks"] == 1
         assert spent < 0.3 * took + 0.2, "it has spun"
+        [told] = [event.error for event in queue.read_events(reader, before) if event.kind == "short"]
+        assert told == "the manager process takes no more connections for now: [Errno 24] Too many open files"
 
 
 def test_the_last_descriptor_is_enough_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,6 +479,74 @@ def test_no_more_connections_than_the_limit_are_held(
         assert manager.num_fds() <= before + 10
         wait_until(lambda: manager.num_fds() <= before + 1, "the silent ones are dropped")
         assert connect(service.address, service.key).get_queue_status()["status"] == "ACTIVE"
+
+
+SCARCE_THREADS = """
+import threading
+from tests.faults.scarce import scarce_start
+threading.Thread.start = scarce_start(given=1)
+"""
+
+
+def test_a_manager_without_threads_is_told_of_at_once_and_the_run_goes_on_with_those_it_knows(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SCARCE_THREADS)
+    batch = Batch(tmp_path, "A,wait", "B,", "C,")
+    told = "the manager process takes no more connections for now: can't start new thread"
+
+    with batch.start(env={"PYTHONPATH": f"{tmp_path}/site:{ROOT}"}) as run:
+        batch.wait_begun(1)
+        wait_until(lambda: run.said(told), "the operator knows it")
+        (tmp_path / "go").touch()
+        ended = run.wait().check(0)
+
+    assert "3 succeeded" in ended.err and ended.err.count(told) == 1
+    assert told in ended.err.partition("could not start")[0], "while the other worker still tries"
+    assert (batch.run_dir / "manager.log").read_text().count(told) == 1
+
+
+def test_workers_whom_the_manager_does_not_take_end_the_run_long_before_they_would_give_up_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "CONNECT_WITHIN_S", math.inf)
+    monkeypatch.setattr(worker, "REFUSED_S", 0.0)
+    monkeypatch.setattr(staff.logger.logger, "disabled", True)  # as above
+    monkeypatch.setattr(threading.Thread, "start", scarce_start())  # forks take it along
+
+    with on_stage(tmp_path, *good_ones(tmp_path), jobs=1, start_method="fork") as (supervisor, _):
+        with pytest.raises(WorkersCannotStartError, match=r"takes no more connections \(threads"):
+            supervisor.run()
+        assert supervisor.queue.get_queue_status()["pending_tasks"] == len(GOOD), "nothing is lost"
+
+
+def test_workers_whom_the_manager_does_not_take_for_a_moment_start_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker, "REFUSED_S", 0.0)
+    monkeypatch.setattr(threading.Thread, "start", scarce_start(refusals=worker.REFUSALS))
+
+    play = act(tmp_path, *good_ones(tmp_path), jobs=1, start_method="fork")
+
+    check_untouched(play, *GOOD)
+    assert caplog.text.count("takes no more connections for now: can't start new thread") == 1
+    assert "could not start" not in caplog.text
+
+
+def test_workers_who_find_no_manager_yet_are_as_patient_as_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(worker, "REFUSED_S", 0.0)
+    monkeypatch.setattr(worker, "ASK_AGAIN_S", 0.0)
+    tries, client = list[int](), object()
+
+    def connect_late(address: str, key: bytes) -> Any:
+        tries.append(1)
+        return client if len(tries) > 10 * worker.REFUSALS else connect(address, key)
+
+    monkeypatch.setattr(worker, "connect", connect_late)
+    settings: Any = SimpleNamespace(address=str(tmp_path / "queue.sock"), key=b"k" * 32)
+
+    assert worker._connect_patiently(settings) is client
 
 
 # ── C26: event handlers ──────────────────────────────────────────────────────────────────────────────────────────────

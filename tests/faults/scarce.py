@@ -1,0 +1,24 @@
+"""A system that is short of threads."""
+
+import math
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+
+
+def scarce_start(given: int = 0, refusals: float = math.inf) -> Callable[[threading.Thread], None]:
+    """Takes the place of Thread.start: a manager process gets so many threads for workers, then so many times none."""
+    start, starts = threading.Thread.start, list[int]()
+
+    def start_or_refuse(thread: threading.Thread) -> None:
+        if getattr(thread._target, "__name__", "") == "_serve_connection":  # type: ignore[attr-defined]
+            [accepted] = thread._args  # type: ignore[attr-defined]
+            pid, _, _ = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            starts.extend([pid] if pid != os.getppid() else [])  # the supervisor's own are not counted
+            if pid != os.getppid() and given < len(starts) <= given + refusals:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    return start_or_refuse
