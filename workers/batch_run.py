@@ -26,6 +26,7 @@ from workers.orders import OrderBook
 from workers.recovery import LeftBehind
 from workers.results import RESULT_FILES, Accounts, ResultsWriter
 from workers.resume import Match, Resuming, match_orders, unended
+from workers.run_again import command_again
 from workers.run_dir import copy_of_orders, typed
 from workers.run_record import RunRecord, last_begin, read_report
 from workers.signals import SignalInbox
@@ -364,8 +365,8 @@ class BatchRun:
     def _way_back(self, resuming: Resuming) -> str:
         """How to go on with the orders as the run had them."""
         if resuming.retry_failed:
-            failed = shlex.quote(typed(self._run_dir / "failed.csv"))
-            return f"to run the failures as they were, run them by themselves: poqueue run {failed}"
+            again = command_again(self._run_dir / "failed.csv", self._batch.shown_settings())
+            return f"to run the failures as they were, run them by themselves: {again}"
         words = [typed(self._run_dir), typed(self._run_dir / self._record.orders_copy)]
         return f"to go on with what it was: poqueue run --resume {shlex.join(words)}"
 

@@ -1,23 +1,20 @@
 """What a command says of a run at its end: how many POs came to what, what went wrong, and how to go on."""
 
-import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from poqueue.errors import ConfigError
 from poqueue.report import failed_attempts
 from workers.batch_run import BatchReport
 from workers.error_text import normalised
-from workers.resolved import load_settings, render_config
+from workers.run_again import command_again
 from workers.run_dir import typed
 from workers.safe_text import safe_text
-from workers.settings import SETTINGS
 
 MOST_COMPARED = 2_000  # messages of errors: they take most of a second if they are long
 
@@ -93,6 +90,11 @@ def _resumed_text(resumed: dict[str, int], *, is_through: bool) -> str:
 def _ways_on(report: BatchReport, config: Path | None) -> list[str]:
     """The exact commands that run the failures again, and what is left."""
     assert report.run_dir is not None
+
+    def again(name: str) -> str:
+        settings = {key: entry["value"] for key, entry in report.head["run"]["settings"].items()}
+        return command_again(report.files[name], settings, config)
+
     failed, rest = report.accounts.failed, report.tasks["not_run"]
     if report.is_resumable:
         run = shlex.quote(typed(report.run_dir))
@@ -101,55 +103,12 @@ def _ways_on(report: BatchReport, config: Path | None) -> list[str]:
         lines = [f"run the failures again: poqueue retry {run}"] if failed else []
     else:
         has_file = failed and "failed.csv" in report.files
-        lines = [f"run the failures again: {_again(report, 'failed.csv', config)}"] if has_file else []
+        lines = [f"run the failures again: {again('failed.csv')}"] if has_file else []
         if rest and "not_run.csv" not in report.files:
             lines.append("this run cannot go on, and what is left of it could not be written: run the order file anew")
     if "not_run.csv" in report.files:
-        lines.append(f"run the rest: {_again(report, 'not_run.csv', config)}")
+        lines.append(f"run the rest: {again('not_run.csv')}")
     return lines
-
-
-def _again(report: BatchReport, name: str, config: Path | None) -> str:
-    """The command that runs a file of left-over rows as this run did, whatever the environment and `config` say."""
-    words = ["poqueue", "run", typed(report.files[name])]
-    if config is not None:
-        words += ["--config", str(config)]
-    bases = [_settings_here(config, os.environ), _settings_here(config, {})]  # another terminal has another environment
-    wanted = {key: entry["value"] for key, entry in report.head["run"]["settings"].items()}
-    # Plain CSV, whatever the first file was; all of it, and into a place of its own.
-    wanted |= dict.fromkeys(("sheet", "limit", "run_dir", "results")) | {"report": []}
-    wanted["encoding"] = "utf-8" if any(base["encoding"] for base in bases) else None
-    wanted["delimiter"] = "," if any(base["delimiter"] for base in bases) else None
-    wanted["map"] = {**dict.fromkeys((field for base in bases for field in base["map"]), ""), **wanted["map"]}
-    if wanted["command"] is not None:
-        del wanted["processor"]
-    for base in bases:
-        if wanted["command"] is None and base["command"] is not None:
-            base |= {"processor": None, "command": None, "shell": False}
-    for key, value in wanted.items():
-        if key != "check" and any(value != base[key] for base in bases):
-            words += _as_words(next(flag for flag in SETTINGS[key].flags if flag.startswith("--")), value)
-    return shlex.join(words)
-
-
-def _settings_here(config: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
-    """The settings that a command has which gives none."""
-    try:
-        resolved = load_settings({}, config, environ)
-    except ConfigError:  # a run that goes on does not read the environment
-        resolved = load_settings({}, None, {})
-    return {key: value for key, value, _ in render_config(resolved)}
-
-
-def _as_words(flag: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [flag] if value else [flag.replace("--", "--no-", 1)]
-    if isinstance(value, dict):
-        pairs = ["=".join(pair) for pair in value.items()]
-        return [word for pair in pairs for word in (flag, pair.replace(",", r"\,") if flag == "--map" else pair)]
-    if flag == "--verbose":
-        return ["-" + "v" * value] if value else []
-    return [flag, "none" if value in (None, []) else str(value)]
 
 
 def outcome_json(report: BatchReport) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Resuming with an order file that has changed, with a journal that is not there, and running again what failed."""
 
 import json
+import shlex
 import signal
 import sqlite3
 from pathlib import Path
@@ -172,19 +173,23 @@ def test_an_order_file_that_is_gone_is_replaced_by_the_runs_copy(tmp_path: Path)
 
 @pytest.mark.once
 def test_a_run_whose_order_file_is_overwritten_is_told_where_its_own_orders_are(tmp_path: Path) -> None:
-    batch = halted(tmp_path, *ROWS)
+    batch = halted(tmp_path, *ROWS, "G,fail", words=("--retries", "0"))
     rows = batch.orders.read_text()
     batch.write("X,", "Y,")
 
     resumed = batch.poqueue("run", "--resume", "r").check(2)
     words = resumed.err.rpartition("to go on with what it was: poqueue ")[2]
-    batch.poqueue(*words.split()).check(0)
-    assert batch.statuses() == dict.fromkeys("ABCDEF", "succeeded")
+    batch.poqueue(*words.split()).check(1)
+    assert batch.statuses() == {**dict.fromkeys("ABCDEF", "succeeded"), "G": "failed"}
 
     retried = batch.poqueue("retry", "r").check(2)
-    assert "run them by themselves: poqueue run r/failed.csv" in retried.err
+    words = retried.err.rpartition("run them by themselves: poqueue ")[2]
+    assert words.startswith("run r/failed.csv ")
     batch.orders.write_text(rows)
     batch.check()
+    before = batch.begun().count("G")
+    batch.poqueue(*shlex.split(words)).check(1)  # by the same processor, and not the default one, which would succeed
+    assert batch.begun().count("G") == before + 1
 
 
 @pytest.mark.once
