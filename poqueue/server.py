@@ -78,7 +78,8 @@ class QueueServer(Server):
         self._has_told = True
         text = f"the manager process takes no more connections for now: {error}"
         logger.warning("%s", text)
-        self._queue.tell_short(text)
+        with self._queue._lock:
+            self._queue._note("short", None, text)
 
     def _serve_connection(self, accepted: socket.socket) -> None:
         accepted.settimeout(None)  # the program's script, imported here, may have set one for all its sockets

@@ -881,11 +881,6 @@ class TaskQueue:
         with self._lock:
             self._note("notice", None, text)
 
-    def tell_short(self, text: str) -> None:
-        """Tell every reader of the events why nobody is let in for now; for the process that holds the queue."""
-        with self._lock:
-            self._note("short", None, text)
-
     def set_view(self, view: Any) -> None:
         """Leave something for others to see: plain data, such as what the workers do."""
         with self._lock:

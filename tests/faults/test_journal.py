@@ -105,7 +105,7 @@ def lease(queue: TaskQueue, worker_id: str = "w1") -> str | None:
 
 CHANGES_NO_TASK = {
     "retire_worker", "halt_after", "drain_queue", "drain_when_done", "hold_queue", "set_event_handlers", "open_events",
-    "read_events", "read_events_packed", "close_events", "post_notice", "tell_short", "set_view", "close_queue", "copy_journal",
+    "read_events", "read_events_packed", "close_events", "post_notice", "set_view", "close_queue", "copy_journal",
 }  # fmt: skip
 ASKS = ("get_", "find_", "export_", "has_", "optimize_")
 INSIDE_ANOTHER = {"exchange_packed"}  # which exchange only unpacks
