@@ -14,14 +14,26 @@ class Change:
         self.has_begun = False  # something is written down, or done, and something else belongs to it
         self.is_broken = False
 
-    def __enter__(self) -> None:
+    def open(self) -> None:
+        """Begin; where each PO passes this and `close` take half the time of `with`.
+
+        Raises:
+            QueueError: a change is open; nothing was changed.
+        """
         if self._is_open:
             raise QueueError(
                 "called in the middle of a change by the same thread, as a signal handler may, or after a change was broken "
                 "off there, by a Ctrl-C for instance: nothing was changed"
             )
-        self.has_begun, self._is_open = False, True
+        self.has_begun = False
+        self._is_open = True
 
-    def __exit__(self, kind: object, *rest: object) -> None:
-        self.is_broken = kind is not None and self.has_begun
-        self._is_open = self.is_broken
+    def close(self) -> None:
+        """End, by `finally`; what has begun, and does not say that it has ended, was broken off."""
+        self._is_open = self.is_broken = self.has_begun
+
+    def __enter__(self) -> None:
+        self.open()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._is_open = self.is_broken = kind is not None and self.has_begun

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from poqueue.config import QueueConfig, check_max_retries, check_seconds, check_timeout, check_whole
 from poqueue.hints import Any
-from poqueue.ids import new_id
+from poqueue.ids import ids
 from poqueue.ledger import Entry
 from poqueue.packing import FrozenTask
 from poqueue.payload import freeze_po, is_duration, is_json
@@ -47,7 +47,7 @@ def admit(task: ProcessingTask | FrozenTask, priority: int, config: QueueConfig,
         timeout = config.task_timeout
     else:
         check_timeout(timeout)
-    return Entry(task_id or new_id(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, group)
+    return Entry(task_id or ids.new(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, group)
 
 
 def _check_frozen(po_number: Any, payload: Any, needs_json: bool) -> None:

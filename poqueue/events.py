@@ -82,6 +82,7 @@ class EventDelivery:
     def __init__(self) -> None:
         self.handlers = HandlerSet()
         self.is_heard = False  # whether there is any
+        self.is_due = False  # whether there may be something to deliver
         self.dropped = 0
         self._waiting: deque[tuple[str, TaskRecord | None, str]] = deque()
         self._lines: deque[tuple[Any, ...]] = deque(maxlen=MAX_UNDELIVERED)  # for the log
@@ -100,13 +101,23 @@ class EventDelivery:
             self.dropped += 1
             return
         self._waiting.append((kind, entry.record() if entry is not None else None, error))
+        self.is_due = True
 
     def log(self, level: int, text: str, *arguments: object) -> None:
         """Remember a line for the log; called under the queue's lock, where a handler of the program's own might call in."""
         self._lines.append((level, text, *arguments))
+        self.is_due = True
 
     def deliver(self) -> None:
         """Write the log, call the handlers; called without the queue's lock. A thread that finds another at it leaves at once."""
+        self.is_due = False  # what comes from now on is seen below, or has its own call
+        try:
+            self._deliver()
+        except BaseException:  # a Ctrl-C: the rest is for the next call
+            self.is_due = True
+            raise
+
+    def _deliver(self) -> None:
         while self._lines:
             with contextlib.suppress(IndexError):  # another thread has taken it
                 level, text, *arguments = self._lines.popleft()

@@ -13,11 +13,9 @@ class Ids:
 
     def _begin(self) -> None:
         digits = os.urandom(10).hex()
-        self._prefix = f"{digits[:8]}-{digits[8:12]}-8{digits[12:15]}-{'89ab'[int(digits[15], 16) & 3]}{digits[16:19]}-"
-        self._count = itertools.count(int.from_bytes(os.urandom(5), "big"))
-
-    def new(self) -> str:
-        return f"{self._prefix}{next(self._count):012x}"
+        prefix = f"{digits[:8]}-{digits[8:12]}-8{digits[12:15]}-{'89ab'[int(digits[15], 16) & 3]}{digits[16:19]}-"
+        counts = itertools.count(int.from_bytes(os.urandom(5), "big"))
+        self.new = map(f"{prefix}%012x".__mod__, counts).__next__  # no Python is run for one
 
 
-new_id = Ids().new
+ids = Ids()

@@ -109,11 +109,16 @@ class Ledger:
     def __init__(self) -> None:
         self.added = 0
         self.cleared = 0
-        self.counts: dict[S, int] = dict.fromkeys(S, 0)  # kept apart from history: retention lowers none of them
+        self._ended: dict[S, int] = dict.fromkeys(TERMINAL, 0)  # kept apart from history: retention lowers none of them
         self._by_id: dict[str, Entry] = {}
         self._by_status: dict[S, dict[int, Entry]] = {
             status: {} for status in S
         }  # by rank: neighbours lie side by side
+        self.pending, self.processing = (
+            self._by_status[PENDING],
+            self._by_status[PROCESSING],
+        )  # only to be read, elsewhere
+        self._completed, self.retrying = self._by_status[COMPLETED], self._by_status[S.RETRY_PENDING]
         self._by_po: dict[str, Entry | list[Entry]] = {}
         self._by_worker: dict[str, dict[int, Entry]] = {}  # likewise
         self._held: dict[str, dict[int, Entry]] = {}  # worker -> token -> what it holds now
@@ -144,13 +149,34 @@ class Ledger:
 
     def knows_any(self, ids: Iterable[str]) -> bool:
         """Whether one of these is the id of a task."""
-        return any(map(self._by_id.__contains__, ids))
+        return not self._by_id.keys().isdisjoint(ids)
+
+    @property
+    def counts(self) -> dict[S, int]:
+        """How many tasks there are of each status; of those that have ended also what is forgotten."""
+        return {status: self.count(status) for status in S}
+
+    def count(self, status: S) -> int:
+        """How many tasks there are of one status, as in `counts`."""
+        return self._ended[status] if status in TERMINAL else len(self._by_status[status])
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all tasks have ended."""
+        return not (self.pending or self.processing or self.retrying)
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait, for a worker or for their retry."""
+        return len(self.pending) + len(self.retrying)
 
     def add(self, entries: Sequence[Entry], first_rank: int, now: float, at: float) -> None:
         """Take new tasks in, as PENDING, under ranks from the first one on."""
-        by_id, pending, by_po = self._by_id, self._by_status[PENDING], self._by_po
-        for rank, entry in enumerate(entries, first_rank):
-            entry.rank, entry.ready, entry.created_at = rank, now, at
+        by_id, pending, by_po, rank = self._by_id, self.pending, self._by_po, first_rank
+        for entry in entries:
+            entry.rank = rank
+            entry.ready = now
+            entry.created_at = at
             by_id[entry.task_id] = pending[rank] = entry
             known = by_po.setdefault(entry.po_number, entry)
             if known is not entry:  # rare: most PO numbers are held by one task, which then needs no list
@@ -158,7 +184,7 @@ class Ledger:
                     known.append(entry)
                 else:
                     by_po[entry.po_number] = [known, entry]
-        self.counts[PENDING] += len(entries)
+            rank += 1
         self.added += len(entries)
 
     def lease(
@@ -169,7 +195,7 @@ class Ledger:
         Returns:
             How many of them have their first attempt, and how long they had been ready together, seconds.
         """
-        by_status, counts, running = self._by_status, self.counts, self._by_status[PROCESSING]
+        by_status, processing, token = self._by_status, self.processing, first_token
         started, waited_s = 0, 0.0
         held, tasks = self._held.get(worker_id), self._by_worker.get(worker_id)
         if held is None:
@@ -177,20 +203,23 @@ class Ledger:
         if tasks is None:
             # also while it holds some: an undo forgets it first, and a signal handler may lease in between
             tasks = self._by_worker[worker_id] = {}
-        for token, entry in enumerate(entries, first_token):
+        for entry in entries:
             before, rank = entry.status, entry.rank
             if before not in _LEASABLE:
                 raise _no_arrow(entry, PROCESSING)
-            entry.token, entry.worker_id, entry.leased, entry.assigned_at = token, worker_id, now, at
+            entry.token = token
+            entry.worker_id = worker_id
+            entry.leased = now
+            entry.assigned_at = at
             entry.attempt = attempt = entry.attempt + 1
-            started += attempt == 1
+            if attempt == 1:
+                started += 1
             if now > entry.ready:
                 waited_s += now - entry.ready
             del by_status[before][rank]
-            running[rank] = tasks[rank] = held[token] = entry
-            counts[before] -= 1
-            counts[PROCESSING] += 1
+            processing[rank] = tasks[rank] = held[token] = entry
             entry.status = PROCESSING
+            token += 1
         return started, waited_s
 
     def held_by(self, worker_id: str) -> dict[int, Entry]:
@@ -210,7 +239,7 @@ class Ledger:
 
     def complete(self, entries: Sequence[Entry], now: float) -> None:
         """These tasks, all held by one worker, are done; `now` is remembered, for retention."""
-        processing, completed, counts = self._by_status[PROCESSING], self._by_status[COMPLETED], self.counts
+        processing, completed, finished, ends = self.processing, self._completed, self._finished, self._finished_at
         worker_id = entries[0].worker_id or ""
         held = self._held.get(worker_id, _NOTHING)
         for entry in entries:
@@ -220,11 +249,11 @@ class Ledger:
             held.pop(entry.token, None)
             del processing[rank]
             completed[rank] = entry
-            counts[PROCESSING] -= 1
-            counts[COMPLETED] += 1
-            entry.status, entry.finished = COMPLETED, now
-            self._finished.append(entry)
-            self._finished_at.append(now)
+            entry.status = COMPLETED
+            entry.finished = now
+            finished.append(entry)
+            ends.append(now)
+        self._ended[COMPLETED] += len(entries)
         if not held:
             self._held.pop(worker_id, None)
 
@@ -237,10 +266,11 @@ class Ledger:
             self._let_go(entry)
         del self._by_status[before][rank]
         self._by_status[status][rank] = entry
-        self.counts[before] -= 1
-        self.counts[status] += 1
+        if before in TERMINAL:
+            self._ended[before] -= 1
         entry.status = status
         if status in TERMINAL:
+            self._ended[status] += 1
             entry.finished = now
             self._finished.append(entry)
             self._finished_at.append(now)
@@ -276,7 +306,8 @@ class Ledger:
             self._let_go(entry)
             if may_still_run:
                 self._cleared_of.setdefault(entry.worker_id or "", {})[entry.token] = entry
-        self.counts[entry.status] -= 1
+        if entry.status in TERMINAL:
+            self._ended[entry.status] -= 1
         self.cleared += 1
         self._drop(entry)
 

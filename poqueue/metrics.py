@@ -1,12 +1,14 @@
 """Durations, rates and utilisation, each kept in a few numbers however long the queue lives."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import floor, inf, log2
 
 MINUTE_S = 60.0
 HOUR_S = 3600.0
 MOMENT_S = 0.01
+BUCKETS = 8  # of durations, in each octave
+LEAST_BUCKET = -20 * BUCKETS  # a millionth of a second, and less
 
 
 class RateWindow:
@@ -39,26 +41,6 @@ class RateWindow:
             self._total -= self._buckets.popleft()[1]
 
 
-class DurationHistogram:
-    """How many durations were about how long, in buckets that are an eighth of an octave wide (9 %)."""
-
-    PER_OCTAVE = 8
-
-    def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
-
-    def add(self, durations: Iterable[float]) -> None:
-        """So many durations; what a processor states may be any number, NaN and infinity too, and counts as nothing."""
-        counts = self._counts
-        for seconds in durations:
-            bucket = floor(log2(seconds) * 8.0) if 1e-6 < seconds < 1e12 else -160
-            counts[bucket] = counts[bucket] + 1 if bucket in counts else 1
-
-    def buckets(self) -> tuple[tuple[float, int], ...]:
-        """(middle of the bucket in seconds, count), the shortest first."""
-        return tuple((2.0 ** ((bucket + 0.5) / self.PER_OCTAVE), n) for bucket, n in sorted(self._counts.items()))
-
-
 class _WorkerTime:
     __slots__ = ("busy_s", "first", "last")
 
@@ -86,7 +68,7 @@ class Metrics:
         self.failures = 0
         self.duration_sum_s = 0.0
         self.duration_max_s = 0.0
-        self.histogram = DurationHistogram()
+        self._histogram: dict[int, int] = {}  # durations, by buckets that are an eighth of an octave wide (9 %)
         self._minute = RateWindow(MINUTE_S)
         self._hour = RateWindow(HOUR_S)
         self._failed_minute = RateWindow(MINUTE_S)
@@ -148,15 +130,18 @@ class Metrics:
         if worker is not None:
             worker.busy_s += busy_s
             worker.last = now
-        count, longest_s = len(durations), max(durations)
-        self.durations += count
-        self.duration_sum_s += sum(durations)
-        self.duration_max_s = max(self.duration_max_s, longest_s)
-        self.histogram.add(durations)
+        histogram = self._histogram
+        for seconds in durations:
+            self.duration_sum_s += seconds
+            self.duration_max_s = max(self.duration_max_s, seconds)
+            # what a processor states may be any number, and counts as nothing beyond those that a duration can be
+            bucket = floor(log2(seconds) * BUCKETS) if 1e-6 < seconds < 1e12 else LEAST_BUCKET
+            histogram[bucket] = histogram[bucket] + 1 if bucket in histogram else 1
+        self.durations += len(durations)
         if now - self._latest > MOMENT_S:
             self._count_latest()
             self._latest = now
-        self._latest_count += count
+        self._latest_count += len(durations)
 
     def failed(self, now: float) -> None:
         """A task's last attempt failed."""
@@ -198,6 +183,10 @@ class Metrics:
     def stood_still(self) -> None:
         """For a while no task could be started: from the next one on the pace counts anew."""
         self._paced_from = None
+
+    def duration_buckets(self) -> tuple[tuple[float, int], ...]:
+        """How many durations were about how long: (middle of the bucket in seconds, count), the shortest first."""
+        return tuple((2.0 ** ((bucket + 0.5) / BUCKETS), n) for bucket, n in sorted(self._histogram.items()))
 
     def average_duration_s(self) -> float:
         """Seconds of work a completed task took, on average."""

@@ -5,8 +5,11 @@ import pickle
 from collections.abc import Collection, Iterable
 
 from poqueue import fast_json
-from poqueue.hints import Any, NamedTuple
+from poqueue.hints import TYPE_CHECKING, Any, NamedTuple
 from poqueue.task import ProcessingTask, TaskRecord, TaskResult, instance
+
+if TYPE_CHECKING:
+    from poqueue.ledger import Entry
 
 MAX_DURATION_S = 1e12
 
@@ -82,15 +85,19 @@ def freeze_po(po_data: Any, as_json: bool = False) -> tuple[str, bytes]:
     if not isinstance(po_data, dict):
         raise ValueError(f"invalid task data: po_data must be a dict, got {type(po_data).__name__}")
     number = po_data.get("po_number")
-    if type(number) is not str and (type(number) is bool or not isinstance(number, str | int)):
-        raise ValueError(f"invalid task data: po_number must be text or a whole number, got {number!r}")
-    try:
-        text = str(number).strip()
-    except Exception as error:  # a whole number of thousands of digits, or a __str__ of its own
-        raise ValueError(f"invalid task data: po_number has no text ({type(error).__name__})") from None
+    text = number.strip() if type(number) is str else _text_of(number)
     if not text:
         raise ValueError("invalid task data: po_number is blank")
     return text, freeze(po_data, "task data", as_json)
+
+
+def _text_of(number: Any) -> str:
+    if type(number) is bool or not isinstance(number, str | int):
+        raise ValueError(f"invalid task data: po_number must be text or a whole number, got {number!r}")
+    try:
+        return str(number).strip()
+    except Exception as error:  # a whole number of thousands of digits, or a __str__ of its own
+        raise ValueError(f"invalid task data: po_number has no text ({type(error).__name__})") from None
 
 
 def po_text(number: Any) -> str | None:
@@ -113,7 +120,16 @@ def freeze_result(result: Any, as_json: bool = False) -> FrozenResult:
         ValueError: it is no TaskResult, or cannot be frozen.
     """
     if isinstance(result, TaskResult):
-        return _frozen(result, freeze(_fields_of(result), "result", as_json))
+        seconds, message = result.processing_time, result.error_message
+        payload = freeze((result.success, result.downloads, seconds, message, result.data), "result", as_json)
+        if (
+            type(result.success) is bool
+            and type(seconds) is float
+            and 0.0 <= seconds <= MAX_DURATION_S
+            and message is None
+        ):
+            return instance(FrozenResult, (result.success, seconds, message, payload))
+        return _frozen(result, payload)
     if type(result) is not FrozenResult:
         raise ValueError(f"invalid result: a TaskResult is needed, got {type(result).__name__}")
     if not is_duration(result.processing_time):
@@ -177,23 +193,32 @@ def thaw_result(blob: bytes) -> TaskResult:
     return TaskResult(*thaw(blob))
 
 
-def thaw_task(record: TaskRecord) -> ProcessingTask:
+def thaw_task(record: "TaskRecord | Entry") -> ProcessingTask:
     """Open a record: a task that shares nothing with the queue. Its data and result are opened when somebody looks at them."""
     task = ProcessingTask.__new__(ProcessingTask)
-    (
-        task.task_id, payload, task.priority, task.status, task.attempt, task.retry_count,
-        task.max_retries, task.retry_delay, task.task_timeout, task.worker_id,
-        task.created_at, task.assigned_at, task.completed_at, result, errors, task.interruptions, _, task.group,
-    ) = record  # fmt: skip
-    if payload:
+    task.task_id = record.task_id
+    task.priority = record.priority
+    task.status = record.status
+    task.attempt = record.attempt
+    task.retry_count = record.retry_count
+    task.max_retries = record.max_retries
+    task.retry_delay = record.retry_delay
+    task.task_timeout = record.task_timeout
+    task.worker_id = record.worker_id
+    task.created_at = record.created_at
+    task.assigned_at = record.assigned_at
+    task.completed_at = record.completed_at
+    task.interruptions = record.interruptions
+    task.group = record.group
+    if payload := record.payload:
         task._frozen_po_data = [payload]
     else:
         task.po_data = {"po_number": record.po_number}
-    if result is not None:
+    if (result := record.result) is not None:
         task._frozen_result = [result]
     else:
         task.result = None
-    task.error_history = _copies(errors) if errors else []
+    task.error_history = _copies(record.error_history) if record.error_history else []
     return task
 
 

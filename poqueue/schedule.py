@@ -24,15 +24,6 @@ class _Lane:
         self.fresh: deque[Entry] = deque()
         self.returned: list[tuple[int, Entry]] = []
 
-    def pop(self) -> Entry | None:
-        """Take the task of the lowest rank.
-
-        Nothing is called between a look and what it is for: a signal handler may come in between, and take as well.
-        """
-        if self.returned and (not self.fresh or self.returned[0][0] < self.fresh[0].rank):
-            return heapq.heappop(self.returned)[1]
-        return self.fresh.popleft() if self.fresh else None
-
 
 class Schedule:
     """Holds every task that waits; hands out the best one that may run now."""
@@ -85,9 +76,13 @@ class Schedule:
         running, removed = self._running_pos, self._removed
         taken: list[Entry] = []
         for lane in self._lanes:
-            if not (lane.fresh or lane.returned):
-                continue
-            while len(taken) < limit and (entry := lane.pop()) is not None:
+            fresh, returned = lane.fresh, lane.returned
+            while fresh or returned:
+                # nothing is called between a look and what it is for: a signal handler may come in between, and take as well
+                if returned and (not fresh or returned[0][0] < fresh[0].rank):
+                    entry = heapq.heappop(returned)[1]
+                else:
+                    entry = fresh.popleft()
                 if removed and entry.rank in removed:
                     removed.discard(entry.rank)
                 elif entry.po_number in running:
@@ -96,8 +91,8 @@ class Schedule:
                 else:
                     running.add(entry.po_number)
                     taken.append(entry)
-            if len(taken) == limit:
-                break
+                    if len(taken) == limit:
+                        return taken
         return taken
 
     def end(self, entries: Iterable[Entry]) -> int:

@@ -75,6 +75,7 @@ from poqueue.verdict import (
     broken_off,
     cancelled,
     failed_attempt,
+    records,
     reported,
     retry_delay_s,
     undone,
@@ -142,7 +143,7 @@ class TaskQueue:
         journal_any_version: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
-        open_task: Callable[[TaskRecord], ProcessingTask] = thaw_task,
+        open_task: Callable[[TaskRecord | Entry], ProcessingTask] = thaw_task,
     ) -> None:
         self._config = QueueConfig.checked(
             max_retries, retry_delay, task_timeout, enable_priority,
@@ -203,14 +204,16 @@ class TaskQueue:
             QueueError: the run is over, as drain_when_done says; nothing was added.
             JournalError: it could not be written down; nothing was added. Likewise for every method that changes the queue.
         """
-        self._announce()
+        if self._work.takers:
+            self._announce()
         entry = admit(task, priority, self._config, self._journal is not None)
         self._add((entry,), (entry.task_id,))
         return entry.task_id
 
     def add_tasks(self, tasks: Sequence[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
         """Add many tasks in one step, all or none; arguments and errors as in add_task."""
-        self._announce()
+        if self._work.takers:
+            self._announce()
         config, needs_json = self._config, self._journal is not None
         admitted = [admit(task, priority, config, needs_json) for task in tasks]
         ids = [entry.task_id for entry in admitted]
@@ -221,7 +224,8 @@ class TaskQueue:
     def _add(self, admitted: Sequence[Entry], ids: Sequence[str]) -> None:
         try:
             with self._lock:
-                with self._change:
+                self._change.open()
+                try:
                     self._guard_not_over()
                     self._guard_new_ids(ids)
                     if self._config.queue_size_limit is not None:
@@ -232,11 +236,15 @@ class TaskQueue:
                     self._change.has_begun = True
                     self._rank = last = self._rank + len(ids)
                     self._moves.add(admitted, last - len(ids) + 1, now, at)
+                    self._change.has_begun = False
+                finally:
+                    self._change.close()
                 self._empty_is_news = True
                 if self._work.takers:
                     self._hand_out(len(ids))
         finally:
-            self._delivery.deliver()
+            if self._delivery.is_due:
+                self._delivery.deliver()
 
     def get_next_task(self, worker_id: str) -> ProcessingTask | None:
         """Lease the best task that may run now to a worker; None if there is none, or while paused.
@@ -247,13 +255,15 @@ class TaskQueue:
         Raises:
             ValueError: worker_id is not a non-blank text.
         """
-        check_worker_id(worker_id)
-        with self._lock, self._change:
-            if self._may_not_lease(worker_id):
-                return None
-            leased = self._lease(worker_id, 1)
-            record = leased[0].record() if leased else None
-        return self._open(record) if record is not None else None
+        if type(worker_id) is not str or not worker_id.strip():
+            check_worker_id(worker_id)
+        with self._lock:
+            self._change.open()
+            try:
+                leased = self._lease(worker_id, 1) if not self._may_not_lease(worker_id) else None
+                return self._open(leased[0]) if leased else None
+            finally:
+                self._change.close()
 
     def complete_task(self, task_id: str, worker_id: str, result: TaskResult) -> None:
         """End a task with its result: COMPLETED, or FAILED if `result.success` is False (no retry).
@@ -264,13 +274,18 @@ class TaskQueue:
             ValueError: the result is no TaskResult, or cannot be pickled.
         """
         frozen = freeze_result(result, as_json=self._journal is not None)
-        with self._lock, self._change:
-            entry = self._require(task_id)
-            if entry.status is not PROCESSING or entry.worker_id != worker_id:
-                holder = f"held by {entry.worker_id}" if entry.status is PROCESSING else entry.status.value
-                raise WorkerMismatchError(f"task {task_id} is {holder}; the report of {worker_id} changes nothing")
-            self._settle(reported(entry, frozen, frozen.processing_time or None))
-        self._delivery.deliver()
+        with self._lock:
+            self._change.open()
+            try:
+                entry = self._require(task_id)
+                if entry.status is not PROCESSING or entry.worker_id != worker_id:
+                    holder = f"held by {entry.worker_id}" if entry.status is PROCESSING else entry.status.value
+                    raise WorkerMismatchError(f"task {task_id} is {holder}; the report of {worker_id} changes nothing")
+                self._settle(*reported(entry, frozen, frozen.processing_time or None))
+            finally:
+                self._change.close()
+        if self._delivery.is_due:
+            self._delivery.deliver()
 
     def retry_task(self, task_id: str, error_details: dict[str, Any]) -> bool:
         """Give a failed attempt back: wait for the backoff, or end as FAILED.
@@ -359,7 +374,7 @@ class TaskQueue:
                 if turn and limit and self._may_lease_first(worker_id, decisions):
                     leases = self._lease_many(worker_id, limit, decisions)
                 elif decisions is not None:
-                    self._settle(decisions)
+                    self._settle(*decisions)
                 if turn:
                     self._turns[worker_id] = turn
                 left = self._left_for_each()
@@ -417,7 +432,7 @@ class TaskQueue:
             if but and len(others) == len(held):
                 return []
             self._let_go(worker_id, (but,))
-            self._settle(Decisions(verdicts=[verdict for entry in others for verdict in undone(entry)]))
+            self._settle(verdicts=[verdict for entry in others for verdict in undone(entry)])
             self._work.notify_all()
             waiting = [entry.task_id for entry in others if entry.status is PENDING]
         self._delivery.deliver()
@@ -440,7 +455,7 @@ class TaskQueue:
             live = {entry.token: entry for entry in self._ledger.of_status(PROCESSING)}
             broken = [broken_off(live.pop(token), reason, is_crash) for token in begun if token in live]
             others = [verdict for entry in live.values() for verdict in undone(entry)] if all_others else []
-            self._settle(Decisions(verdicts=[*broken, *others]))
+            self._settle(verdicts=[*broken, *others])
             self._work.notify_all()
         self._delivery.deliver()
         return len(broken)
@@ -458,7 +473,7 @@ class TaskQueue:
         with self._lock, self._change:
             self._guard_not_over()
             failed = [e for e in self._ledger.of_status(S.FAILED) if wanted is None or e.task_id in wanted]
-            self._settle(Decisions(verdicts=[Verdict(Kind.REQUEUED, entry) for entry in failed]))
+            self._settle(verdicts=[Verdict(Kind.REQUEUED, entry) for entry in failed])
             self._work.notify_all()
             return len(failed)
 
@@ -472,7 +487,7 @@ class TaskQueue:
         with self._lock, self._change:
             found = [self._ledger.get(task_id) for task_id in wanted]
             dropped = [entry for entry in found if entry is not None and entry.status is not PROCESSING]
-            self._settle(Decisions(verdicts=[Verdict(Kind.CLEARED, entry) for entry in dropped]))
+            self._settle(verdicts=[Verdict(Kind.CLEARED, entry) for entry in dropped])
         self._delivery.deliver()
         return len(dropped)
 
@@ -491,9 +506,9 @@ class TaskQueue:
             if entry.status in (COMPLETED, S.FAILED):
                 return "finished"
             if entry.status is PROCESSING:
-                self._settle(Decisions(verdicts=[Verdict(Kind.CANCEL_ASKED, entry)]))
+                self._settle(verdicts=[Verdict(Kind.CANCEL_ASKED, entry)])
                 return "stopping"
-            self._settle(Decisions(verdicts=[Verdict(Kind.CANCELLED, entry, cancelled())]))
+            self._settle(verdicts=[Verdict(Kind.CANCELLED, entry, cancelled())])
         self._delivery.deliver()
         return "cancelled"
 
@@ -527,7 +542,7 @@ class TaskQueue:
             "drained", "unread" (there are later events), "unheard" (another reader has not acted on all), or "busy".
         """
         with self._lock:
-            if self._waiting() or self._ledger.counts[PROCESSING]:
+            if not self._ledger.is_idle:
                 return "busy"
             if self._feed.last > seen:
                 return "unread"
@@ -573,7 +588,7 @@ class TaskQueue:
                 "completed_tasks": counts[COMPLETED],
                 "failed_tasks": counts[S.FAILED],
                 "retry_tasks": counts[S.RETRY_PENDING],
-                "queue_length": self._waiting(),
+                "queue_length": self._ledger.waiting,
                 "estimated_completion": self._estimate_s(),
                 "throughput": self._metrics.throughput(self._clock()),
                 "status": "DRAINING" if self._is_draining else "PAUSED" if self._is_paused or reason else "ACTIVE",
@@ -597,7 +612,7 @@ class TaskQueue:
                 self._is_paused = False
                 self._metrics.stood_still()
             self._work.notify_all()
-            waiting, running = self._waiting(), self._ledger.counts[PROCESSING]
+            waiting, running = self._ledger.waiting, self._ledger.count(PROCESSING)
         logger.info("queue resumed: %d waiting, %d running", waiting, running)
 
     def hold_queue(self, reason: str) -> None:
@@ -618,7 +633,7 @@ class TaskQueue:
         statuses = [PENDING, S.RETRY_PENDING] if preserve_processing else [PENDING, S.RETRY_PENDING, PROCESSING]
         with self._lock, self._change:
             dropped = [entry for status in statuses for entry in self._ledger.of_status(status)]
-            self._settle(Decisions(verdicts=[Verdict(Kind.CLEARED, entry) for entry in dropped]))
+            self._settle(verdicts=[Verdict(Kind.CLEARED, entry) for entry in dropped])
             self._rearm_full()
             self._note_if_empty()
         logger.info(
@@ -792,7 +807,7 @@ class TaskQueue:
             measured = tuning.Measured(
                 counts[COMPLETED], counts[S.FAILED], metrics.tasks_retried, metrics.retries_succeeded,
                 metrics.retried_in_vain, metrics.retries_needed, metrics.average_duration_s(), metrics.duration_max_s,
-                metrics.histogram.buckets(),
+                metrics.duration_buckets(),
             )  # fmt: skip
             config = self._config
         return tuning.advise(
@@ -947,15 +962,15 @@ class TaskQueue:
 
     def _guard_size(self, count: int) -> None:
         limit = self._config.queue_size_limit
-        if limit is None or self._waiting() + count <= limit:
+        if limit is None or self._ledger.waiting + count <= limit:
             return
-        is_full = self._waiting() >= limit
+        is_full = self._ledger.waiting >= limit
         if not self._full_was_told or (is_full and self._full_was_early):
             self._full_was_told = True
             self._full_was_early = not is_full
             self._note("full", None)
         why = "the queue is full" if is_full else f"{count} more do not fit"
-        raise QueueFullError(f"{why}: {self._waiting()} tasks wait, the limit is {limit}")
+        raise QueueFullError(f"{why}: {self._ledger.waiting} tasks wait, the limit is {limit}")
 
     def _require(self, task_id: str) -> Entry:
         entry = self._ledger.get(task_id)
@@ -973,24 +988,25 @@ class TaskQueue:
 
         What is decided is settled first, both in one transaction of the journal; what it raises, this raises.
         """
-        now = self._clock()
+        now, taken = self._clock(), []
         self._change.has_begun = True  # what is taken stands nowhere until it is leased, or untaken
-        taken = self._schedule.take(now, 1 if self._config.start_delay else limit) if self._may_start(now) else []
+        if not (self._held_because or now < self._next_start or (self._fault is not None and now < self._fault_over)):
+            taken = self._schedule.take(now, 1 if self._config.start_delay else limit)
         if decisions is not None and self._schedule.has_aside:
             self._untake(taken)  # a task was passed over that will run once these are settled
-            self._settle(decisions)
+            self._settle(*decisions)
             return self._lease(worker_id, limit)
         if not taken:
             self._change.has_begun = False
             if decisions is not None:
-                self._settle(decisions)
+                self._settle(*decisions)
             return taken
         at, count = self._wall_clock(), len(taken)
         if self._journal is not None and not self._can_write_leases(taken, worker_id, decisions, now, at):
             return []
         self._change.has_begun = True
         if decisions is not None:
-            self._do_all(decisions, now, at)
+            self._do_all(*decisions, now, at)
         if self._config.start_delay:
             self._next_start = now + self._config.start_delay
         self._token = last = self._token + count
@@ -1000,10 +1016,6 @@ class TaskQueue:
             self._rearm_full()
         return taken
 
-    def _may_start(self, now: float) -> bool:
-        is_at_fault = self._fault is not None and now < self._fault_over
-        return not (self._held_because or now < self._next_start or is_at_fault)
-
     def _can_write_leases(
         self, taken: list[Entry], worker_id: str, decisions: Decisions | None, now: float, at: float
     ) -> bool:
@@ -1011,8 +1023,8 @@ class TaskQueue:
         is_written = False
         try:
             self._change.has_begun = False
-            records = decisions.records(at, now) if decisions is not None else []
-            self._write(records + self._records_of(taken, worker_id, at))
+            decided = records(*decisions, at, now) if decisions is not None else []
+            self._write(decided + self._records_of(taken, worker_id, at))
             is_written = True
         except JournalError:
             if decisions is not None:
@@ -1051,13 +1063,13 @@ class TaskQueue:
             self._change.has_begun = False
 
     def _left_for_each(self) -> int:
-        return -(-self._ledger.counts[PENDING] // max(1, self._ledger.holders))
+        return -(-self._ledger.count(PENDING) // max(1, self._ledger.holders))
 
     def _may_lease_first(self, worker_id: str, decisions: Decisions | None) -> bool:
         """Whether the next leases are the same before and after these are settled: then one transaction does for both."""
         if self._may_not_lease(worker_id) or self._halt.is_set or self._schedule.has_aside:
             return False
-        return decisions is None or all(verdict.kind is Kind.FAILED for verdict in decisions.verdicts)
+        return decisions is None or all(verdict.kind is Kind.FAILED for verdict in decisions[1])
 
     def _decide_reports(
         self, worker_id: str, reports: Sequence[Report | Success], keeps: Collection[int] | None
@@ -1093,16 +1105,17 @@ class TaskQueue:
                 ends.append((entry, payload, seconds, seconds or None))
             elif report.result is not None:
                 check_attempt_seconds(token, report.processing_time)
-                decided = reported(entry, freeze_result(report.result, needs_json), report.processing_time or None)
-                ends += decided.ends
-                verdicts += decided.verdicts
+                frozen = freeze_result(report.result, needs_json)
+                done, others = reported(entry, frozen, report.processing_time or None)
+                ends += done
+                verdicts += others
             else:
                 verdicts += self._decide_failure(entry, report)
         if keeps is not None and len(held) > len(told):
             in_hand = told.keys() | keeps
-            others = [entry for token, entry in list(held.items()) if token not in in_hand]
-            verdicts += [verdict for entry in others for verdict in undone(entry)]
-        return Decisions(ends, verdicts) if ends or verdicts else None
+            lost = [entry for token, entry in list(held.items()) if token not in in_hand]
+            verdicts += [verdict for entry in lost for verdict in undone(entry)]
+        return (ends, verdicts) if ends or verdicts else None
 
     def _decide_failure(self, entry: Entry, report: Report) -> list[Verdict]:
         if report.error is None:
@@ -1129,26 +1142,25 @@ class TaskQueue:
             _guard_holder(entry, claimed)
             self._guard_not_over()
             delay_s = retry_delay_s(entry, after_s, self._config, random.random)
-            self._settle(Decisions(verdicts=[Verdict(Kind.RETRIED, entry, details, delay_s=delay_s)]))
+            self._settle(verdicts=[Verdict(Kind.RETRIED, entry, details, delay_s=delay_s)])
             return True
         _guard_holder(entry, claimed)
         verdict = failed_attempt(entry, details, after_s, None, self._config, random.random)
-        self._settle(Decisions(verdicts=[verdict]))
+        self._settle(verdicts=[verdict])
         return verdict.kind is Kind.RETRY
 
-    def _settle(self, decisions: Decisions) -> None:
+    def _settle(self, ends: Sequence[End] = (), verdicts: Sequence[Verdict] = ()) -> None:
         """Write down what was decided, and then do it. If it cannot be written, nothing has happened."""
-        if not (decisions.ends or decisions.verdicts):
+        if not (ends or verdicts):
             return
         now, at = self._clock(), self._wall_clock()
         if self._journal is not None:
-            self._write(decisions.records(at, now))
+            self._write(records(ends, verdicts, at, now))
         self._change.has_begun = True
-        self._do_all(decisions, now, at)
+        self._do_all(ends, verdicts, now, at)
         self._change.has_begun = False
 
-    def _do_all(self, decisions: Decisions, now: float, at: float) -> None:
-        ends, verdicts = decisions
+    def _do_all(self, ends: Sequence[End], verdicts: Sequence[Verdict], now: float, at: float) -> None:
         if ends:  # successes come by the hundred: each step is done for all of them
             may_run = self._moves.complete(ends, now, at)
             if self._delivery.is_heard or self._feed.is_read:
@@ -1163,7 +1175,8 @@ class TaskQueue:
         self._ledger.expire(now - self._config.retention_s)
         if self._full_was_told:
             self._rearm_full()
-        self._note_if_empty()
+        if not (self._ledger.pending or self._ledger.processing):
+            self._note_if_empty()
 
     def _do(self, verdict: Verdict, now: float, at: float) -> None:
         kind, entry, details, result, delay_s, seconds = verdict
@@ -1252,7 +1265,7 @@ class TaskQueue:
         self._schedule.rebuild(
             self._ledger.of_status(PENDING), [(e.ready, e) for e in delayed], self._ledger.of_status(PROCESSING)
         )
-        self._empty_is_news = bool(self._waiting() or self._ledger.counts[PROCESSING])
+        self._empty_is_news = not self._ledger.is_idle
         self._ledger.expire(now - self._config.retention_s)
 
     def _write(self, records: Sequence[Record], tasks: Sequence[tuple[Any, ...]] = ()) -> None:
@@ -1283,10 +1296,9 @@ class TaskQueue:
 
     def _announce(self) -> None:
         """Something is to be added, if nothing is wrong with it."""
-        if self._work.takers:
-            with self._lock:
-                if not (self._is_paused or self._held_because):
-                    self._work.announce()
+        with self._lock:
+            if not (self._is_paused or self._held_because):
+                self._work.announce()
 
     def _hand_out(self, count: int) -> None:
         """Lease to those who wait, and tell them, on the thread that has added so many (poqueue.hand_off).
@@ -1305,7 +1317,7 @@ class TaskQueue:
             else:
                 line.put_back(taker)
                 break
-        if self._ledger.counts[PENDING]:
+        if self._ledger.count(PENDING):
             line.notify(count)
 
     def _leases_for(self, taker: Taker) -> list[tuple[Any, ...]] | None:
@@ -1341,24 +1353,19 @@ class TaskQueue:
             self._news.notify_all()
 
     def _note_if_empty(self) -> None:
-        counts = self._ledger.counts
-        if self._empty_is_news and not (counts[PENDING] or counts[PROCESSING] or counts[S.RETRY_PENDING]):
+        if self._empty_is_news and self._ledger.is_idle:
             self._empty_is_news = False
             self._note("empty", None)
 
     def _rearm_full(self) -> None:
         limit = self._config.queue_size_limit
-        if limit is None or self._waiting() < limit:
+        if limit is None or self._ledger.waiting < limit:
             self._full_was_told = False
-
-    def _waiting(self) -> int:
-        counts = self._ledger.counts
-        return counts[PENDING] + counts[S.RETRY_PENDING]
 
     def _estimate_s(self) -> float | None:
         """Seconds until everything is done, by the recent pace; the last retry's delay and one run are a lower bound."""
-        running = self._ledger.counts[PROCESSING]
-        left = self._waiting() + running
+        running = self._ledger.count(PROCESSING)
+        left = self._ledger.waiting + running
         if not left:
             return 0.0
         if self._is_paused or self._held_because or self._fault is not None or not self._metrics.durations:

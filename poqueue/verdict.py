@@ -39,28 +39,27 @@ class Verdict(NamedTuple):
         )  # fmt: skip
 
 
-class Decisions(NamedTuple):
-    """What is decided about some tasks: which are done, and what else is to become of others. In this order it is done."""
+# What is decided about some tasks: which are done, and what else is to become of others. In this order it is done.
+Decisions = tuple[Sequence[End], Sequence[Verdict]]
 
-    ends: Sequence[End] = ()
-    verdicts: Sequence[Verdict] = ()
 
-    def records(self, at: float, now: float) -> list[Record]:
-        """The lines of the journal's log."""
-        done = [
-            instance(Record, (DONE, entry.rank, entry.token, at, entry.worker_id, seconds, stated_s or now - entry.leased,
-                              None, result, None))
-            for entry, result, stated_s, seconds in self.ends
-        ]  # fmt: skip
-        return done + [verdict.record(at, now) for verdict in self.verdicts]
+def records(ends: Sequence[End], verdicts: Sequence[Verdict], at: float, now: float) -> list[Record]:
+    """The lines of the journal's log of what is decided: first of those that are done, and then the others."""
+    done = [
+        instance(Record, (DONE, entry.rank, entry.token, at, entry.worker_id, seconds, stated_s or now - entry.leased,
+                          None, result, None))
+        for entry, result, stated_s, seconds in ends
+    ]  # fmt: skip
+    return done + [verdict.record(at, now) for verdict in verdicts]
 
 
 def reported(entry: Entry, result: FrozenResult, seconds: float | None) -> Decisions:
     """A report with a result: done, or failed by the processor's own word."""
-    if result.success:
-        return instance(Decisions, ([(entry, result.payload, result.processing_time, seconds)], ()))
-    details = described({"error_message": result.error_message or "failed"})
-    return Decisions(verdicts=[Verdict(Kind.FAILED, entry, details, result.payload, seconds=seconds)])
+    success, stated_s, message, payload = result
+    if success:
+        return [(entry, payload, stated_s, seconds)], ()
+    details = described({"error_message": message or "failed"})
+    return (), [Verdict(Kind.FAILED, entry, details, payload, seconds=seconds)]
 
 
 def failed_attempt(

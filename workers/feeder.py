@@ -13,7 +13,7 @@ from poqueue import failpoint
 from poqueue.client import CALL_TIMEOUT_S, PendingCall, QueueClient
 from poqueue.errors import JournalError, PoqueueError, QueueFullError, ServiceError
 from poqueue.hints import Any
-from poqueue.ids import new_id
+from poqueue.ids import ids
 from poqueue.packing import FrozenTask
 from poqueue.payload import thaw
 from poqueue.task import ProcessingTask
@@ -259,7 +259,7 @@ class Feeder:
         """Each with an id, by which find_sent knows whether the queue has it."""
         frozen: Lot = [tuple(task) for task in tasks if isinstance(task, FrozenTask)]
         lot = frozen if len(frozen) == len(tasks) else self._own_client().pack_tasks(tasks)
-        return [(new_id(), *task[1:]) if task[_ID] == "" else task for task in lot]
+        return [(ids.new(), *task[1:]) if task[_ID] == "" else task for task in lot]
 
 
 def _parts(lot: Lot) -> Iterator[Lot]:

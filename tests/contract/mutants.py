@@ -31,8 +31,8 @@ class Mutant(NamedTuple):
 MUTANTS = {
     "last in, first out": Mutant(
         "schedule.py",
-        "self.fresh.popleft() if self.fresh else None",
-        "self.fresh.pop() if self.fresh else None",
+        "entry = fresh.popleft()",
+        "entry = fresh.pop()",
         "test_leasing.py::test_without_priorities_the_first_added_comes_first",
     ),
     "a retry runs before it is due": Mutant(
@@ -80,13 +80,13 @@ MUTANTS = {
     "a late report is counted": Mutant(
         "task_queue.py",
         'raise WorkerMismatchError(f"task {task_id} is',
-        'self._ledger.counts[S.COMPLETED] += 1\n                raise WorkerMismatchError(f"task {task_id} is',
+        'self._ledger._ended[S.COMPLETED] += 1\n                    raise WorkerMismatchError(f"task {task_id} is',
         "test_reporting.py::test_a_report_on_a_task_that_does_not_run_is_never_counted",
     ),
     "completions are not counted": Mutant(
         "ledger.py",
-        "counts[COMPLETED] += 1",
-        "counts[COMPLETED] += 0",
+        "self._ended[COMPLETED] += len(entries)",
+        "self._ended[COMPLETED] += 0",
         "test_status_and_metrics.py::test_the_counts_agree_with_the_lists",
     ),
     "one attempt too many": Mutant(
@@ -133,14 +133,14 @@ MUTANTS = {
     ),
     "handlers are called under the lock": Mutant(
         "task_queue.py",
-        "self._settle(reported(entry, frozen, frozen.processing_time or None))\n",
-        "self._settle(reported(entry, frozen, frozen.processing_time or None))\n            self._delivery.deliver()\n",
+        "self._settle(*reported(entry, frozen, frozen.processing_time or None))\n",
+        "self._settle(*reported(entry, frozen, frozen.processing_time or None))\n                self._delivery.deliver()\n",
         "test_events.py::test_no_handler_is_called_under_the_lock",
     ),
     "on_queue_empty fires for ever": Mutant(
         "task_queue.py",
-        "if self._empty_is_news and not (counts[PENDING]",
-        "if not (counts[PENDING]",
+        "if self._empty_is_news and self._ledger.is_idle:",
+        "if self._ledger.is_idle:",
         "test_events.py::test_on_queue_empty_never_fires_on_a_fresh_queue",
     ),
     "a looked-up task is the queue's own": Mutant(
@@ -158,7 +158,7 @@ MUTANTS = {
     "forgetting lowers the counters": Mutant(
         "ledger.py",
         "                dropped += 1",
-        "                dropped += 1\n                self.counts[entry.status] -= 1",
+        "                dropped += 1\n                self._ended[entry.status] -= 1",
         "test_retention.py::test_cleaning_up_drops_what_is_old_and_no_counter",
     ),
     "formulas go out unguarded": Mutant(

@@ -84,6 +84,26 @@ def test_of_events_that_nobody_delivers_only_so_many_are_kept_and_the_others_cou
 
 
 @pytest.mark.contract("R21")
+def test_what_a_handler_that_is_interrupted_leaves_is_delivered_with_the_next_step() -> None:
+    queue, heard = TaskQueue(), list[str]()
+
+    def on_complete(done: ProcessingTask) -> None:
+        heard.append(done.task_id)
+        if done.task_id == "a":
+            finish(queue)
+            raise KeyboardInterrupt
+
+    queue.set_event_handlers(on_task_complete=on_complete)
+    add(queue, "a", "b")
+    with pytest.raises(KeyboardInterrupt):
+        finish(queue)
+
+    add(queue, "c")
+
+    assert heard == ["a", "b"]
+
+
+@pytest.mark.contract("R21")
 def test_a_handler_gets_the_task_as_it_then_is(queue: TaskQueue) -> None:
     given: list[ProcessingTask] = []
     queue.set_event_handlers(on_task_complete=given.append, on_task_failed=lambda task, error: given.append(task))

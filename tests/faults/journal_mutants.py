@@ -18,12 +18,12 @@ from poqueue import task_queue as queue_module
 from poqueue.halt import HaltPolicy
 from poqueue.journal import Journal
 from poqueue.ledger import Entry, Ledger
-from poqueue.moves import Moves
+from poqueue.moves import End, Moves
 from poqueue.records import Kind, Record
-from poqueue.schedule import Schedule, _Lane
+from poqueue.schedule import Schedule
 from poqueue.task import Report, TaskStatus
 from poqueue.task_queue import TaskQueue
-from poqueue.verdict import Decisions, Verdict
+from poqueue.verdict import Decisions, Verdict, records
 
 S = TaskStatus
 Mutant = Callable[[], AbstractContextManager[None]]
@@ -57,8 +57,12 @@ def _unread(*kinds: Kind) -> Mutant:
     return replaced(Journal, "records", make)
 
 
-def _last_in_first_out(pop: Any) -> Any:
-    return lambda self: self.fresh.pop() if self.fresh else pop(self)
+def _last_in_first_out(add: Any) -> Any:
+    def mutant(self: Schedule, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._lane(entry).fresh.appendleft(entry)
+
+    return mutant
 
 
 def _early(take: Any) -> Any:
@@ -90,7 +94,7 @@ def _any_worker(decide_reports: Any) -> Any:
 def _miscounted(move: Any) -> Any:
     def mutant(self: Ledger, entry: Entry, status: TaskStatus, now: float = 0.0) -> None:
         move(self, entry, status, now)
-        self.counts[S.FAILED] -= status is S.FAILED and entry.retry_count > 0
+        self._ended[S.FAILED] -= status is S.FAILED and entry.retry_count > 0
 
     return mutant
 
@@ -120,12 +124,12 @@ def _unfenced(release_worker: Any) -> Any:
 
 
 def _done_before_written(settle: Any) -> Any:
-    def mutant(self: TaskQueue, decisions: Decisions) -> None:
+    def mutant(self: TaskQueue, ends: Sequence[End] = (), verdicts: Sequence[Verdict] = ()) -> None:
         now, at = self._clock(), self._wall_clock()
-        records = decisions.records(at, now)
-        self._do_all(decisions, now, at)
-        if records:
-            self._write(records)
+        lines = records(ends, verdicts, at, now)
+        self._do_all(ends, verdicts, now, at)
+        if lines:
+            self._write(lines)
 
     return mutant
 
@@ -263,7 +267,7 @@ def _never_let_go(let_go: Any) -> Any:
 
 
 CAUGHT_BY_HISTORIES: dict[str, Mutant] = {
-    "last in, first out": replaced(_Lane, "pop", _last_in_first_out),
+    "last in, first out": replaced(Schedule, "add", _last_in_first_out),
     "a retry runs before it is due": replaced(Schedule, "take", _early),
     "a paused queue leases": replaced(TaskQueue, "_may_not_lease", _while_paused),
     "no check of the token": replaced(TaskQueue, "_decide_reports", _any_token),

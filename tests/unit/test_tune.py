@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from poqueue import ProcessingTask, TaskQueue, TaskResult, tuning
 from poqueue.adaptive import TIMEOUT_ERROR
 from poqueue.errors import ConfigError, OrdersError
-from poqueue.metrics import DurationHistogram
+from poqueue.metrics import Metrics
 from poqueue.simulation import COMPLETED, RETRY, Costs
 from poqueue.tuning import Machine
 from workers import advice as tuned
@@ -665,10 +665,10 @@ def test_a_retry_that_has_not_ended_says_nothing_against_retries() -> None:
 
 @given(st.lists(st.floats(1e-5, 1e5), min_size=1, max_size=200))
 def test_the_histogram_keeps_every_duration_within_its_bucket(seconds: list[float]) -> None:
-    histogram = DurationHistogram()
-    histogram.add(seconds)
+    metrics = Metrics()
+    metrics.completed("w1", 0.0, seconds, now=1.0)
 
-    kept = [middle for middle, count in histogram.buckets() for _ in range(count)]
+    kept = [middle for middle, count in metrics.duration_buckets() for _ in range(count)]
 
     assert len(kept) == len(seconds)
     assert all(middle == pytest.approx(one, rel=0.05) for middle, one in zip(kept, sorted(seconds), strict=True))
@@ -676,11 +676,11 @@ def test_the_histogram_keeps_every_duration_within_its_bucket(seconds: list[floa
 
 @pytest.mark.parametrize("strange", [0.0, -1.0, math.inf, math.nan, 1e300])
 def test_the_histogram_takes_whatever_a_processor_states(strange: float) -> None:
-    histogram = DurationHistogram()
+    metrics = Metrics()
 
-    histogram.add([strange])
+    metrics.completed("w1", 0.0, [strange], now=1.0)
 
-    assert sum(count for _, count in histogram.buckets()) == 1
+    assert sum(count for _, count in metrics.duration_buckets()) == 1
 
 
 def test_the_costs_of_a_start_are_predicted_too() -> None:
