@@ -114,11 +114,10 @@ class Ledger:
         self._by_status: dict[S, dict[int, Entry]] = {
             status: {} for status in S
         }  # by rank: neighbours lie side by side
-        self.pending, self.processing = (
-            self._by_status[PENDING],
-            self._by_status[PROCESSING],
-        )  # only to be read, elsewhere
-        self._completed, self.retrying = self._by_status[COMPLETED], self._by_status[S.RETRY_PENDING]
+        self.pending = self._by_status[PENDING]  # outside these are only looked at
+        self.processing = self._by_status[PROCESSING]
+        self.retrying = self._by_status[S.RETRY_PENDING]
+        self._completed = self._by_status[COMPLETED]
         self._by_po: dict[str, Entry | list[Entry]] = {}
         self._by_worker: dict[str, dict[int, Entry]] = {}  # likewise
         self._held: dict[str, dict[int, Entry]] = {}  # worker -> token -> what it holds now

@@ -130,11 +130,12 @@ class Metrics:
         if worker is not None:
             worker.busy_s += busy_s
             worker.last = now
+        self.duration_sum_s += sum(durations)
+        self.duration_max_s = max(self.duration_max_s, *durations)
         histogram = self._histogram
-        for seconds in durations:
-            self.duration_sum_s += seconds
-            self.duration_max_s = max(self.duration_max_s, seconds)
-            # what a processor states may be any number, and counts as nothing beyond those that a duration can be
+        for (
+            seconds
+        ) in durations:  # what a processor states may be any number; what no duration can be counts as nothing
             bucket = floor(log2(seconds) * BUCKETS) if 1e-6 < seconds < 1e12 else LEAST_BUCKET
             histogram[bucket] = histogram[bucket] + 1 if bucket in histogram else 1
         self.durations += len(durations)
