@@ -82,11 +82,11 @@ class EventDelivery:
     def __init__(self) -> None:
         self.handlers = HandlerSet()
         self.is_heard = False  # whether there is any
-        self.is_due = False  # whether there may be something to deliver
         self.dropped = 0
-        self._waiting: deque[tuple[str, TaskRecord | None, str]] = deque()
-        self._lines: deque[tuple[Any, ...]] = deque(maxlen=MAX_UNDELIVERED)  # for the log
-        self._delivering = threading.Lock()
+        self.waiting: deque[tuple[str, TaskRecord | None, str]] = deque()
+        self.lines: deque[tuple[Any, ...]] = deque(maxlen=MAX_UNDELIVERED)  # for the log
+        self._claiming = threading.RLock()
+        self._is_claimed = False  # by the thread that calls the handlers
 
     def update(self, *handlers: Any) -> None:
         """Set handlers, as HandlerSet.update does."""
@@ -97,37 +97,38 @@ class EventDelivery:
         """Remember an event; called under the queue's lock."""
         if not self.handlers.listens(kind):
             return
-        if len(self._waiting) >= MAX_UNDELIVERED:
+        if len(self.waiting) >= MAX_UNDELIVERED:
             self.dropped += 1
             return
-        self._waiting.append((kind, entry.record() if entry is not None else None, error))
-        self.is_due = True
+        self.waiting.append((kind, entry.record() if entry is not None else None, error))
 
     def log(self, level: int, text: str, *arguments: object) -> None:
         """Remember a line for the log; called under the queue's lock, where a handler of the program's own might call in."""
-        self._lines.append((level, text, *arguments))
-        self.is_due = True
+        self.lines.append((level, text, *arguments))
 
     def deliver(self) -> None:
         """Write the log, call the handlers; called without the queue's lock. A thread that finds another at it leaves at once."""
-        self.is_due = False  # what comes from now on is seen below, or has its own call
-        try:
-            self._deliver()
-        except BaseException:  # a Ctrl-C: the rest is for the next call
-            self.is_due = True
-            raise
-
-    def _deliver(self) -> None:
-        while self._lines:
+        while self.lines:
             with contextlib.suppress(IndexError):  # another thread has taken it
-                level, text, *arguments = self._lines.popleft()
+                level, text, *arguments = self.lines.popleft()
                 log_now(level, text, *arguments)
-        while self._waiting and self._delivering.acquire(blocking=False):
-            try:
-                while self._waiting:
-                    self.handlers.call(*self._waiting.popleft())
-            finally:
-                self._delivering.release()
+        while self.waiting and self._call_handlers():
+            pass
+
+    def _call_handlers(self) -> bool:
+        """Unless somebody does already; a Ctrl-C, wherever it comes, leaves the rest to the next call."""
+        is_ours = False
+        try:
+            with self._claiming:
+                if self._is_claimed:
+                    return False
+                self._is_claimed = is_ours = True
+            while self.waiting:
+                self.handlers.call(*self.waiting.popleft())
+            return True
+        finally:
+            if is_ours:
+                self._is_claimed = False
 
 
 def log_now(level: int, text: str, *arguments: object) -> None:

@@ -109,7 +109,7 @@ class Ledger:
     def __init__(self) -> None:
         self.added = 0
         self.cleared = 0
-        self._ended: dict[S, int] = dict.fromkeys(TERMINAL, 0)  # kept apart from history: retention lowers none of them
+        self.counts: dict[S, int] = dict.fromkeys(S, 0)  # kept apart from history: retention lowers none of them
         self._by_id: dict[str, Entry] = {}
         self._by_status: dict[S, dict[int, Entry]] = {
             status: {} for status in S
@@ -119,7 +119,7 @@ class Ledger:
         self.retrying = self._by_status[S.RETRY_PENDING]
         self._completed = self._by_status[COMPLETED]
         self._by_po: dict[str, Entry | list[Entry]] = {}
-        self._by_worker: dict[str, dict[int, Entry]] = {}  # likewise
+        self._by_worker: dict[str, dict[int, Entry]] = {}  # by rank as well
         self._held: dict[str, dict[int, Entry]] = {}  # worker -> token -> what it holds now
         self._cleared_of: dict[str, dict[int, Entry]] = {}  # likewise, what it may still run though it was cleared
         self._finished: deque[Entry] = deque()  # in the order of their ends,
@@ -151,15 +151,6 @@ class Ledger:
         return not self._by_id.keys().isdisjoint(ids)
 
     @property
-    def counts(self) -> dict[S, int]:
-        """How many tasks there are of each status; of those that have ended also what is forgotten."""
-        return {status: self.count(status) for status in S}
-
-    def count(self, status: S) -> int:
-        """How many tasks there are of one status, as in `counts`."""
-        return self._ended[status] if status in TERMINAL else len(self._by_status[status])
-
-    @property
     def is_idle(self) -> bool:
         """Whether all tasks have ended."""
         return not (self.pending or self.processing or self.retrying)
@@ -167,7 +158,7 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """How many tasks wait, for a worker or for their retry."""
-        return len(self.pending) + len(self.retrying)
+        return self.counts[PENDING] + self.counts[S.RETRY_PENDING]
 
     def add(self, entries: Sequence[Entry], first_rank: int, now: float, at: float) -> None:
         """Take new tasks in, as PENDING, under ranks from the first one on."""
@@ -184,7 +175,9 @@ class Ledger:
                 else:
                     by_po[entry.po_number] = [known, entry]
             rank += 1
-        self.added += len(entries)
+        count, counts = len(entries), self.counts
+        counts[PENDING] += count
+        self.added += count
 
     def lease(
         self, entries: Sequence[Entry], first_token: int, worker_id: str, now: float, at: float
@@ -195,7 +188,7 @@ class Ledger:
             How many of them have their first attempt, and how long they had been ready together, seconds.
         """
         by_status, processing, token = self._by_status, self.processing, first_token
-        started, waited_s = 0, 0.0
+        started, waited_s, counts = 0, 0.0, self.counts
         held, tasks = self._held.get(worker_id), self._by_worker.get(worker_id)
         if held is None:
             held = self._held[worker_id] = {}
@@ -217,6 +210,8 @@ class Ledger:
                 waited_s += now - entry.ready
             del by_status[before][rank]
             processing[rank] = tasks[rank] = held[token] = entry
+            counts[before] -= 1
+            counts[PROCESSING] += 1
             entry.status = PROCESSING
             token += 1
         return started, waited_s
@@ -239,6 +234,7 @@ class Ledger:
     def complete(self, entries: Sequence[Entry], now: float) -> None:
         """These tasks, all held by one worker, are done; `now` is remembered, for retention."""
         processing, completed, finished, ends = self.processing, self._completed, self._finished, self._finished_at
+        counts = self.counts
         worker_id = entries[0].worker_id or ""
         held = self._held.get(worker_id, _NOTHING)
         for entry in entries:
@@ -248,11 +244,12 @@ class Ledger:
             held.pop(entry.token, None)
             del processing[rank]
             completed[rank] = entry
+            counts[PROCESSING] -= 1
+            counts[COMPLETED] += 1
             entry.status = COMPLETED
             entry.finished = now
             finished.append(entry)
             ends.append(now)
-        self._ended[COMPLETED] += len(entries)
         if not held:
             self._held.pop(worker_id, None)
 
@@ -265,11 +262,10 @@ class Ledger:
             self._let_go(entry)
         del self._by_status[before][rank]
         self._by_status[status][rank] = entry
-        if before in TERMINAL:
-            self._ended[before] -= 1
+        self.counts[before] -= 1
+        self.counts[status] += 1
         entry.status = status
         if status in TERMINAL:
-            self._ended[status] += 1
             entry.finished = now
             self._finished.append(entry)
             self._finished_at.append(now)
@@ -305,8 +301,7 @@ class Ledger:
             self._let_go(entry)
             if may_still_run:
                 self._cleared_of.setdefault(entry.worker_id or "", {})[entry.token] = entry
-        if entry.status in TERMINAL:
-            self._ended[entry.status] -= 1
+        self.counts[entry.status] -= 1
         self.cleared += 1
         self._drop(entry)
 

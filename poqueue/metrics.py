@@ -133,9 +133,7 @@ class Metrics:
         self.duration_sum_s += sum(durations)
         self.duration_max_s = max(self.duration_max_s, *durations)
         histogram = self._histogram
-        for (
-            seconds
-        ) in durations:  # what a processor states may be any number; what no duration can be counts as nothing
+        for seconds in durations:  # a processor may state any number, infinity too: it counts as nothing then
             bucket = floor(log2(seconds) * BUCKETS) if 1e-6 < seconds < 1e12 else LEAST_BUCKET
             histogram[bucket] = histogram[bucket] + 1 if bucket in histogram else 1
         self.durations += len(durations)

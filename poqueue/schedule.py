@@ -77,7 +77,7 @@ class Schedule:
         taken: list[Entry] = []
         for lane in self._lanes:
             fresh, returned = lane.fresh, lane.returned
-            while fresh or returned:
+            while (fresh or returned) and len(taken) < limit:
                 # nothing is called between a look and what it is for: a signal handler may come in between, and take as well
                 if returned and (not fresh or returned[0][0] < fresh[0].rank):
                     entry = heapq.heappop(returned)[1]
@@ -91,8 +91,8 @@ class Schedule:
                 else:
                     running.add(entry.po_number)
                     taken.append(entry)
-                    if len(taken) == limit:
-                        return taken
+            if len(taken) == limit:
+                break
         return taken
 
     def end(self, entries: Iterable[Entry]) -> int:

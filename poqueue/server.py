@@ -20,7 +20,6 @@ from poqueue import failpoint, wire
 from poqueue.errors import PoqueueError, QueueError
 from poqueue.hand_off import TOLD
 from poqueue.hints import Any
-from poqueue.ledger import Entry
 from poqueue.packing import PACK_ANSWER, UNPACK_REQUEST, PackedGrant
 from poqueue.parent import die_with_parent, is_there
 from poqueue.service import CANNOT_HOST_EXIT, Hosting, reason_path
@@ -201,8 +200,8 @@ def _text_of(error: BaseException) -> str:
         return type(error).__name__
 
 
-def _as_record(task: TaskRecord | Entry) -> Any:
-    return task.record() if isinstance(task, Entry) else task
+def _as_record(record: TaskRecord) -> Any:
+    return record
 
 
 def serve(hosting: Hosting, listening: "connection.Connection[Any, Any]") -> None:

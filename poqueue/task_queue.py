@@ -143,7 +143,7 @@ class TaskQueue:
         journal_any_version: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
-        open_task: Callable[[TaskRecord | Entry], ProcessingTask] = thaw_task,
+        open_task: Callable[[TaskRecord], ProcessingTask] = thaw_task,
     ) -> None:
         self._config = QueueConfig.checked(
             max_retries, retry_delay, task_timeout, enable_priority,
@@ -224,7 +224,8 @@ class TaskQueue:
     def _add(self, admitted: Sequence[Entry], ids: Sequence[str]) -> None:
         try:
             with self._lock:
-                self._change.open()
+                change = self._change
+                change.open()
                 try:
                     self._guard_not_over()
                     self._guard_new_ids(ids)
@@ -233,17 +234,17 @@ class TaskQueue:
                     now, at = self._clock(), self._wall_clock()
                     if self._journal is not None:
                         self._write((), [_row(entry, rank, at) for rank, entry in enumerate(admitted, self._rank + 1)])
-                    self._change.has_begun = True
+                    change.has_begun = True
                     self._rank = last = self._rank + len(ids)
                     self._moves.add(admitted, last - len(ids) + 1, now, at)
-                    self._change.has_begun = False
+                    change.has_begun = False
                 finally:
-                    self._change.close()
+                    change.is_open = change.is_broken = change.has_begun
                 self._empty_is_news = True
                 if self._work.takers:
                     self._hand_out(len(ids))
         finally:
-            if self._delivery.is_due:
+            if self._delivery.lines or self._delivery.waiting:
                 self._delivery.deliver()
 
     def get_next_task(self, worker_id: str) -> ProcessingTask | None:
@@ -258,12 +259,18 @@ class TaskQueue:
         if type(worker_id) is not str or not worker_id.strip():
             check_worker_id(worker_id)
         with self._lock:
-            self._change.open()
+            change = self._change
+            change.open()
             try:
                 leased = self._lease(worker_id, 1) if not self._may_not_lease(worker_id) else None
-                return self._open(leased[0]) if leased else None
+                if not leased:
+                    return None
+                if self._open is thaw_task:
+                    return thaw_task(leased[0])  # has what a record has
+                record = leased[0].record()
             finally:
-                self._change.close()
+                change.is_open = change.is_broken = change.has_begun
+        return self._open(record)
 
     def complete_task(self, task_id: str, worker_id: str, result: TaskResult) -> None:
         """End a task with its result: COMPLETED, or FAILED if `result.success` is False (no retry).
@@ -275,7 +282,8 @@ class TaskQueue:
         """
         frozen = freeze_result(result, as_json=self._journal is not None)
         with self._lock:
-            self._change.open()
+            change = self._change
+            change.open()
             try:
                 entry = self._require(task_id)
                 if entry.status is not PROCESSING or entry.worker_id != worker_id:
@@ -283,8 +291,8 @@ class TaskQueue:
                     raise WorkerMismatchError(f"task {task_id} is {holder}; the report of {worker_id} changes nothing")
                 self._settle(*reported(entry, frozen, frozen.processing_time or None))
             finally:
-                self._change.close()
-        if self._delivery.is_due:
+                change.is_open = change.is_broken = change.has_begun
+        if self._delivery.lines or self._delivery.waiting:
             self._delivery.deliver()
 
     def retry_task(self, task_id: str, error_details: dict[str, Any]) -> bool:
@@ -579,10 +587,12 @@ class TaskQueue:
         total_tasks = pending + processing + completed + failed + retry + cleared. Times in seconds.
         """
         with self._lock:
-            counts = self._ledger.counts
             reason = str(self._fault or "") or self._held_because
+            # no call from here to the last count: a signal handler may change them where one is made
+            ledger, counts = self._ledger, self._ledger.counts
             return {
-                "total_tasks": self._ledger.added,
+                "total_tasks": ledger.added,
+                "cleared_tasks": ledger.cleared,
                 "pending_tasks": counts[PENDING],
                 "processing_tasks": counts[PROCESSING],
                 "completed_tasks": counts[COMPLETED],
@@ -592,7 +602,6 @@ class TaskQueue:
                 "estimated_completion": self._estimate_s(),
                 "throughput": self._metrics.throughput(self._clock()),
                 "status": "DRAINING" if self._is_draining else "PAUSED" if self._is_paused or reason else "ACTIVE",
-                "cleared_tasks": self._ledger.cleared,
                 "reason": reason,
             }
 
@@ -612,7 +621,7 @@ class TaskQueue:
                 self._is_paused = False
                 self._metrics.stood_still()
             self._work.notify_all()
-            waiting, running = self._ledger.waiting, self._ledger.count(PROCESSING)
+            waiting, running = self._ledger.waiting, self._ledger.counts[PROCESSING]
         logger.info("queue resumed: %d waiting, %d running", waiting, running)
 
     def hold_queue(self, reason: str) -> None:
@@ -1063,7 +1072,7 @@ class TaskQueue:
             self._change.has_begun = False
 
     def _left_for_each(self) -> int:
-        return -(-self._ledger.count(PENDING) // max(1, self._ledger.holders))
+        return -(-self._ledger.counts[PENDING] // max(1, self._ledger.holders))
 
     def _may_lease_first(self, worker_id: str, decisions: Decisions | None) -> bool:
         """Whether the next leases are the same before and after these are settled: then one transaction does for both."""
@@ -1317,7 +1326,7 @@ class TaskQueue:
             else:
                 line.put_back(taker)
                 break
-        if self._ledger.count(PENDING):
+        if self._ledger.counts[PENDING]:
             line.notify(count)
 
     def _leases_for(self, taker: Taker) -> list[tuple[Any, ...]] | None:
@@ -1364,7 +1373,7 @@ class TaskQueue:
 
     def _estimate_s(self) -> float | None:
         """Seconds until everything is done, by the recent pace; the last retry's delay and one run are a lower bound."""
-        running = self._ledger.count(PROCESSING)
+        running = self._ledger.counts[PROCESSING]
         left = self._ledger.waiting + running
         if not left:
             return 0.0

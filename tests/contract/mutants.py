@@ -80,13 +80,13 @@ MUTANTS = {
     "a late report is counted": Mutant(
         "task_queue.py",
         'raise WorkerMismatchError(f"task {task_id} is',
-        'self._ledger._ended[S.COMPLETED] += 1\n                    raise WorkerMismatchError(f"task {task_id} is',
+        'self._ledger.counts[S.COMPLETED] += 1\n                    raise WorkerMismatchError(f"task {task_id} is',
         "test_reporting.py::test_a_report_on_a_task_that_does_not_run_is_never_counted",
     ),
     "completions are not counted": Mutant(
         "ledger.py",
-        "self._ended[COMPLETED] += len(entries)",
-        "self._ended[COMPLETED] += 0",
+        "counts[COMPLETED] += 1",
+        "counts[COMPLETED] += 0",
         "test_status_and_metrics.py::test_the_counts_agree_with_the_lists",
     ),
     "one attempt too many": Mutant(
@@ -158,7 +158,7 @@ MUTANTS = {
     "forgetting lowers the counters": Mutant(
         "ledger.py",
         "                dropped += 1",
-        "                dropped += 1\n                self._ended[entry.status] -= 1",
+        "                dropped += 1\n                self.counts[entry.status] -= 1",
         "test_retention.py::test_cleaning_up_drops_what_is_old_and_no_counter",
     ),
     "formulas go out unguarded": Mutant(

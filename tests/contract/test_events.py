@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -99,6 +100,27 @@ def test_what_a_handler_that_is_interrupted_leaves_is_delivered_with_the_next_st
         finish(queue)
 
     add(queue, "c")
+
+    assert heard == ["a", "b"]
+
+
+@pytest.mark.contract("R21")
+def test_an_interrupt_before_any_handler_is_called_leaves_them_to_the_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue, heard = TaskQueue(), list[str]()
+
+    class Interrupted(AbstractContextManager[None]):
+        def __exit__(self, *raised: object) -> None:
+            raise KeyboardInterrupt
+
+    queue.set_event_handlers(on_task_complete=lambda done: heard.append(done.task_id))
+    add(queue, "a", "b")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(queue._delivery, "_claiming", Interrupted())
+        finish(queue)
+
+    finish(queue)
 
     assert heard == ["a", "b"]
 

@@ -1,6 +1,7 @@
 """The order in which tasks have ended, read in the middle of a step, as a signal handler may."""
 
 from collections import deque
+from collections.abc import Iterator
 
 import pytest
 
@@ -45,3 +46,21 @@ def test_since_when_workers_hold_leases_can_be_asked_in_the_middle_of_a_step() -
     ledger._held["w1"] = {}
 
     assert ledger.held_since() == {}
+
+
+def test_the_counts_agree_with_each_other_in_the_middle_of_a_step() -> None:
+    """As a signal handler may read them."""
+    sums = []
+
+    class Entries(list[Entry]):
+        def __iter__(self) -> Iterator[Entry]:
+            for one in super().__iter__():
+                sums.append(sum(ledger.counts.values()) - ledger.added)
+                yield one
+
+    ledger, entries = Ledger(), Entries(entry(rank) for rank in (1, 2, 3))
+    ledger.add(entries, 1, 0.0, 0.0)
+    ledger.lease(entries, 1, "w1", 0.0, 0.0)
+    ledger.complete(entries, now=1.0)
+
+    assert sums == [0] * 9
