@@ -6,9 +6,10 @@ Plain and single-threaded: the queue holds the lock. The table below is the only
 import math
 from collections import deque
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
+from operator import add
 
-from poqueue.hints import Any
+from poqueue.hints import Any, NamedTuple
 from poqueue.task import COMPLETED, PENDING, PROCESSING, TaskRecord, instance
 from poqueue.task import TaskStatus as S
 
@@ -103,13 +104,20 @@ class Entry:
         )  # fmt: skip
 
 
+class Tally(NamedTuple):
+    """Sums of one moment: added = cleared + those of each status, of which those that have ended count for ever."""
+
+    added: int
+    cleared: int
+    counts: dict[S, int]
+
+
 class Ledger:
     """All tasks by id, by status, by PO number and by worker; each query costs what it returns."""
 
     def __init__(self) -> None:
-        self.added = 0
-        self.cleared = 0
-        self.counts: dict[S, int] = dict.fromkeys(S, 0)  # kept apart from history: retention lowers none of them
+        self._totals = [0, 0]  # added, cleared
+        self._forgotten = dict.fromkeys(S, 0)  # those that have ended, and whose history is dropped
         self._by_id: dict[str, Entry] = {}
         self._by_status: dict[S, dict[int, Entry]] = {
             status: {} for status in S
@@ -150,6 +158,12 @@ class Ledger:
         """Whether one of these is the id of a task."""
         return not self._by_id.keys().isdisjoint(ids)
 
+    def tally(self) -> Tally:
+        """How many tasks there are, at one moment: it is one call of C that looks, and no signal handler comes into one."""
+        numbers = tuple(chain(self._totals, map(len, self._by_status.values()), self._forgotten.values()))
+        here, forgotten = numbers[2 : 2 + len(S)], numbers[2 + len(S) :]
+        return Tally(numbers[0], numbers[1], dict(zip(S, map(add, here, forgotten), strict=True)))
+
     @property
     def is_idle(self) -> bool:
         """Whether all tasks have ended."""
@@ -158,16 +172,17 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """How many tasks wait, for a worker or for their retry."""
-        return self.counts[PENDING] + self.counts[S.RETRY_PENDING]
+        return len(self.pending) + len(self.retrying)
 
     def add(self, entries: Sequence[Entry], first_rank: int, now: float, at: float) -> None:
         """Take new tasks in, as PENDING, under ranks from the first one on."""
-        by_id, pending, by_po, rank = self._by_id, self.pending, self._by_po, first_rank
+        by_id, pending, by_po, totals, rank = self._by_id, self.pending, self._by_po, self._totals, first_rank
         for entry in entries:
             entry.rank = rank
             entry.ready = now
             entry.created_at = at
             by_id[entry.task_id] = pending[rank] = entry
+            totals[0] += 1
             known = by_po.setdefault(entry.po_number, entry)
             if known is not entry:  # rare: most PO numbers are held by one task, which then needs no list
                 if isinstance(known, list):
@@ -175,9 +190,6 @@ class Ledger:
                 else:
                     by_po[entry.po_number] = [known, entry]
             rank += 1
-        count, counts = len(entries), self.counts
-        counts[PENDING] += count
-        self.added += count
 
     def lease(
         self, entries: Sequence[Entry], first_token: int, worker_id: str, now: float, at: float
@@ -188,7 +200,7 @@ class Ledger:
             How many of them have their first attempt, and how long they had been ready together, seconds.
         """
         by_status, processing, token = self._by_status, self.processing, first_token
-        started, waited_s, counts = 0, 0.0, self.counts
+        started, waited_s = 0, 0.0
         held, tasks = self._held.get(worker_id), self._by_worker.get(worker_id)
         if held is None:
             held = self._held[worker_id] = {}
@@ -210,8 +222,6 @@ class Ledger:
                 waited_s += now - entry.ready
             del by_status[before][rank]
             processing[rank] = tasks[rank] = held[token] = entry
-            counts[before] -= 1
-            counts[PROCESSING] += 1
             entry.status = PROCESSING
             token += 1
         return started, waited_s
@@ -234,7 +244,6 @@ class Ledger:
     def complete(self, entries: Sequence[Entry], now: float) -> None:
         """These tasks, all held by one worker, are done; `now` is remembered, for retention."""
         processing, completed, finished, ends = self.processing, self._completed, self._finished, self._finished_at
-        counts = self.counts
         worker_id = entries[0].worker_id or ""
         held = self._held.get(worker_id, _NOTHING)
         for entry in entries:
@@ -244,8 +253,6 @@ class Ledger:
             held.pop(entry.token, None)
             del processing[rank]
             completed[rank] = entry
-            counts[PROCESSING] -= 1
-            counts[COMPLETED] += 1
             entry.status = COMPLETED
             entry.finished = now
             finished.append(entry)
@@ -262,8 +269,6 @@ class Ledger:
             self._let_go(entry)
         del self._by_status[before][rank]
         self._by_status[status][rank] = entry
-        self.counts[before] -= 1
-        self.counts[status] += 1
         entry.status = status
         if status in TERMINAL:
             entry.finished = now
@@ -301,9 +306,7 @@ class Ledger:
             self._let_go(entry)
             if may_still_run:
                 self._cleared_of.setdefault(entry.worker_id or "", {})[entry.token] = entry
-        self.counts[entry.status] -= 1
-        self.cleared += 1
-        self._drop(entry)
+        self._drop(entry, is_cleared=True)
 
     @property
     def has_cleared_leases(self) -> bool:
@@ -365,9 +368,15 @@ class Ledger:
             if not held:
                 del self._held[worker_id]
 
-    def _drop(self, entry: Entry) -> None:
+    def _drop(self, entry: Entry, *, is_cleared: bool = False) -> None:
         del self._by_id[entry.task_id]
-        del self._by_status[entry.status][entry.rank]
+        by_rank = self._by_status[entry.status]
+        if is_cleared:
+            del by_rank[entry.rank]
+            self._totals[1] += 1
+        else:
+            del by_rank[entry.rank]
+            self._forgotten[entry.status] += 1
         known = self._by_po[entry.po_number]
         if isinstance(known, list) and len(known) > 1:
             known.remove(entry)

@@ -130,10 +130,12 @@ class Metrics:
         if worker is not None:
             worker.busy_s += busy_s
             worker.last = now
-        self.duration_sum_s += sum(durations)
-        self.duration_max_s = max(self.duration_max_s, *durations)
         histogram = self._histogram
-        for seconds in durations:  # a processor may state any number, infinity too: it counts as nothing then
+        for seconds in durations:
+            self.duration_sum_s += seconds
+            if seconds > self.duration_max_s:  # noqa: PLR1730  (a call takes longer)
+                self.duration_max_s = seconds
+            # a processor may state any number, infinity too: it counts as nothing then
             bucket = floor(log2(seconds) * BUCKETS) if 1e-6 < seconds < 1e12 else LEAST_BUCKET
             histogram[bucket] = histogram[bucket] + 1 if bucket in histogram else 1
         self.durations += len(durations)

@@ -588,20 +588,19 @@ class TaskQueue:
         """
         with self._lock:
             reason = str(self._fault or "") or self._held_because
-            # no call from here to the last count: a signal handler may change them where one is made
-            ledger, counts = self._ledger, self._ledger.counts
+            added, cleared, counts = self._ledger.tally()
             return {
-                "total_tasks": ledger.added,
-                "cleared_tasks": ledger.cleared,
+                "total_tasks": added,
                 "pending_tasks": counts[PENDING],
                 "processing_tasks": counts[PROCESSING],
                 "completed_tasks": counts[COMPLETED],
                 "failed_tasks": counts[S.FAILED],
                 "retry_tasks": counts[S.RETRY_PENDING],
-                "queue_length": self._ledger.waiting,
+                "queue_length": counts[PENDING] + counts[S.RETRY_PENDING],
                 "estimated_completion": self._estimate_s(),
                 "throughput": self._metrics.throughput(self._clock()),
                 "status": "DRAINING" if self._is_draining else "PAUSED" if self._is_paused or reason else "ACTIVE",
+                "cleared_tasks": cleared,
                 "reason": reason,
             }
 
@@ -621,7 +620,7 @@ class TaskQueue:
                 self._is_paused = False
                 self._metrics.stood_still()
             self._work.notify_all()
-            waiting, running = self._ledger.waiting, self._ledger.counts[PROCESSING]
+            waiting, running = self._ledger.waiting, len(self._ledger.processing)
         logger.info("queue resumed: %d waiting, %d running", waiting, running)
 
     def hold_queue(self, reason: str) -> None:
@@ -701,7 +700,7 @@ class TaskQueue:
         `adaptive_timeouts`, by group, "" being all: completions that count, median and limit, seconds.
         """
         with self._lock:
-            metrics, counts, now = self._metrics, self._ledger.counts, self._clock()
+            metrics, counts, now = self._metrics, self._ledger.tally().counts, self._clock()
             return {
                 "average_task_duration": metrics.average_duration_s(),
                 "throughput_last_minute": metrics.throughput(now),
@@ -812,7 +811,7 @@ class TaskQueue:
         from poqueue import tuning  # only here: it simulates, and a queue starts the sooner without it
 
         with self._lock:
-            metrics, counts = self._metrics, self._ledger.counts
+            metrics, counts = self._metrics, self._ledger.tally().counts
             measured = tuning.Measured(
                 counts[COMPLETED], counts[S.FAILED], metrics.tasks_retried, metrics.retries_succeeded,
                 metrics.retried_in_vain, metrics.retries_needed, metrics.average_duration_s(), metrics.duration_max_s,
@@ -1072,7 +1071,7 @@ class TaskQueue:
             self._change.has_begun = False
 
     def _left_for_each(self) -> int:
-        return -(-self._ledger.counts[PENDING] // max(1, self._ledger.holders))
+        return -(-len(self._ledger.pending) // max(1, self._ledger.holders))
 
     def _may_lease_first(self, worker_id: str, decisions: Decisions | None) -> bool:
         """Whether the next leases are the same before and after these are settled: then one transaction does for both."""
@@ -1326,7 +1325,7 @@ class TaskQueue:
             else:
                 line.put_back(taker)
                 break
-        if self._ledger.counts[PENDING]:
+        if self._ledger.pending:
             line.notify(count)
 
     def _leases_for(self, taker: Taker) -> list[tuple[Any, ...]] | None:
@@ -1373,7 +1372,7 @@ class TaskQueue:
 
     def _estimate_s(self) -> float | None:
         """Seconds until everything is done, by the recent pace; the last retry's delay and one run are a lower bound."""
-        running = self._ledger.counts[PROCESSING]
+        running = len(self._ledger.processing)
         left = self._ledger.waiting + running
         if not left:
             return 0.0

@@ -80,14 +80,14 @@ MUTANTS = {
     "a late report is counted": Mutant(
         "task_queue.py",
         'raise WorkerMismatchError(f"task {task_id} is',
-        'self._ledger.counts[S.COMPLETED] += 1\n                    raise WorkerMismatchError(f"task {task_id} is',
+        'self._ledger._forgotten[S.COMPLETED] += 1\n                    raise WorkerMismatchError(f"task {task_id} is',
         "test_reporting.py::test_a_report_on_a_task_that_does_not_run_is_never_counted",
     ),
     "completions are not counted": Mutant(
         "ledger.py",
-        "counts[COMPLETED] += 1",
-        "counts[COMPLETED] += 0",
-        "test_status_and_metrics.py::test_the_counts_agree_with_the_lists",
+        "            del processing[rank]\n            completed[rank] = entry\n",
+        "            del processing[rank]\n",
+        "test_status_and_metrics.py::test_the_total_is_the_sum_of_all_that_was_ever_added",
     ),
     "one attempt too many": Mutant(
         "verdict.py",
@@ -98,7 +98,7 @@ MUTANTS = {
     "a refused add counts": Mutant(
         "task_queue.py",
         "raise QueueFullError(",
-        "self._ledger.added += count\n        raise QueueFullError(",
+        "self._ledger._totals[0] += count\n        raise QueueFullError(",
         "test_size_limit.py::test_a_full_queue_refuses_and_nothing_changes",
     ),
     "on_queue_full fires at every refusal": Mutant(
@@ -109,8 +109,8 @@ MUTANTS = {
     ),
     "clearing lowers the total": Mutant(
         "ledger.py",
-        "self.cleared += 1",
-        "self.added -= 1",
+        "self._totals[1] += 1",
+        "self._totals[0] -= 1",
         "test_clearing.py::test_clearing_removes_what_waits_and_says_how_many",
     ),
     "clearing spares the running ones": Mutant(
@@ -157,8 +157,8 @@ MUTANTS = {
     ),
     "forgetting lowers the counters": Mutant(
         "ledger.py",
-        "                dropped += 1",
-        "                dropped += 1\n                self.counts[entry.status] -= 1",
+        "            self._forgotten[entry.status] += 1",
+        "            pass",
         "test_retention.py::test_cleaning_up_drops_what_is_old_and_no_counter",
     ),
     "formulas go out unguarded": Mutant(

@@ -94,7 +94,7 @@ def _any_worker(decide_reports: Any) -> Any:
 def _miscounted(move: Any) -> Any:
     def mutant(self: Ledger, entry: Entry, status: TaskStatus, now: float = 0.0) -> None:
         move(self, entry, status, now)
-        self.counts[S.FAILED] -= status is S.FAILED and entry.retry_count > 0
+        self._forgotten[S.FAILED] -= status is S.FAILED and entry.retry_count > 0
 
     return mutant
 

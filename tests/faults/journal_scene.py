@@ -55,9 +55,7 @@ def snapshot(queue: TaskQueue) -> dict[str, Any]:
         "tasks": {entry.task_id: _fields(entry) for entry in entries(queue)},
         "order": _service_order(queue._schedule, queue._clock()),
         "delayed": sorted((entry.ready, entry.rank) for entry in queue._ledger.of_status(S.RETRY_PENDING)),
-        "counts": dict(queue._ledger.counts),
-        "added": queue._ledger.added,
-        "cleared": queue._ledger.cleared,
+        "tally": queue._ledger.tally(),
         "finished": [record.task_id for record in queue.get_finished()[0]],
         "paused": queue._is_paused,
         "config": queue._config._asdict(),
@@ -106,8 +104,9 @@ def assert_legal(queue: TaskQueue) -> None:
     """The invariants of a state, whatever led to it: 1 to 4, 7, 8 and 14 of the table in the design."""
     known = entries(queue)
     counts = {status: sum(entry.status is status for entry in known) for status in S}
-    assert counts == queue._ledger.counts
-    assert sum(counts.values()) + queue._ledger.cleared == queue._ledger.added
+    tally = queue._ledger.tally()
+    assert counts == tally.counts
+    assert sum(counts.values()) + tally.cleared == tally.added
     assert len({entry.task_id for entry in known}) == len(known)
     for status in S:
         assert {entry.task_id for entry in queue._ledger.of_status(status)} == {

@@ -941,7 +941,7 @@ def live(path: Path, clock: Clock, acks: Path, failpoints: str) -> None:
 
 def same_tasks(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Leaves out what depends on the present moment."""
-    keys = ("tasks", "counts", "paused", "config", "last", "delayed")
+    keys = ("tasks", "tally", "paused", "config", "last", "delayed")
     return all(one[key] == other[key] for key in keys)
 
 
