@@ -105,7 +105,7 @@ class Entry:
 
 
 class Tally(NamedTuple):
-    """Sums of one moment: added = cleared + those of each status, of which those that have ended count for ever."""
+    """Sums of one moment: all that were added = those that were cleared + those of each status; retention lowers none."""
 
     added: int
     cleared: int
@@ -371,7 +371,7 @@ class Ledger:
     def _drop(self, entry: Entry, *, is_cleared: bool = False) -> None:
         del self._by_id[entry.task_id]
         by_rank = self._by_status[entry.status]
-        if is_cleared:
+        if is_cleared:  # in both cases the two lines that a tally adds up stand beside each other
             del by_rank[entry.rank]
             self._totals[1] += 1
         else:
