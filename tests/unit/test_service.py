@@ -397,6 +397,10 @@ def test_an_exception_while_a_connection_is_made_shifts_nothing(
     assert is_well(fresh)
 
 
+@pytest.mark.skipif(
+    sys.version_info[:3] == (3, 12, 1),
+    reason="Python 3.12.1 itself crashes, in its garbage collector, after hundreds of exceptions while a client connects",
+)
 def test_exceptions_at_any_moment_shift_nothing(service: QueueService, alarm: Callable[[float], None]) -> None:
     """Also right after the connection was made, and before it was used."""
     queue = service.client()
