@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
@@ -1176,3 +1177,44 @@ def test_a_long_run_directory_has_its_socket_elsewhere(tmp_path: Path) -> None:
     assert len(os.fsencode(address)) <= 100 and mode == 0o700
     assert json.loads(shown)["processing_tasks"] == 1
     assert not Path(address).parent.exists()
+
+
+def test_an_interrupt_where_any_function_begins_leaves_the_queue_usable_or_known_as_broken() -> None:
+    """For each of a task's three calls, one function after the other; what is broken is told to who looks after the queue."""
+    outcomes = Counter[bool]()
+    for call in ("add", "get", "complete"):
+        for nth in itertools.count():
+            queue = TaskQueue()
+            queue.add_tasks([task("A"), task("B")])
+            leased = queue.get_next_task("w")
+            assert leased is not None
+            calls = {
+                "add": lambda: queue.add_task(task("C")),  # noqa: B023
+                "get": lambda: queue.get_next_task("w"),  # noqa: B023
+                "complete": lambda: queue.complete_task(leased.task_id, "w", TaskResult(True)),  # noqa: B023
+            }
+            if not _interrupted_at(nth, calls[call]):
+                break
+            if not queue._change.is_broken:
+                queue.add_task(task("D"))
+            outcomes[queue._change.is_broken] += 1
+
+    assert outcomes[False] > 10 and outcomes[True] > 3
+
+
+def _interrupted_at(nth: int, call: Callable[[], Any]) -> bool:
+    """Whether so many functions had begun, and the next one was interrupted."""
+    begun = itertools.count(-1)  # the call itself is not one of them
+
+    def interrupt(frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and next(begun) == nth:
+            raise KeyboardInterrupt
+
+    sys.settrace(interrupt)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
