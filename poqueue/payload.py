@@ -120,16 +120,7 @@ def freeze_result(result: Any, as_json: bool = False) -> FrozenResult:
         ValueError: it is no TaskResult, or cannot be frozen.
     """
     if isinstance(result, TaskResult):
-        seconds, message = result.processing_time, result.error_message
-        payload = freeze((result.success, result.downloads, seconds, message, result.data), "result", as_json)
-        if (
-            type(result.success) is bool
-            and type(seconds) is float
-            and 0.0 <= seconds <= MAX_DURATION_S
-            and message is None
-        ):
-            return instance(FrozenResult, (result.success, seconds, message, payload))
-        return _frozen(result, payload)
+        return _frozen(result, freeze(_fields_of(result), "result", as_json))
     if type(result) is not FrozenResult:
         raise ValueError(f"invalid result: a TaskResult is needed, got {type(result).__name__}")
     if not is_duration(result.processing_time):

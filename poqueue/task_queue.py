@@ -256,8 +256,7 @@ class TaskQueue:
         Raises:
             ValueError: worker_id is not a non-blank text.
         """
-        if type(worker_id) is not str or not worker_id.strip():
-            check_worker_id(worker_id)
+        check_worker_id(worker_id)
         with self._lock:
             change = self._change
             change.open()
