@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 from poqueue.config import QueueConfig, check_max_retries, check_seconds, check_timeout, check_whole
+from poqueue.entry import NewTask
 from poqueue.hints import Any
 from poqueue.ids import ids
-from poqueue.ledger import Entry
 from poqueue.packing import FrozenTask
 from poqueue.payload import freeze_po, is_duration, is_json
 from poqueue.task import DEFAULT_PRIORITY, ProcessingTask, Report
@@ -14,8 +14,8 @@ from poqueue.task import DEFAULT_PRIORITY, ProcessingTask, Report
 _WHOLE = frozenset({int})
 
 
-def admit(task: ProcessingTask | FrozenTask, priority: int, config: QueueConfig, needs_json: bool) -> Entry:
-    """A new task as the queue keeps it, with the settings that it does not bring itself."""
+def admit(task: ProcessingTask | FrozenTask, priority: int, config: QueueConfig, needs_json: bool) -> NewTask:
+    """A new task as the queue takes it, with the settings that it does not bring itself."""
     if type(task) is FrozenTask:
         task_id, po_number, payload, own_priority, retries, delay, timeout, group = task
         _check_frozen(po_number, payload, needs_json)
@@ -47,7 +47,7 @@ def admit(task: ProcessingTask | FrozenTask, priority: int, config: QueueConfig,
         timeout = config.task_timeout
     else:
         check_timeout(timeout)
-    return Entry(task_id or ids.new(), po_number, payload, priority, 0, retries, delay, timeout, 0.0, 0.0, group)
+    return task_id or ids.new(), po_number, payload, priority, retries, delay, timeout, group
 
 
 def _check_frozen(po_number: Any, payload: Any, needs_json: bool) -> None:

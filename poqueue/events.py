@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 
+from poqueue.entry import Entry
 from poqueue.errors import QueueError
 from poqueue.hints import Any
-from poqueue.ledger import Entry
 from poqueue.payload import thaw_task
 from poqueue.task import TaskRecord
 

@@ -11,9 +11,9 @@ TYPE_CHECKING = False
 StrPath = str | os.PathLike[str]  # inside, paths are text, for the same reason: pathlib takes even longer
 
 if TYPE_CHECKING or sys.version_info >= (3, 14):  # from there on the body of a class tells no annotations
-    from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol
+    from typing import Any, ClassVar, Final, NamedTuple, NoReturn, Protocol
 else:
-    Any = NoReturn = Protocol = object
+    Any = Final = NoReturn = Protocol = object
     ClassVar = tuple
 
     class _TupleMaker(type):
@@ -27,4 +27,4 @@ else:
 
     NamedTuple = type.__new__(_TupleMaker, "NamedTuple", (), {})
 
-__all__ = ["TYPE_CHECKING", "Any", "ClassVar", "NamedTuple", "NoReturn", "Protocol", "StrPath"]
+__all__ = ["TYPE_CHECKING", "Any", "ClassVar", "Final", "NamedTuple", "NoReturn", "Protocol", "StrPath"]

@@ -6,11 +6,12 @@ Plain and single-threaded: the queue holds the lock. The table below is the only
 import math
 from collections import deque
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from operator import add
 
+from poqueue.entry import PO_NUMBER, Done, Entry, NewTask, Row
 from poqueue.hints import Any, NamedTuple
-from poqueue.task import COMPLETED, PENDING, PROCESSING, TaskRecord, instance
+from poqueue.task import COMPLETED, PENDING, PROCESSING
 from poqueue.task import TaskStatus as S
 
 TRANSITIONS: dict[S, frozenset[S]] = {  # every arrow a task may take; nothing else in the project writes a status
@@ -23,85 +24,7 @@ TRANSITIONS: dict[S, frozenset[S]] = {  # every arrow a task may take; nothing e
     S.COMPLETED: frozenset(),
 }
 TERMINAL = (S.COMPLETED, S.FAILED)
-_LEASABLE = frozenset(before for before, after in TRANSITIONS.items() if PROCESSING in after)
-_NOTHING: dict[int, "Entry"] = {}
-
-
-class Entry:
-    """The queue's own record of one task. Times without `_at` are monotonic seconds; `_at` is UTC for people."""
-
-    __slots__ = (
-        "assigned_at",
-        "attempt",
-        "completed_at",
-        "crashes",
-        "created_at",
-        "error_history",
-        "finished",
-        "group",
-        "interruptions",
-        "is_unwanted",
-        "leased",
-        "max_retries",
-        "payload",
-        "po_number",
-        "priority",
-        "rank",
-        "ready",
-        "result",
-        "retry_count",
-        "retry_delay",
-        "status",
-        "task_id",
-        "task_timeout",
-        "token",
-        "was_retried",
-        "worker_id",
-    )
-
-    def __init__(
-        self, task_id: str, po_number: str, payload: bytes, priority: int, rank: int,
-        max_retries: int, retry_delay: float, task_timeout: float, ready: float, created_at: float, group: str = "",
-    ) -> None:  # fmt: skip
-        self.task_id = task_id
-        self.po_number = po_number
-        self.payload = payload
-        self.priority = priority
-        self.rank = rank
-        self.max_retries = max_retries
-        self.retry_delay = retry_delay
-        self.task_timeout = task_timeout
-        self.ready = ready
-        self.created_at = created_at
-        self.group = group
-        self.status = PENDING
-        self.attempt = 0
-        self.retry_count = 0
-        self.was_retried = False  # ever: who asks for a failed task sets the count back
-        self.interruptions = 0
-        self.crashes = 0  # interruptions by a crash of the whole run, in a row, since somebody last asked for the task
-        self.is_unwanted = False  # cancelled while it ran: no other attempt follows
-        self.token = 0
-        self.leased = 0.0
-        self.finished = 0.0
-        self.worker_id: str | None = None
-        self.assigned_at: float | None = None
-        self.completed_at: float | None = None
-        self.result: bytes | None = None
-        self.error_history: tuple[dict[str, Any], ...] = ()  # records hold it too
-
-    def record(self) -> TaskRecord:
-        """What the queue knows of the task, its payload and result unopened."""
-        return instance(TaskRecord, self.packed())
-
-    def packed(self, *, brings_data: bool = True) -> tuple[Any, ...]:
-        """The record as a plain tuple; with an empty payload if nobody needs it."""
-        return (
-            self.task_id, self.payload if brings_data else b"", self.priority, self.status, self.attempt, self.retry_count,
-            self.max_retries, self.retry_delay, self.task_timeout, self.worker_id,
-            self.created_at, self.assigned_at, self.completed_at, self.result, self.error_history,
-            self.interruptions, self.po_number, self.group,
-        )  # fmt: skip
+_NOTHING: dict[int, Entry] = {}
 
 
 class Tally(NamedTuple):
@@ -113,50 +36,66 @@ class Tally(NamedTuple):
 
 
 class Ledger:
-    """All tasks by id, by status, by PO number and by worker; each query costs what it returns."""
+    """All tasks by id, by status, by PO number and by worker; each query costs what it returns.
+
+    What a task is kept as stands in its status alone, under its rank; everything else knows it by that. A query gives an
+    Entry: of a task that has never moved, or has succeeded, one made for the asker, which is kept if it is then moved.
+    """
 
     def __init__(self) -> None:
         self._totals = [0, 0]  # added, cleared
         self._forgotten = dict.fromkeys(S, 0)  # those that have ended, and whose history is dropped
-        self._by_id: dict[str, Entry] = {}
-        self._by_status: dict[S, dict[int, Entry]] = {
-            status: {} for status in S
-        }  # by rank: neighbours lie side by side
-        self.pending = self._by_status[PENDING]  # outside these are only looked at
-        self.processing = self._by_status[PROCESSING]
-        self.retrying = self._by_status[S.RETRY_PENDING]
-        self._completed = self._by_status[COMPLETED]
-        self._by_po: dict[str, Entry | list[Entry]] = {}
-        self._by_worker: dict[str, dict[int, Entry]] = {}  # by rank as well
+        self._ranks: dict[str, int] = {}  # by id
+        self._by_status: dict[S, dict[int, Any]] = {status: {} for status in S}  # by rank: neighbours lie side by side
+        self.pending: dict[int, Row | Entry] = self._by_status[PENDING]  # outside these are only looked at
+        self.processing: dict[int, Entry] = self._by_status[PROCESSING]
+        self.retrying: dict[int, Entry] = self._by_status[S.RETRY_PENDING]
+        self._completed: dict[int, Done] = self._by_status[COMPLETED]
+        self._by_po: dict[str, int | list[int]] = {}
+        self._by_worker: dict[str, dict[int, None]] = {}  # ranks as well
         self._held: dict[str, dict[int, Entry]] = {}  # worker -> token -> what it holds now
         self._cleared_of: dict[str, dict[int, Entry]] = {}  # likewise, what it may still run though it was cleared
-        self._finished: deque[Entry] = deque()  # in the order of their ends,
+        self._finished: deque[int] = deque()  # ranks in the order of their ends,
         self._finished_at: deque[float] = deque()  # and when: no pair for each, which the garbage collector would visit
         self._expired = 0  # how many have left at the front of `_finished`, so that a place in it stays what it is
 
     def __len__(self) -> int:
-        return len(self._by_id)
+        return len(self._ranks)
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter(self._by_id.values())
+        return self._of_ranks(list(self._ranks.values()))
 
     def get(self, task_id: str) -> Entry | None:
         """The task with this id."""
         try:
-            return self._by_id.get(task_id)
+            rank = self._ranks.get(task_id)
         except TypeError:  # what has no hash is no task's id
             return None
+        if rank is None:
+            return None
+        return self.processing.get(rank) or self.of_rank(rank)
 
     def of_rank(self, rank: int) -> Entry | None:
         """The task with this rank."""
-        for tasks in self._by_status.values():
-            if rank in tasks:
-                return tasks[rank]
-        return None
+        # by one call of C: a signal handler that works comes into none, and so it is in one of them or in none
+        pending, processing, completed, *others = map(dict.get, self._by_status.values(), repeat(rank))
+        if pending is not None:
+            return pending if isinstance(pending, Entry) else Entry(pending)
+        if completed is not None:
+            return Entry.of_done(completed)
+        return processing or next(filter(None, others), None)
+
+    def _of_ranks(self, ranks: Iterable[int]) -> Iterator[Entry]:
+        return filter(None, map(self.of_rank, ranks))
+
+    def row(self, rank: int) -> Row:
+        """What never changes of a task that waits."""
+        found = self.pending.get(rank) or self.retrying[rank]
+        return found.row() if isinstance(found, Entry) else found
 
     def knows_any(self, ids: Iterable[str]) -> bool:
         """Whether one of these is the id of a task."""
-        return not self._by_id.keys().isdisjoint(ids)
+        return not self._ranks.keys().isdisjoint(ids)
 
     def tally(self) -> Tally:
         """How many tasks there are, at one moment: it is one call of C that looks, and no signal handler comes into one."""
@@ -174,32 +113,39 @@ class Ledger:
         """How many tasks wait, for a worker or for their retry."""
         return len(self.pending) + len(self.retrying)
 
-    def add(self, entries: Sequence[Entry], first_rank: int, now: float, at: float) -> None:
-        """Take new tasks in, as PENDING, under ranks from the first one on."""
-        by_id, pending, by_po, totals, rank = self._by_id, self.pending, self._by_po, self._totals, first_rank
-        for entry in entries:
-            entry.rank = rank
-            entry.ready = now
-            entry.created_at = at
-            by_id[entry.task_id] = pending[rank] = entry
+    def add(self, tasks: Sequence[NewTask], first_rank: int, now: float, at: float) -> list[Row]:
+        """Take new tasks in, as PENDING, under ranks from the first one on.
+
+        Returns:
+            What they are kept as.
+        """
+        by_id, pending, by_po, totals, rank = self._ranks, self.pending, self._by_po, self._totals, first_rank
+        rows = []
+        for task in tasks:
+            row = (*task, rank, now, at)
+            by_id[row[0]] = rank
+            pending[rank] = row
             totals[0] += 1
-            known = by_po.setdefault(entry.po_number, entry)
-            if known is not entry:  # rare: most PO numbers are held by one task, which then needs no list
+            known = by_po.setdefault(row[PO_NUMBER], rank)
+            if known != rank:  # rare: most PO numbers are held by one task, which then needs no list
                 if isinstance(known, list):
-                    known.append(entry)
+                    known.append(rank)
                 else:
-                    by_po[entry.po_number] = [known, entry]
+                    by_po[row[PO_NUMBER]] = [known, rank]
+            rows.append(row)
             rank += 1
+        return rows
 
     def lease(
-        self, entries: Sequence[Entry], first_token: int, worker_id: str, now: float, at: float
-    ) -> tuple[int, float]:
+        self, ranks: Sequence[int], first_token: int, worker_id: str, now: float, at: float
+    ) -> tuple[list[Entry], int, float]:
         """A worker holds tasks from now on, under tokens from the first one on.
 
         Returns:
-            How many of them have their first attempt, and how long they had been ready together, seconds.
+            The tasks; how many of them have their first attempt; and how long they had been ready together, seconds.
         """
-        by_status, processing, token = self._by_status, self.processing, first_token
+        pending, retrying, processing, token = self.pending, self.retrying, self.processing, first_token
+        leased: list[Entry] = []
         started, waited_s = 0, 0.0
         held, tasks = self._held.get(worker_id), self._by_worker.get(worker_id)
         if held is None:
@@ -207,10 +153,16 @@ class Ledger:
         if tasks is None:
             # also while it holds some: an undo forgets it first, and a signal handler may lease in between
             tasks = self._by_worker[worker_id] = {}
-        for entry in entries:
-            before, rank = entry.status, entry.rank
-            if before not in _LEASABLE:
-                raise _no_arrow(entry, PROCESSING)
+        for rank in ranks:
+            if rank in pending:
+                before: dict[int, Any] = pending
+                found = pending[rank]
+                entry = found if isinstance(found, Entry) else Entry(found)
+            elif rank in retrying:
+                before = retrying
+                entry = retrying[rank]
+            else:
+                raise AssertionError(f"task {rank}: it does not wait, and may not become {PROCESSING.name}")
             entry.token = token
             entry.worker_id = worker_id
             entry.leased = now
@@ -220,11 +172,13 @@ class Ledger:
                 started += 1
             if now > entry.ready:
                 waited_s += now - entry.ready
-            del by_status[before][rank]
-            processing[rank] = tasks[rank] = held[token] = entry
+            del before[rank]
+            processing[rank] = held[token] = entry
             entry.status = PROCESSING
+            tasks[rank] = None
+            leased.append(entry)
             token += 1
-        return started, waited_s
+        return leased, started, waited_s
 
     def held_by(self, worker_id: str) -> dict[int, Entry]:
         """What a worker holds now, by token, in the order of the leases; not to be changed."""
@@ -251,11 +205,12 @@ class Ledger:
                 raise _no_arrow(entry, COMPLETED)
             rank = entry.rank
             held.pop(entry.token, None)
-            del processing[rank]
-            completed[rank] = entry
-            entry.status = COMPLETED
             entry.finished = now
-            finished.append(entry)
+            done = entry.done()
+            del processing[rank]
+            completed[rank] = done
+            entry.status = COMPLETED
+            finished.append(rank)
             ends.append(now)
         if not held:
             self._held.pop(worker_id, None)
@@ -272,7 +227,7 @@ class Ledger:
         entry.status = status
         if status in TERMINAL:
             entry.finished = now
-            self._finished.append(entry)
+            self._finished.append(rank)
             self._finished_at.append(now)
 
     def forget_worker(self, entry: Entry, worker_id: str) -> None:
@@ -284,21 +239,34 @@ class Ledger:
 
     def of_status(self, status: S) -> list[Entry]:
         """Tasks of one status, oldest move first."""
-        return list(self._by_status[status].values())
+        found = list(self._by_status[status].values())
+        if status is PENDING:
+            return [one if isinstance(one, Entry) else Entry(one) for one in found]
+        return list(map(Entry.of_done, found)) if status is COMPLETED else found
+
+    def wake(self) -> list[Entry]:
+        """Tasks that have not succeeded, to be changed where they are."""
+        for rank, found in list(self.pending.items()):
+            if not isinstance(found, Entry):
+                self.pending[rank] = Entry(found)
+        return [entry for status in S if status is not COMPLETED for entry in self.of_status(status)]
 
     def of_worker(self, worker_id: str) -> list[Entry]:
         """Tasks that this worker runs, ran, or failed an attempt of."""
         try:
-            return list(self._by_worker.get(worker_id, {}).values())
+            return list(self._of_ranks(list(self._by_worker.get(worker_id, _NOTHING))))
         except TypeError:  # likewise
             return []
 
     def of_po(self, po_number: str | None) -> Entry | None:
         """The task of a PO number: a live one first, then the newest."""
         found = self._by_po.get(po_number) if po_number is not None else None
+        if found is None:
+            return None
         if not isinstance(found, list):
-            return found
-        return next((e for e in found if e.status not in TERMINAL), found[-1])
+            return self.of_rank(found)
+        tasks = list(self._of_ranks(found))
+        return next((one for one in tasks if one.status not in TERMINAL), tasks[-1] if tasks else None)
 
     def clear(self, entry: Entry, *, may_still_run: bool) -> None:
         """Drop a task and count it as cleared; one that may still run is known to do so until take_cleared."""
@@ -326,9 +294,9 @@ class Ledger:
         first, last = start - self._expired, start - self._expired + limit
         if len(self._finished) != len(self._finished_at):  # a signal handler reads in the middle of a step
             return [], start
-        entries, ends = list(islice(self._finished, first, last)), islice(self._finished_at, first, last)
-        found = [entry for entry, at in zip(entries, ends, strict=True) if self._has_ended(entry, at)]
-        return found, start + len(entries)
+        ranks, ends = list(islice(self._finished, first, last)), islice(self._finished_at, first, last)
+        ended = [self._ended(rank, at) for rank, at in zip(ranks, ends, strict=True)]
+        return list(filter(None, ended)), start + len(ranks)
 
     @property
     def oldest_end(self) -> float:
@@ -342,10 +310,11 @@ class Ledger:
             but: ranks of tasks that are to stay, and with them all that finished later.
         """
         dropped = 0
-        while self._finished_at and self._finished_at[0] < before and self._finished[0].rank not in but:
-            finished, entry = self._finished_at.popleft(), self._finished.popleft()
+        while self._finished_at and self._finished_at[0] < before and self._finished[0] not in but:
+            at, rank = self._finished_at.popleft(), self._finished.popleft()
             self._expired += 1
-            if self._has_ended(entry, finished):
+            entry = self._ended(rank, at)
+            if entry is not None:
                 self._drop(entry)
                 dropped += 1
         return dropped
@@ -356,9 +325,10 @@ class Ledger:
             raise AssertionError(f"task {entry.task_id} has not ended")
         self._drop(entry)
 
-    def _has_ended(self, entry: Entry, at: float) -> bool:
-        """Whether this end is the task's last one, and the task still known: its id may be another's by now."""
-        return entry.status in TERMINAL and entry.finished == at and self._by_id.get(entry.task_id) is entry
+    def _ended(self, rank: int, at: float) -> Entry | None:
+        """The task, if this end is its last one, and it is still known."""
+        entry = self.of_rank(rank)
+        return entry if entry is not None and entry.status in TERMINAL and entry.finished == at else None
 
     def _let_go(self, entry: Entry) -> None:
         worker_id = entry.worker_id or ""
@@ -369,7 +339,7 @@ class Ledger:
                 del self._held[worker_id]
 
     def _drop(self, entry: Entry, *, is_cleared: bool = False) -> None:
-        del self._by_id[entry.task_id]
+        del self._ranks[entry.task_id]
         by_rank = self._by_status[entry.status]
         if is_cleared:  # in both cases the two lines that a tally adds up stand beside each other
             del by_rank[entry.rank]
@@ -379,7 +349,7 @@ class Ledger:
             self._forgotten[entry.status] += 1
         known = self._by_po[entry.po_number]
         if isinstance(known, list) and len(known) > 1:
-            known.remove(entry)
+            known.remove(entry.rank)
         else:
             del self._by_po[entry.po_number]
         workers = {error.get("worker_id") for error in entry.error_history}

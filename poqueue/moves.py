@@ -7,9 +7,10 @@ decides, waits, tells anybody or looks at a clock; `now` is monotonic seconds, `
 from collections.abc import Collection, Sequence
 
 from poqueue.adaptive import AdaptiveTimeout
+from poqueue.entry import Entry, NewTask
 from poqueue.error_log import ErrorLog
 from poqueue.hints import Any
-from poqueue.ledger import Entry, Ledger
+from poqueue.ledger import Ledger
 from poqueue.metrics import Metrics
 from poqueue.schedule import Schedule
 from poqueue.task import PENDING, PROCESSING
@@ -38,19 +39,19 @@ class Moves:
         self._errors = errors
         self._timeouts = timeouts
 
-    def add(self, entries: Sequence[Entry], first_rank: int, now: float, at: float) -> None:
+    def add(self, tasks: Sequence[NewTask], first_rank: int, now: float, at: float) -> None:
         """New tasks wait, in this order, behind all others of their priorities."""
-        self._ledger.add(entries, first_rank, now, at)
-        self._schedule.add(entries)
+        self._schedule.add(self._ledger.add(tasks, first_rank, now, at))
 
-    def lease(self, entries: Sequence[Entry], first_token: int, worker_id: str, now: float, at: float) -> None:
-        """A worker has their next attempts."""
-        started, waited_s = self._ledger.lease(entries, first_token, worker_id, now, at)
+    def lease(self, ranks: Sequence[int], first_token: int, worker_id: str, now: float, at: float) -> list[Entry]:
+        """A worker has the next attempts of these."""
+        entries, started, waited_s = self._ledger.lease(ranks, first_token, worker_id, now, at)
         self._metrics.dispatched(worker_id, len(entries), started, waited_s, now)
+        return entries
 
     def complete(self, ends: Sequence[End], now: float, at: float) -> int:
         """These tasks of one worker are done. As from every end of an attempt: how many others, of the same POs, may run now."""
-        entries, durations, worked_s, timeouts = [], [], 0.0, self._timeouts
+        entries, po_numbers, durations, worked_s, timeouts = [], [], [], 0.0, self._timeouts
         for entry, result, stated_s, busy_s in ends:
             held_s = now - entry.leased if now > entry.leased else 0.0  # as read from a journal if a clock was set back
             spent_s = held_s if busy_s is None or busy_s > held_s else busy_s
@@ -62,10 +63,11 @@ class Moves:
             if timeouts is not None:  # as measured: a limit is held against the clock, not what is stated
                 timeouts.note(entry.group, spent_s)
             entries.append(entry)
+            po_numbers.append(entry.po_number)
             durations.append(stated_s or held_s)
         self._ledger.complete(entries, now)
         self._metrics.completed(entries[0].worker_id or "", worked_s, durations, now)
-        return self._schedule.end(entries)
+        return self._schedule.end(po_numbers)
 
     def fail(
         self, entry: Entry, details: dict[str, Any], result: bytes | None, busy_s: float | None, now: float, at: float
@@ -83,7 +85,7 @@ class Moves:
 
     def cancel(self, entry: Entry, details: dict[str, Any], now: float, at: float) -> None:
         """A waiting task ends as failed, by somebody's wish."""
-        self._schedule.remove(entry)
+        self._schedule.remove(entry.rank, entry.po_number)
         entry.error_history = (*entry.error_history, _wish(entry, details, at))
         entry.completed_at = at
         entry.is_unwanted = False  # that is how it was to end
@@ -122,7 +124,7 @@ class Moves:
         self._metrics.undone(entry.attempt, entry.leased - entry.ready)
         if all(error.get("worker_id") != worker_id for error in entry.error_history):
             self._ledger.forget_worker(entry, worker_id)
-        may_run = self._schedule.end([entry])
+        may_run = self._schedule.end([entry.po_number])
         entry.attempt -= 1
         entry.assigned_at = None
         self._put_back(entry)
@@ -131,7 +133,7 @@ class Moves:
     def interrupt(self, entry: Entry, details: dict[str, Any], is_crash: bool, now: float, at: float) -> int:
         """The attempt was broken off: it waits again at its place, no retry used, and the next attempt is told its number."""
         # nobody knows how long it worked before a crash, and since then it did not
-        may_run = self._schedule.end([entry]) if is_crash else self._stop(entry, None, now)
+        may_run = self._schedule.end([entry.po_number]) if is_crash else self._stop(entry, None, now)
         entry.ready = now
         entry.interruptions += 1
         entry.crashes += is_crash
@@ -144,29 +146,30 @@ class Moves:
         may_run = 0
         if entry.status is PROCESSING:
             self._note_worked(entry, None, now)
-            may_run = 0 if may_still_run else self._schedule.end([entry])
+            may_run = 0 if may_still_run else self._schedule.end([entry.po_number])
         elif entry.status in (PENDING, S.RETRY_PENDING):
-            self._schedule.remove(entry)
+            self._schedule.remove(entry.rank, entry.po_number)
         self._ledger.clear(entry, may_still_run=may_still_run)
         return may_run
 
     def let_go(self, worker_id: str, keeps: Collection[int]) -> int:
         """A worker runs nothing any more that was cleared, but for these leases; as from every end."""
-        return self._schedule.end(self._ledger.take_cleared(worker_id, keeps))
+        return self._schedule.end([entry.po_number for entry in self._ledger.take_cleared(worker_id, keeps)])
 
     def _put_back(self, entry: Entry) -> None:
         self._ledger.move(entry, PENDING)
         entry.worker_id, entry.token = None, 0
-        self._schedule.put_back(entry)
+        self._schedule.put_back(entry.row())
 
     def _wait(self, entry: Entry, due: float) -> None:
         entry.completed_at = entry.result = None
         self._ledger.move(entry, S.RETRY_PENDING)
-        self._schedule.delay(entry, due)
+        entry.ready = due
+        self._schedule.delay(entry.row(), due)
 
     def _stop(self, entry: Entry, busy_s: float | None, now: float) -> int:
         self._note_worked(entry, busy_s, now)
-        return self._schedule.end([entry])
+        return self._schedule.end([entry.po_number])
 
     def _note_worked(self, entry: Entry, busy_s: float | None, now: float) -> None:
         held_s = max(0.0, now - entry.leased)

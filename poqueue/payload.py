@@ -9,7 +9,7 @@ from poqueue.hints import TYPE_CHECKING, Any, NamedTuple
 from poqueue.task import ProcessingTask, TaskRecord, TaskResult, instance
 
 if TYPE_CHECKING:
-    from poqueue.ledger import Entry
+    from poqueue.entry import Entry
 
 MAX_DURATION_S = 1e12
 
@@ -120,7 +120,8 @@ def freeze_result(result: Any, as_json: bool = False) -> FrozenResult:
         ValueError: it is no TaskResult, or cannot be frozen.
     """
     if isinstance(result, TaskResult):
-        return _frozen(result, freeze(_fields_of(result), "result", as_json))
+        fields = result.success, result.downloads, result.processing_time, result.error_message, result.data
+        return _frozen(result, freeze(fields, "result", as_json))
     if type(result) is not FrozenResult:
         raise ValueError(f"invalid result: a TaskResult is needed, got {type(result).__name__}")
     if not is_duration(result.processing_time):

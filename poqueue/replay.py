@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from poqueue.config import QueueConfig
+from poqueue.entry import Entry
 from poqueue.errors import JournalError
 from poqueue.journal import Journal
-from poqueue.ledger import Entry, Ledger
+from poqueue.ledger import Ledger
 from poqueue.moves import Moves
 from poqueue.payload import is_json
 from poqueue.records import NAME_ENDED, Kind, Record
 from poqueue.schedule import PRIORITIES
-from poqueue.task import TaskStatus as S
 
 FORGET_EVERY = 4096  # lines
 FARTHEST_AT = 6e10  # UTC seconds from 1970 on, or before: of what is farther away than 1,900 years no date can be told
@@ -110,8 +110,8 @@ class _Reader:
         namesake = self._ledger.get(task_id)
         if namesake is not None:  # it had ended so long ago that the queue had forgotten it
             self._ledger.forget(namesake)
-        entry = Entry(task_id, po_number, payload, priority, rank, retries, delay, timeout, 0.0, created_at, group)
-        self._moves.add([entry], rank, self._then(created_at), created_at)
+        task = task_id, po_number, payload, priority, retries, delay, timeout, group
+        self._moves.add([task], rank, self._then(created_at), created_at)
         self.found.last_rank = rank
 
     def read(self, record: Record) -> None:
@@ -155,8 +155,7 @@ class _Reader:
         token = record.token or 0
         if token <= self.found.last_token:
             raise ValueError(f"lease {token} comes after lease {self.found.last_token}")
-        entry = self._of_rank(record.rank)
-        self._moves.lease([entry], token, record.worker or "", self._then(record.at), record.at)
+        [entry] = self._moves.lease([record.rank or 0], token, record.worker or "", self._then(record.at), record.at)
         self._by_token[token] = entry
         self.found.last_token = token
 
@@ -222,10 +221,9 @@ class _Reader:
 
 def reconfigure(ledger: Ledger, changes: dict[str, Any]) -> None:
     """Give every task that has not ended, or failed, other limits: max_retries, retry_delay, task_timeout."""
-    for entry in ledger:
-        if entry.status is not S.COMPLETED:
-            for name, value in changes.items():
-                setattr(entry, name, value)
+    for entry in ledger.wake():
+        for name, value in changes.items():
+            setattr(entry, name, value)
 
 
 def _check_json(blob: bytes) -> None:

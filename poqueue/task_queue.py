@@ -40,13 +40,14 @@ from poqueue.config import (
     QueueConfig,
     check_delay_asked_for,
 )
+from poqueue.entry import Entry, NewTask
 from poqueue.error_log import ErrorLog, described
 from poqueue.errors import JournalError, QueueError, QueueFullError, TaskNotFoundError, WorkerMismatchError
 from poqueue.events import UNSET, EventDelivery, EventFeed, log_now
 from poqueue.halt import HaltPolicy
 from poqueue.hand_off import TOLD, Line, Offer, Taker
 from poqueue.hints import TYPE_CHECKING, Any, StrPath
-from poqueue.ledger import Entry, Ledger
+from poqueue.ledger import Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
 from poqueue.moves import End, Moves, was_told
 from poqueue.packing import PackedGrant, unpack_events, unpack_grant
@@ -206,9 +207,10 @@ class TaskQueue:
         """
         if self._work.takers:
             self._announce()
-        entry = admit(task, priority, self._config, self._journal is not None)
-        self._add((entry,), (entry.task_id,))
-        return entry.task_id
+        admitted = admit(task, priority, self._config, self._journal is not None)
+        task_id = admitted[0]
+        self._add((admitted,), (task_id,))
+        return task_id
 
     def add_tasks(self, tasks: Sequence[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
         """Add many tasks in one step, all or none; arguments and errors as in add_task."""
@@ -216,24 +218,27 @@ class TaskQueue:
             self._announce()
         config, needs_json = self._config, self._journal is not None
         admitted = [admit(task, priority, config, needs_json) for task in tasks]
-        ids = [entry.task_id for entry in admitted]
+        ids = [one[0] for one in admitted]
         if ids:
             self._add(admitted, ids)
         return ids
 
-    def _add(self, admitted: Sequence[Entry], ids: Sequence[str]) -> None:
+    def _add(self, admitted: Sequence[NewTask], ids: Sequence[str]) -> None:
         try:
             with self._lock:
                 change = self._change
                 change.open()
                 try:
-                    self._guard_not_over()
+                    if self._is_over:
+                        self._guard_not_over()
                     self._guard_new_ids(ids)
                     if self._config.queue_size_limit is not None:
                         self._guard_size(len(ids))
                     now, at = self._clock(), self._wall_clock()
                     if self._journal is not None:
-                        self._write((), [_row(entry, rank, at) for rank, entry in enumerate(admitted, self._rank + 1)])
+                        self._write(
+                            (), [_journal_row(one, rank, at) for rank, one in enumerate(admitted, self._rank + 1)]
+                        )
                     change.has_begun = True
                     self._rank = last = self._rank + len(ids)
                     self._moves.add(admitted, last - len(ids) + 1, now, at)
@@ -995,7 +1000,8 @@ class TaskQueue:
 
         What is decided is settled first, both in one transaction of the journal; what it raises, this raises.
         """
-        now, taken = self._clock(), []
+        now = self._clock()
+        taken: list[int] = []
         self._change.has_begun = True  # what is taken stands nowhere until it is leased, or untaken
         if not (self._held_because or now < self._next_start or (self._fault is not None and now < self._fault_over)):
             taken = self._schedule.take(now, 1 if self._config.start_delay else limit)
@@ -1007,7 +1013,7 @@ class TaskQueue:
             self._change.has_begun = False
             if decisions is not None:
                 self._settle(*decisions)
-            return taken
+            return []
         at, count = self._wall_clock(), len(taken)
         if self._journal is not None and not self._can_write_leases(taken, worker_id, decisions, now, at):
             return []
@@ -1017,14 +1023,14 @@ class TaskQueue:
         if self._config.start_delay:
             self._next_start = now + self._config.start_delay
         self._token = last = self._token + count
-        self._moves.lease(taken, last - count + 1, worker_id, now, at)
+        leased = self._moves.lease(taken, last - count + 1, worker_id, now, at)
         self._change.has_begun = False
         if self._full_was_told:
             self._rearm_full()
-        return taken
+        return leased
 
     def _can_write_leases(
-        self, taken: list[Entry], worker_id: str, decisions: Decisions | None, now: float, at: float
+        self, taken: list[int], worker_id: str, decisions: Decisions | None, now: float, at: float
     ) -> bool:
         """Write leases, and what is decided before them. If it fails the tasks stand in their places again."""
         is_written = False
@@ -1041,14 +1047,14 @@ class TaskQueue:
                 self._untake(taken, is_written=self._change.has_begun)
         return is_written
 
-    def _records_of(self, taken: Sequence[Entry], worker_id: str, at: float) -> list[Record]:
+    def _records_of(self, taken: Sequence[int], worker_id: str, at: float) -> list[Record]:
         """Apart: since Python 3.12 an interrupt within a comprehension may leave its function without its `finally`."""
-        return [Record(LEASED, entry.rank, token, at, worker_id) for token, entry in enumerate(taken, self._token + 1)]
+        return [Record(LEASED, rank, token, at, worker_id) for token, rank in enumerate(taken, self._token + 1)]
 
-    def _untake(self, taken: Sequence[Entry], *, is_written: bool = False) -> None:
+    def _untake(self, taken: Sequence[int], *, is_written: bool = False) -> None:
         """The tasks stand in their places again; what interrupts this breaks the change off."""
         self._change.has_begun = True
-        self._schedule.untake(taken)
+        self._schedule.untake([self._ledger.row(rank) for rank in taken])
         self._change.has_begun = is_written
 
     def _lease_many(self, worker_id: str, limit: int, decisions: Decisions | None = None) -> list[tuple[Any, ...]]:
@@ -1268,10 +1274,11 @@ class TaskQueue:
             self._config = self._config.changed(found.settings)
         except ValueError as error:  # another version knows others
             raise JournalError(f"{journal.path}: the journal's settings cannot be taken up: {error}") from None
-        delayed = self._ledger.of_status(S.RETRY_PENDING)
+        ledger = self._ledger
         self._schedule.rebuild(
-            self._ledger.of_status(PENDING), [(e.ready, e) for e in delayed], self._ledger.of_status(PROCESSING)
-        )
+            map(ledger.row, ledger.pending), [(entry.ready, entry.row()) for entry in ledger.retrying.values()],
+            [entry.po_number for entry in ledger.processing.values()],
+        )  # fmt: skip
         self._empty_is_news = not self._ledger.is_idle
         self._ledger.expire(now - self._config.retention_s)
 
@@ -1398,8 +1405,6 @@ def _limit_s(entry: Entry, timeouts: AdaptiveTimeout) -> float:
     return timeouts.limit_s(entry.group, entry.task_timeout, was_cut_off=was_cut_off)
 
 
-def _row(entry: Entry, rank: int, at: float) -> tuple[Any, ...]:
-    return (
-        rank, entry.task_id, entry.po_number, entry.priority, entry.max_retries, entry.retry_delay, entry.task_timeout, at,
-        entry.payload, entry.group,
-    )  # fmt: skip
+def _journal_row(task: NewTask, rank: int, at: float) -> tuple[Any, ...]:
+    task_id, po_number, payload, priority, retries, delay, timeout, group = task
+    return rank, task_id, po_number, priority, retries, delay, timeout, at, payload, group

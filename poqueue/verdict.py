@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable, Sequence
 
 from poqueue.config import QueueConfig
+from poqueue.entry import Entry
 from poqueue.error_log import described
 from poqueue.hints import Any, NamedTuple
-from poqueue.ledger import Entry
 from poqueue.moves import End
 from poqueue.payload import FrozenResult
 from poqueue.records import DONE, WAITS, Kind, Record

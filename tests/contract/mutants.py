@@ -31,8 +31,8 @@ class Mutant(NamedTuple):
 MUTANTS = {
     "last in, first out": Mutant(
         "schedule.py",
-        "entry = fresh.popleft()",
-        "entry = fresh.pop()",
+        "row = fresh.popleft()",
+        "row = fresh.pop()",
         "test_leasing.py::test_without_priorities_the_first_added_comes_first",
     ),
     "a retry runs before it is due": Mutant(
@@ -44,7 +44,7 @@ MUTANTS = {
     "a due retry goes to the end": Mutant(
         "schedule.py",
         "self.put_back(heapq.heappop(delayed)[2])",
-        "self.add(heapq.heappop(delayed)[2])",
+        "self.add([heapq.heappop(delayed)[2]])",
         "test_retrying.py::test_a_due_retry_has_its_original_rank_in_its_own_priority",
     ),
     "the delay does not double": Mutant(
@@ -55,14 +55,14 @@ MUTANTS = {
     ),
     "two of one PO run at once": Mutant(
         "schedule.py",
-        "elif entry.po_number in running:",
+        "elif po_number in running:",
         "elif running is None:",
         "test_leasing.py::test_tasks_of_one_po_stay_separate_and_never_run_at_once",
     ),
     "a blocked task loses its place": Mutant(
         "schedule.py",
         "self.put_back(other)",
-        "self.add(other)",
+        "self.add([other])",
         "test_leasing.py::test_a_blocked_task_keeps_its_place_while_the_next_is_served",
     ),
     "a paused queue leases": Mutant(
@@ -85,7 +85,7 @@ MUTANTS = {
     ),
     "completions are not counted": Mutant(
         "ledger.py",
-        "            del processing[rank]\n            completed[rank] = entry\n",
+        "            del processing[rank]\n            completed[rank] = done\n",
         "            del processing[rank]\n",
         "test_status_and_metrics.py::test_the_total_is_the_sum_of_all_that_was_ever_added",
     ),
@@ -122,7 +122,7 @@ MUTANTS = {
     "a pending task is queued twice": Mutant(
         "task_queue.py",
         "if entry.status in (PENDING, S.RETRY_PENDING):\n",
-        "if entry.status in (PENDING, S.RETRY_PENDING):\n            self._schedule.put_back(entry)\n",
+        "if entry.status in (PENDING, S.RETRY_PENDING):\n            self._schedule.put_back(entry.row())\n",
         "test_retrying.py::test_the_retry_of_a_pending_task_is_granted_and_changes_nothing",
     ),
     "new settings reach old tasks": Mutant(

@@ -15,9 +15,10 @@ from poqueue import journal as journal_module
 from poqueue import payload as payload_module
 from poqueue import replay as replay_module
 from poqueue import task_queue as queue_module
+from poqueue.entry import PRIORITY, Entry, Row
 from poqueue.halt import HaltPolicy
 from poqueue.journal import Journal
-from poqueue.ledger import Entry, Ledger
+from poqueue.ledger import Ledger
 from poqueue.moves import End, Moves
 from poqueue.records import Kind, Record
 from poqueue.schedule import Schedule
@@ -58,9 +59,9 @@ def _unread(*kinds: Kind) -> Mutant:
 
 
 def _last_in_first_out(add: Any) -> Any:
-    def mutant(self: Schedule, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            self._lane(entry).fresh.appendleft(entry)
+    def mutant(self: Schedule, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._lanes[row[PRIORITY] - 1].fresh.appendleft(row)
 
     return mutant
 
@@ -208,14 +209,14 @@ def _all_tasks_first(read_in_order: Any) -> Any:
 
 
 def _still_there(remove: Any) -> Any:
-    return lambda self, entry: None
+    return lambda self, rank, po_number: None
 
 
 def _two_of_one_po(take: Any) -> Any:
-    def mutant(self: Schedule, now: float, limit: int = 1) -> list[Entry]:
+    def mutant(self: Schedule, now: float, limit: int = 1) -> list[int]:
         self._running_pos.clear()
-        entries: list[Entry] = take(self, now, limit)
-        return entries
+        ranks: list[int] = take(self, now, limit)
+        return ranks
 
     return mutant
 

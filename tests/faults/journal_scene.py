@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus, failpoint
-from poqueue.ledger import Entry
+from poqueue.entry import Entry
 from poqueue.payload import freeze_result
 from poqueue.schedule import Schedule
 from poqueue.task import Report
@@ -96,7 +96,7 @@ def _service_order(schedule: Schedule, now: float) -> list[int]:
     rehearsed = deepcopy(schedule)
     ranks = []
     while taken := rehearsed.take(now):
-        ranks += [entry.rank for entry in taken]
+        ranks += taken
     return ranks
 
 

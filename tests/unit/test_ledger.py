@@ -1,15 +1,19 @@
 """The order in which tasks have ended, read in the middle of a step, as a signal handler may."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import pytest
 
-from poqueue.ledger import Entry, Ledger
+from poqueue.entry import NewTask
+from poqueue.ledger import Ledger
+
+T = TypeVar("T")
 
 
-def entry(rank: int) -> Entry:
-    return Entry(f"t{rank}", f"P{rank}", b"{}", 5, rank, 0, 0.0, 1.0, 0.0, 0.0)
+def new_task(number: int) -> NewTask:
+    return f"t{number}", f"P{number}", b"{}", 5, 0, 0.0, 1.0, ""
 
 
 @pytest.mark.parametrize("step", ["an end", "an expiry"])
@@ -26,9 +30,9 @@ def test_a_place_in_the_order_of_ends_stays_while_a_step_is_under_way(step: str)
             seen.append(ledger.finished(0, 10))
             return at
 
-    ledger, entries = Ledger(), [entry(rank) for rank in (1, 2, 3)]
-    ledger.add(entries, 1, 0.0, 0.0)
-    ledger.lease(entries, 1, "w1", 0.0, 0.0)
+    ledger = Ledger()
+    ledger.add([new_task(rank) for rank in (1, 2, 3)], 1, 0.0, 0.0)
+    entries, *_ = ledger.lease([1, 2, 3], 1, "w1", 0.0, 0.0)
     ledger.complete(entries[:2], now=1.0)
     ledger._finished_at = Times(ledger._finished_at)
     if step == "an end":
@@ -37,7 +41,8 @@ def test_a_place_in_the_order_of_ends_stays_while_a_step_is_under_way(step: str)
         ledger.expire(1.5)
 
     assert seen == ([([], 0)] if step == "an end" else [([], 0), ([], 1)])  # nothing for now, nothing skipped
-    assert ledger.finished(0, 10) == ((entries, 3) if step == "an end" else ([], 2))
+    ended, place = ledger.finished(0, 10)
+    assert ([one.task_id for one in ended], place) == ((["t1", "t2", "t3"], 3) if step == "an end" else ([], 2))
 
 
 def test_since_when_workers_hold_leases_can_be_asked_in_the_middle_of_a_step() -> None:
@@ -52,16 +57,19 @@ def test_the_counts_agree_with_each_other_in_the_middle_of_a_step() -> None:
     """As a signal handler may read them."""
     sums = []
 
-    class Entries(list[Entry]):
-        def __iter__(self) -> Iterator[Entry]:
-            for one in super().__iter__():
-                added, cleared, counts = ledger.tally()
-                sums.append(sum(counts.values()) + cleared - added)
-                yield one
+    def looked_at(things: Iterable[T]) -> Iterator[T]:
+        for one in things:
+            added, cleared, counts = ledger.tally()
+            sums.append(sum(counts.values()) + cleared - added)
+            yield one
 
-    ledger, entries = Ledger(), Entries(entry(rank) for rank in (1, 2, 3))
-    ledger.add(entries, 1, 0.0, 0.0)
-    ledger.lease(entries, 1, "w1", 0.0, 0.0)
-    ledger.complete(entries, now=1.0)
+    class Looked(list[T]):
+        def __iter__(self) -> Iterator[T]:
+            return looked_at(super().__iter__())
+
+    ledger = Ledger()
+    ledger.add(Looked(new_task(rank) for rank in (1, 2, 3)), 1, 0.0, 0.0)
+    entries, *_ = ledger.lease(Looked([1, 2, 3]), 1, "w1", 0.0, 0.0)
+    ledger.complete(Looked(entries), now=1.0)
 
     assert sums == [0] * 9
