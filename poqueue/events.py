@@ -147,7 +147,9 @@ class EventFeed:
     """
 
     def __init__(self) -> None:
-        self.is_read = False  # whether anybody does
+        self.is_read = False  # whether anybody does,
+        self.waiting = 0  # how many of them have nothing to read yet,
+        self.view: Any = None  # and what else there is for them to see
         self.last = 0
         self.last_urgent = 0
         self._events: deque[tuple[str, Entry | tuple[Any, ...] | None, str]] = deque(maxlen=MAX_FEED)

@@ -43,6 +43,8 @@ class Ledger:
     """
 
     def __init__(self) -> None:
+        self.last_rank = 0
+        self.last_token = 0
         self._totals = [0, 0]  # added, cleared
         self._forgotten = dict.fromkeys(S, 0)  # those that have ended, and whose history is dropped
         self._ranks: dict[str, int] = {}  # by id
@@ -120,6 +122,7 @@ class Ledger:
             What they are kept as.
         """
         by_id, pending, by_po, totals, rank = self._ranks, self.pending, self._by_po, self._totals, first_rank
+        self.last_rank = first_rank + len(tasks) - 1
         rows = []
         for task in tasks:
             row = (*task, rank, now, at)
@@ -145,6 +148,7 @@ class Ledger:
             The tasks; how many of them have their first attempt; and how long they had been ready together, seconds.
         """
         pending, retrying, processing, token = self.pending, self.retrying, self.processing, first_token
+        self.last_token = first_token + len(ranks) - 1
         leased: list[Entry] = []
         started, waited_s = 0, 0.0
         held, tasks = self._held.get(worker_id), self._by_worker.get(worker_id)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from poqueue import fast_json
 from poqueue.hints import TYPE_CHECKING, Any, NamedTuple
-from poqueue.task import ProcessingTask, TaskRecord, TaskResult, instance
+from poqueue.task import UNOPENED, ProcessingTask, TaskRecord, TaskResult, instance
 
 if TYPE_CHECKING:
     from poqueue.entry import Entry
@@ -203,13 +203,13 @@ def thaw_task(record: "TaskRecord | Entry") -> ProcessingTask:
     task.interruptions = record.interruptions
     task.group = record.group
     if payload := record.payload:
-        task._frozen_po_data = [payload]
+        task._po_data, task._frozen_po_data = UNOPENED, [payload]
     else:
-        task.po_data = {"po_number": record.po_number}
+        task._po_data = {"po_number": record.po_number}
     if (result := record.result) is not None:
-        task._frozen_result = [result]
+        task._result, task._frozen_result = UNOPENED, [result]
     else:
-        task.result = None
+        task._result = None
     task.error_history = _copies(record.error_history) if record.error_history else []
     return task
 

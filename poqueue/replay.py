@@ -26,13 +26,11 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Replayed:
-    """What stands beside the tasks: settings that were changed, and where counting goes on."""
+    """What stands beside the tasks: the pause, and settings that were changed."""
 
     def __init__(self) -> None:
         self.is_paused = False
         self.settings: dict[str, Any] = {}
-        self.last_rank = 0
-        self.last_token = 0
 
 
 def boot_id() -> str:
@@ -112,7 +110,6 @@ class _Reader:
             self._ledger.forget(namesake)
         task = task_id, po_number, payload, priority, retries, delay, timeout, group
         self._moves.add([task], rank, self._then(created_at), created_at)
-        self.found.last_rank = rank
 
     def read(self, record: Record) -> None:
         kind = Kind(record.kind)
@@ -153,11 +150,10 @@ class _Reader:
 
     def _lease(self, record: Record) -> None:
         token = record.token or 0
-        if token <= self.found.last_token:
-            raise ValueError(f"lease {token} comes after lease {self.found.last_token}")
+        if token <= self._ledger.last_token:
+            raise ValueError(f"lease {token} comes after lease {self._ledger.last_token}")
         [entry] = self._moves.lease([record.rank or 0], token, record.worker or "", self._then(record.at), record.at)
         self._by_token[token] = entry
-        self.found.last_token = token
 
     def _end(self, kind: Kind, record: Record, entry: Entry) -> None:
         moves, now, at = self._moves, self._then(record.at), record.at

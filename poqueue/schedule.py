@@ -76,9 +76,9 @@ class Schedule:
             self.put_back(heapq.heappop(delayed)[2])
         running, removed = self._running_pos, self._removed
         taken: list[int] = []
-        for lane in self._lanes:
+        for lane in self._lanes if limit > 0 else ():
             fresh, returned = lane.fresh, lane.returned
-            while (fresh or returned) and len(taken) < limit:
+            while fresh or returned:
                 # nothing is called between a look and what it is for: a signal handler may come in between, and take as well
                 if returned and (not fresh or returned[0][0] < fresh[0][RANK]):
                     row = heapq.heappop(returned)[1]
@@ -93,8 +93,8 @@ class Schedule:
                 else:
                     running.add(po_number)
                     taken.append(rank)
-            if len(taken) == limit:
-                break
+                    if len(taken) == limit:
+                        return taken
         return taken
 
     def end(self, po_numbers: Iterable[str]) -> int:

@@ -1,6 +1,6 @@
 """The records that travel: tasks, results, and what a worker and the queue say to each other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 from poqueue.hints import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -49,6 +49,7 @@ class Fields:
 
 
 _NONE_GIVEN: Any = object()
+UNOPENED: Any = object()  # in the place of what is there as bytes only
 
 
 class TaskResult(Fields):
@@ -94,10 +95,14 @@ class ProcessingTask(Fields):
         "task_id", "po_data", "priority", "status", "attempt", "retry_count", "max_retries", "retry_delay", "task_timeout",
         "worker_id", "created_at", "assigned_at", "completed_at", "result", "error_history", "interruptions", "group",
     )  # fmt: skip
-    _unopened = ("_frozen_po_data", "_frozen_result")  # no fields: nobody's to give, and equal tasks may differ in them
-    __slots__ = (*_fields, *_unopened)
-    _frozen_po_data: list[Any]  # po_data as bytes; and, once that was looked at, opened
-    _frozen_result: list[Any]  # likewise
+    _hidden = ("_po_data", "_result", "_frozen_po_data", "_frozen_result")  # no fields: equal tasks may differ in them
+    __slots__ = (*(name for name in _fields if name not in ("po_data", "result")), *_hidden)
+    po_data: dict[str, Any]
+    result: TaskResult | None
+    _po_data: Any  # UNOPENED as long as nobody has looked at it;
+    _result: Any
+    _frozen_po_data: list[Any]  # then its bytes are here, and, once that was looked at, what they are opened
+    _frozen_result: list[Any]
 
     def __init__(
         self,
@@ -120,7 +125,7 @@ class ProcessingTask(Fields):
         group: str = "",
     ) -> None:
         self.task_id = task_id
-        self.po_data = {} if po_data is _NONE_GIVEN else po_data
+        self._po_data = {} if po_data is _NONE_GIVEN else po_data
         self.priority = priority
         self.status = status
         self.attempt = attempt
@@ -132,7 +137,7 @@ class ProcessingTask(Fields):
         self.created_at = created_at
         self.assigned_at = assigned_at
         self.completed_at = completed_at
-        self.result = result
+        self._result = result
         self.error_history = [] if error_history is _NONE_GIVEN else error_history
         self.interruptions = interruptions
         self.group = group
@@ -143,23 +148,42 @@ class ProcessingTask(Fields):
         return str(self.po_data.get("po_number", "")).strip()
 
     if not TYPE_CHECKING:  # for a type checker there are the fields, and nothing else
+        # properties, for a __getattr__ would make Python 3.11 look for every other field the long way
+        @property
+        def po_data(self) -> Any:
+            if self._po_data is UNOPENED:
+                from poqueue.payload import thaw
 
-        def __getattr__(self, name: str) -> Any:
-            if name not in ("po_data", "result"):
-                raise AttributeError(f"a ProcessingTask has no {name!r}")
-            from poqueue.payload import thaw, thaw_result
+                self._po_data = _opened(self._frozen_po_data, thaw)
+            return self._po_data
 
-            frozen = self._frozen_po_data if name == "po_data" else self._frozen_result
-            frozen.append(thaw(frozen[0]) if name == "po_data" else thaw_result(frozen[0]))
-            opened = frozen[1]  # of threads that open it at the same time all get the first one's
-            setattr(self, name, opened)
-            return opened
+        @po_data.setter
+        def po_data(self, value: Any) -> None:
+            self._po_data = value
+
+        @property
+        def result(self) -> Any:
+            if self._result is UNOPENED:
+                from poqueue.payload import thaw_result
+
+                self._result = _opened(self._frozen_result, thaw_result)
+            return self._result
+
+        @result.setter
+        def result(self, value: Any) -> None:
+            self._result = value
 
         def __getstate__(self) -> tuple[Any, dict[str, Any]]:
             """What is pickled and copied: po_data and result opened, and not their bytes beside them."""
-            _ = self.po_data, self.result
+            data, result = self.po_data, self.result
             others, slots = object.__getstate__(self)
-            return others, {name: value for name, value in slots.items() if name not in self._unopened}
+            shown = {name: value for name, value in slots.items() if name not in self._hidden}
+            return others, {**shown, "po_data": data, "result": result}
+
+
+def _opened(frozen: list[Any], thaw: Callable[[bytes], Any]) -> Any:
+    frozen.append(thaw(frozen[0]))
+    return frozen[1]  # of threads that open it at the same time all get the first one's
 
 
 class Lease(NamedTuple):

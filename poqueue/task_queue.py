@@ -90,6 +90,7 @@ logger = logging.getLogger(__name__)
 MAX_WAIT_S = 5.0
 _SHORT = frozenset({tuple, Success})
 HAND_OUT_AT_ONCE = 8  # waiting workers; who adds has other things to do as well
+FULL, TOO_MANY = "full", "too many"
 FAULT_RETRY_S = 0.5  # how often a journal that could not be written is tried again
 
 
@@ -162,8 +163,6 @@ class TaskQueue:
         self._moves = Moves(self._ledger, self._schedule, self._metrics, self._errors, self._timeouts)
         self._delivery = EventDelivery()
         self._feed = EventFeed()
-        self._rank = 0
-        self._token = 0
         self._is_paused = False
         self._is_draining = False
         self._is_over = False  # drained since all was done: what came now would wait for ever
@@ -172,13 +171,12 @@ class TaskQueue:
         self._fault_over = 0.0  # when it is worth another try
         self._halt = HaltPolicy()
         self._next_start = 0.0
-        self._view: Any = None
         self._empty_is_news = False  # on_queue_empty is due at the next drain
-        self._full_was_told = False  # on_queue_full has fired for this filling,
-        self._full_was_early = False  # but only as there was not room enough for so many
+        self._full_was_told = (
+            ""  # what on_queue_full has fired for since there was room: TOO_MANY at once, FULL, or nothing
+        )
         self._retired: set[str] = set()
         self._turns: dict[str, int] = {}  # the latest exchange of each worker
-        self._waiting_readers = 0  # that have nothing to read yet
         self._ensure_thread_safety()
         self._change = Change()
         self._journal: Journal | None = None
@@ -234,14 +232,11 @@ class TaskQueue:
                     self._guard_new_ids(ids)
                     if self._config.queue_size_limit is not None:
                         self._guard_size(len(ids))
-                    now, at = self._clock(), self._wall_clock()
+                    now, at, first = self._clock(), self._wall_clock(), self._ledger.last_rank + 1
                     if self._journal is not None:
-                        self._write(
-                            (), [_journal_row(one, rank, at) for rank, one in enumerate(admitted, self._rank + 1)]
-                        )
+                        self._write((), [_journal_row(one, rank, at) for rank, one in enumerate(admitted, first)])
                     change.has_begun = True
-                    self._rank = last = self._rank + len(ids)
-                    self._moves.add(admitted, last - len(ids) + 1, now, at)
+                    self._moves.add(admitted, first, now, at)
                     change.has_begun = False
                 finally:
                     change.is_open = change.is_broken = change.has_begun
@@ -293,7 +288,8 @@ class TaskQueue:
                 if entry.status is not PROCESSING or entry.worker_id != worker_id:
                     holder = f"held by {entry.worker_id}" if entry.status is PROCESSING else entry.status.value
                     raise WorkerMismatchError(f"task {task_id} is {holder}; the report of {worker_id} changes nothing")
-                self._settle(*reported(entry, frozen, frozen.processing_time or None))
+                ends, verdicts = reported(entry, frozen, frozen.processing_time or None)
+                self._settle(ends, verdicts)
             finally:
                 change.is_open = change.is_broken = change.has_begun
         if self._delivery.lines or self._delivery.waiting:
@@ -886,11 +882,11 @@ class TaskQueue:
         with self._lock:
             feed.release(reader, after, self._clock())
             while feed.count(after) <= 0 and (remaining_s := deadline - time.monotonic()) > 0:
-                self._waiting_readers += 1
+                feed.waiting += 1
                 try:
                     self._news.wait(remaining_s)
                 finally:
-                    self._waiting_readers -= 1
+                    feed.waiting -= 1
             deadline = time.monotonic() + min(gather_s, MAX_WAIT_S)
             while 0 < feed.count(after) < limit and feed.last_urgent <= after:
                 if (remaining_s := deadline - time.monotonic()) <= 0:
@@ -911,12 +907,12 @@ class TaskQueue:
     def set_view(self, view: Any) -> None:
         """Leave something for others to see: plain data, such as what the workers do."""
         with self._lock:
-            self._view = view
+            self._feed.view = view
 
     def get_view(self) -> Any:
         """What was left to be seen last, or None."""
         with self._lock:
-            return self._view
+            return self._feed.view
 
     def has_journal(self) -> bool:
         """Whether changes are written down, and data so has to be what JSON can hold."""
@@ -977,9 +973,8 @@ class TaskQueue:
         if limit is None or self._ledger.waiting + count <= limit:
             return
         is_full = self._ledger.waiting >= limit
-        if not self._full_was_told or (is_full and self._full_was_early):
-            self._full_was_told = True
-            self._full_was_early = not is_full
+        if not self._full_was_told or (is_full and self._full_was_told == TOO_MANY):
+            self._full_was_told = FULL if is_full else TOO_MANY
             self._note("full", None)
         why = "the queue is full" if is_full else f"{count} more do not fit"
         raise QueueFullError(f"{why}: {self._ledger.waiting} tasks wait, the limit is {limit}")
@@ -1014,7 +1009,7 @@ class TaskQueue:
             if decisions is not None:
                 self._settle(*decisions)
             return []
-        at, count = self._wall_clock(), len(taken)
+        at = self._wall_clock()
         if self._journal is not None and not self._can_write_leases(taken, worker_id, decisions, now, at):
             return []
         self._change.has_begun = True
@@ -1022,8 +1017,7 @@ class TaskQueue:
             self._do_all(*decisions, now, at)
         if self._config.start_delay:
             self._next_start = now + self._config.start_delay
-        self._token = last = self._token + count
-        leased = self._moves.lease(taken, last - count + 1, worker_id, now, at)
+        leased = self._moves.lease(taken, self._ledger.last_token + 1, worker_id, now, at)
         self._change.has_begun = False
         if self._full_was_told:
             self._rearm_full()
@@ -1049,7 +1043,9 @@ class TaskQueue:
 
     def _records_of(self, taken: Sequence[int], worker_id: str, at: float) -> list[Record]:
         """Apart: since Python 3.12 an interrupt within a comprehension may leave its function without its `finally`."""
-        return [Record(LEASED, rank, token, at, worker_id) for token, rank in enumerate(taken, self._token + 1)]
+        return [
+            Record(LEASED, rank, token, at, worker_id) for token, rank in enumerate(taken, self._ledger.last_token + 1)
+        ]
 
     def _untake(self, taken: Sequence[int], *, is_written: bool = False) -> None:
         """The tasks stand in their places again; what interrupts this breaks the change off."""
@@ -1268,7 +1264,7 @@ class TaskQueue:
         nowhere = NoSchedule(by_priority=self._config.enable_priority)
         moves = Moves(self._ledger, nowhere, self._metrics, self._errors, self._timeouts)
         found = replay(journal, self._ledger, moves, now, self._wall_clock(), self._config.retention_s)
-        self._rank, self._token, self._is_paused = found.last_rank, found.last_token, found.is_paused
+        self._is_paused = found.is_paused
         self._metrics.taken_up()
         try:
             self._config = self._config.changed(found.settings)
@@ -1363,7 +1359,7 @@ class TaskQueue:
         if self._delivery.is_heard:
             for entry in entries:
                 self._delivery.note(kind, entry, error)
-        if self._feed.is_read and (self._feed.note(kind, entries, error) or self._waiting_readers):
+        if self._feed.is_read and (self._feed.note(kind, entries, error) or self._feed.waiting):
             self._news.notify_all()
 
     def _note_if_empty(self) -> None:
@@ -1374,7 +1370,7 @@ class TaskQueue:
     def _rearm_full(self) -> None:
         limit = self._config.queue_size_limit
         if limit is None or self._ledger.waiting < limit:
-            self._full_was_told = False
+            self._full_was_told = ""
 
     def _estimate_s(self) -> float | None:
         """Seconds until everything is done, by the recent pace; the last retry's delay and one run are a lower bound."""

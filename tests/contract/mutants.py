@@ -103,8 +103,8 @@ MUTANTS = {
     ),
     "on_queue_full fires at every refusal": Mutant(
         "task_queue.py",
-        "self._full_was_told = True",
-        "self._full_was_told = False",
+        "self._full_was_told = FULL if is_full else TOO_MANY",
+        "pass",
         "test_size_limit.py::test_on_queue_full_fires_once_per_filling",
     ),
     "clearing lowers the total": Mutant(
@@ -133,8 +133,8 @@ MUTANTS = {
     ),
     "handlers are called under the lock": Mutant(
         "task_queue.py",
-        "self._settle(*reported(entry, frozen, frozen.processing_time or None))\n",
-        "self._settle(*reported(entry, frozen, frozen.processing_time or None))\n                self._delivery.deliver()\n",
+        "                self._settle(ends, verdicts)\n            finally:",
+        "                self._settle(ends, verdicts)\n                self._delivery.deliver()\n            finally:",
         "test_events.py::test_no_handler_is_called_under_the_lock",
     ),
     "on_queue_empty fires for ever": Mutant(
@@ -151,8 +151,8 @@ MUTANTS = {
     ),
     "the oldest of a number is found": Mutant(
         "ledger.py",
-        "found[-1]",
-        "found[0]",
+        "tasks[-1] if tasks",
+        "tasks[0] if tasks",
         "test_finding.py::test_of_finished_tasks_of_a_number_the_newest_is_found",
     ),
     "forgetting lowers the counters": Mutant(

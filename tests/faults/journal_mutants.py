@@ -137,7 +137,7 @@ def _done_before_written(settle: Any) -> Any:
 
 def _added_before_written(write: Any) -> Any:
     def mutant(self: TaskQueue, records: Sequence[Record], tasks: Sequence[tuple[Any, ...]] = ()) -> None:
-        self._rank += len(tasks)
+        self._ledger.last_rank += len(tasks)
         write(self, records, tasks)
 
     return mutant
@@ -170,6 +170,15 @@ def _found_without(**forgotten: Any) -> Callable[[Any], Any]:
         return mutant
 
     return make
+
+
+def _tokens_anew(replay: Any) -> Any:
+    def mutant(journal: Journal, ledger: Ledger, *args: Any) -> Any:
+        found = replay(journal, ledger, *args)
+        ledger.last_token = 0
+        return found
+
+    return mutant
 
 
 def _charged(broken_off: Any) -> Any:
@@ -297,7 +306,7 @@ CAUGHT_BY_HISTORIES: dict[str, Mutant] = {
     "a replay ignores interruptions": _unread(Kind.INTERRUPTED),
     "a replay forgets the pause": replaced(replay_module, "replay", _found_without(is_paused=False)),
     "a replay forgets changed settings": replaced(replay_module, "replay", _found_without(settings={})),
-    "tokens begin anew": replaced(replay_module, "replay", _found_without(last_token=0)),
+    "tokens begin anew": replaced(replay_module, "replay", _tokens_anew),
     "a replay adds all tasks first": replaced(replay_module, "_read_in_order", _all_tasks_first),
     "a delay begins anew": replaced(replay_module._Reader, "_due", _in_full),
     "a delay is lost": replaced(replay_module._Reader, "_due", _at_once),

@@ -59,7 +59,7 @@ def snapshot(queue: TaskQueue) -> dict[str, Any]:
         "finished": [record.task_id for record in queue.get_finished()[0]],
         "paused": queue._is_paused,
         "config": queue._config._asdict(),
-        "last": (queue._rank, queue._token),
+        "last": (queue._ledger.last_rank, queue._ledger.last_token),
         "metrics": {
             **queue.get_performance_metrics(),
             "worker_utilization": {},
@@ -81,7 +81,7 @@ def whole_state(queue: TaskQueue) -> dict[str, Any]:
         "turns": dict(queue._turns),
         "retired": set(queue._retired),
         "next start": queue._next_start,
-        "news": (queue._empty_is_news, queue._full_was_told, queue._full_was_early, queue._is_draining),
+        "news": (queue._empty_is_news, queue._full_was_told, queue._is_draining),
         "halt": dict(queue._halt._counts),
         "events": queue._feed.last,
     }
@@ -115,7 +115,7 @@ def assert_legal(queue: TaskQueue) -> None:
     running = [entry for entry in known if entry.status is S.PROCESSING]
     tokens = [entry.token for entry in running]
     assert len(set(tokens)) == len(tokens)
-    assert all(0 < token <= queue._token for token in tokens)
+    assert all(0 < token <= queue._ledger.last_token for token in tokens)
     assert len({entry.po_number for entry in running}) == len(running)
     for entry in known:
         _assert_legal_task(entry)

@@ -118,7 +118,7 @@ def test_a_reader_that_is_closed_while_it_waits_is_told_so() -> None:
     queue.open_events()  # somebody else reads as well
     thread = threading.Thread(target=read)
     thread.start()
-    wait_until(lambda: queue._waiting_readers == 1)
+    wait_until(lambda: queue._feed.waiting == 1)
     queue.close_events(reader)
     queue.post_notice("wakes it")
     thread.join()
