@@ -2,7 +2,8 @@
 
 import math
 
-from poqueue.hints import Any, NamedTuple
+from poqueue.hints import Any
+from poqueue.task import Fields
 
 MAX_TIMEOUT_S = 366 * 86400.0
 MAX_RETENTION_S = 100 * MAX_TIMEOUT_S
@@ -11,20 +12,47 @@ DEFAULT_RETENTION_S = 86400.0
 DEFAULT_TIMEOUT_FLOOR_S = 1.0
 
 
-class QueueConfig(NamedTuple):
-    """Settings of one queue; times in seconds. Made and changed by `checked` and `changed`, which let nothing wrong in."""
+class QueueConfig(Fields):
+    """Settings of one queue; times in seconds. Made and changed by `checked` and `changed`, which let nothing wrong in.
 
-    max_retries: int = 3
-    retry_delay: float = 5.0
-    task_timeout: float = 300.0
-    enable_priority: bool = True
-    queue_size_limit: int | None = None
-    max_retry_delay: float = DEFAULT_MAX_RETRY_DELAY_S
-    retry_jitter: float = 0.0
-    retention_s: float = DEFAULT_RETENTION_S
-    start_delay: float = 0.0
-    timeout_share: float | None = None
-    timeout_floor: float = DEFAULT_TIMEOUT_FLOOR_S
+    Not to be changed itself. No NamedTuple: Python 3.11 finds the fields of one the long way, and each PO takes eight.
+    """
+
+    _fields = (
+        "max_retries", "retry_delay", "task_timeout", "enable_priority", "queue_size_limit", "max_retry_delay",
+        "retry_jitter", "retention_s", "start_delay", "timeout_share", "timeout_floor",
+    )  # fmt: skip
+    __slots__ = _fields
+
+    def __init__(
+        self,
+        max_retries: int = 3,
+        retry_delay: float = 5.0,
+        task_timeout: float = 300.0,
+        enable_priority: bool = True,
+        queue_size_limit: int | None = None,
+        max_retry_delay: float = DEFAULT_MAX_RETRY_DELAY_S,
+        retry_jitter: float = 0.0,
+        retention_s: float = DEFAULT_RETENTION_S,
+        start_delay: float = 0.0,
+        timeout_share: float | None = None,
+        timeout_floor: float = DEFAULT_TIMEOUT_FLOOR_S,
+    ) -> None:
+        self.max_retries = max_retries
+        self.retry_delay = retry_delay
+        self.task_timeout = task_timeout
+        self.enable_priority = enable_priority
+        self.queue_size_limit = queue_size_limit
+        self.max_retry_delay = max_retry_delay
+        self.retry_jitter = retry_jitter
+        self.retention_s = retention_s
+        self.start_delay = start_delay
+        self.timeout_share = timeout_share
+        self.timeout_floor = timeout_floor
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings by name."""
+        return {name: getattr(self, name) for name in self._fields}
 
     @classmethod
     def checked(cls, *values: Any, **named: Any) -> "QueueConfig":
@@ -41,7 +69,7 @@ class QueueConfig(NamedTuple):
         """The same with some of them changed. Errors as in checked, also for one that there is not."""
         if unknown := changes.keys() - set(self._fields):
             raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
-        return QueueConfig.checked(**{**self._asdict(), **changes})
+        return QueueConfig.checked(**{**self.as_dict(), **changes})
 
     def _check(self) -> None:
         check_max_retries(self.max_retries)

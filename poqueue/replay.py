@@ -104,7 +104,8 @@ class _Reader:
         if not -FARTHEST_AT < created_at < FARTHEST_AT:
             raise ValueError(f"a task of {created_at!r}")
         if (limits := (retries, delay, timeout)) != self._checked:  # most have the same
-            self._checked = QueueConfig.checked(*limits)[:3]
+            QueueConfig.checked(*limits)
+            self._checked = limits
         namesake = self._ledger.get(task_id)
         if namesake is not None:  # it had ended so long ago that the queue had forgotten it
             self._ledger.forget(namesake)

@@ -232,7 +232,9 @@ class TaskQueue:
                     self._guard_new_ids(ids)
                     if self._config.queue_size_limit is not None:
                         self._guard_size(len(ids))
-                    now, at, first = self._clock(), self._wall_clock(), self._ledger.last_rank + 1
+                    first = self._ledger.last_rank + 1
+                    clock, wall_clock = self._clock, self._wall_clock
+                    now, at = clock(), wall_clock()
                     if self._journal is not None:
                         self._write((), [_journal_row(one, rank, at) for rank, one in enumerate(admitted, first)])
                     change.has_begun = True
@@ -745,7 +747,7 @@ class TaskQueue:
                 self.get_queue_status(),
                 self.get_performance_metrics(),
                 self.get_error_summary(),
-                self._config._asdict(),
+                self._config.as_dict(),
                 self._wall_clock(),
             )
 
@@ -995,7 +997,8 @@ class TaskQueue:
 
         What is decided is settled first, both in one transaction of the journal; what it raises, this raises.
         """
-        now = self._clock()
+        clock, wall_clock = self._clock, self._wall_clock
+        now, at = clock(), wall_clock()
         taken: list[int] = []
         self._change.has_begun = True  # what is taken stands nowhere until it is leased, or untaken
         if not (self._held_because or now < self._next_start or (self._fault is not None and now < self._fault_over)):
@@ -1009,7 +1012,6 @@ class TaskQueue:
             if decisions is not None:
                 self._settle(*decisions)
             return []
-        at = self._wall_clock()
         if self._journal is not None and not self._can_write_leases(taken, worker_id, decisions, now, at):
             return []
         self._change.has_begun = True
@@ -1162,7 +1164,8 @@ class TaskQueue:
         """Write down what was decided, and then do it. If it cannot be written, nothing has happened."""
         if not (ends or verdicts):
             return
-        now, at = self._clock(), self._wall_clock()
+        clock, wall_clock = self._clock, self._wall_clock
+        now, at = clock(), wall_clock()
         if self._journal is not None:
             self._write(records(ends, verdicts, at, now))
         self._change.has_begun = True

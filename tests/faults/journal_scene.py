@@ -58,7 +58,7 @@ def snapshot(queue: TaskQueue) -> dict[str, Any]:
         "tally": queue._ledger.tally(),
         "finished": [record.task_id for record in queue.get_finished()[0]],
         "paused": queue._is_paused,
-        "config": queue._config._asdict(),
+        "config": queue._config.as_dict(),
         "last": (queue._ledger.last_rank, queue._ledger.last_token),
         "metrics": {
             **queue.get_performance_metrics(),
