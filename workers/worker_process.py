@@ -64,7 +64,7 @@ class WorkerStart:
         try:
             self.process: Any = context.Process(target=main, args=(settings, orders, life), name=name)  # type: ignore[attr-defined]  # every real context has it
             with control.quiet_start():
-                self.process.start()
+                self._start()
             control.note_childless(self.process, settings is None)
         except BaseException:
             self.orders.close()
@@ -75,6 +75,12 @@ class WorkerStart:
         finally:
             orders.close()
             life.close()
+
+    def _start(self) -> None:
+        try:
+            self.process.start()
+        except EOFError:
+            raise ConnectionError("the fork server ended in the middle of a start") from None
 
     def is_told(self, settings: WorkerSettings) -> bool:
         """Tell it; False if it has ended."""

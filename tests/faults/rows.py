@@ -145,6 +145,7 @@ ROWS: dict[str, Row] = {
     ),
     "C20": _row(
         _FAULTS + "a_refused_process_is_asked_for_again_and_leaks_nothing",
+        _FAULTS + "a_fork_server_that_ends_in_the_middle_of_a_start_is_a_start_that_failed",
         _FAULTS + "no_process_for_too_long_ends_the_run",
         note="exit code 4 (interface)",
     ),

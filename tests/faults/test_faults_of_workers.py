@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context, util
+from multiprocessing import forkserver, get_context, util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -304,6 +305,27 @@ def test_a_start_without_descriptors_leaves_neither_folder_nor_pipe(
     some.prepare(0.0)
 
     assert not some and len(tries) == pipes + 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fork_server_that_ends_in_the_middle_of_a_start_is_a_start_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staff.logger.logger, "disabled", True)  # as above
+    forkserver.ensure_running()
+    server: int = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    read = forkserver.read_signed  # type: ignore[attr-defined]
+
+    def read_in_vain(fd: int) -> int:
+        os.kill(server, signal.SIGKILL)
+        return int(read(fd))
+
+    some = staff.Staff(1, get_context("forkserver"), tmp_path, "run", lambda *words: None)
+    monkeypatch.setattr(forkserver, "read_signed", read_in_vain)
+    os.kill(server, signal.SIGSTOP)  # else it might still give a process
+    some.prepare(0.0)
+
+    assert not some
     assert list(tmp_path.iterdir()) == []
 
 
