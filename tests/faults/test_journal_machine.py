@@ -710,7 +710,7 @@ class JournalMachine(RuleBasedStateMachine):
     def end(self, known: Known, outcome: str) -> None:
         """An attempt ended."""
         if outcome == "ok":
-            known.status = S.COMPLETED
+            known.status, known.crashes = S.COMPLETED, 0  # of what is done nobody asks how it came to it
             return
         known.errors += 1
         if outcome != "cancelled before it began":
