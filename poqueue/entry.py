@@ -1,7 +1,7 @@
 """One task as the queue keeps it: a row until it first moves, then an Entry, and in the end, if it succeeds, a tuple again.
 
 What cannot change stands in a plain tuple of text, bytes and numbers, for at such a tuple the garbage collector looks once
-and not again (docs of gc.is_tracked): what waits, and what is done, costs its passes nothing, however much it is.
+or twice, and not again (docs of gc.is_tracked): what waits, and what is done, costs its passes nothing, however much it is.
 """
 
 from poqueue.hints import Any, Final
@@ -12,15 +12,24 @@ NewTask = tuple[str, str, bytes, int, int, float, float, str]
 group."""
 
 Row = tuple[str, str, bytes, int, int, float, float, str, int, float, float]
-"""The same of one that was added, and its rank, ready, created_at: as in an Entry."""
+"""The same of one that was added, and its rank, ready (monotonic seconds), created_at (UTC seconds)."""
 
-PO_NUMBER: Final = 1  # places in a row
+TASK_ID: Final = 0  # places in a row
+PO_NUMBER: Final = 1
 PRIORITY: Final = 3
+LIMITS: Final = {"max_retries": 4, "retry_delay": 5, "task_timeout": 6}
 RANK: Final = 8
-ROW_LENGTH: Final = 11
 
 Done = tuple[Any, ...]
 """A task that has succeeded: what Entry.done() gives."""
+
+
+def with_limits(row: Row, limits: dict[str, Any]) -> Row:
+    """The same task with other max_retries, retry_delay, task_timeout."""
+    fields: list[Any] = list(row)
+    for name, value in limits.items():
+        fields[LIMITS[name]] = value
+    return tuple(fields)
 
 
 class Entry:
@@ -31,35 +40,24 @@ class Entry:
         "attempt",
         "completed_at",
         "crashes",
-        "created_at",
         "error_history",
         "finished",
-        "group",
         "interruptions",
         "is_unwanted",
         "leased",
-        "max_retries",
-        "payload",
-        "po_number",
-        "priority",
-        "rank",
         "ready",
         "result",
         "retry_count",
-        "retry_delay",
+        "row",
         "status",
-        "task_id",
-        "task_timeout",
         "token",
         "was_retried",
         "worker_id",
     )
 
     def __init__(self, row: Row) -> None:
-        (
-            self.task_id, self.po_number, self.payload, self.priority, self.max_retries, self.retry_delay, self.task_timeout,
-            self.group, self.rank, self.ready, self.created_at,
-        ) = row  # fmt: skip
+        self.row = row  # whoever is in a hurry looks here, and not by the properties below
+        self.ready = row[9]
         self.status = PENDING
         self.attempt = 0
         self.retry_count = 0
@@ -76,31 +74,50 @@ class Entry:
         self.result: bytes | None = None
         self.error_history: tuple[dict[str, Any], ...] = ()  # records hold it too
 
-    def row(self) -> Row:
-        """What never changes, or is as the task was added with."""
-        return (
-            self.task_id, self.po_number, self.payload, self.priority, self.max_retries, self.retry_delay, self.task_timeout,
-            self.group, self.rank, self.ready, self.created_at,
-        )  # fmt: skip
+    @property
+    def task_id(self) -> str:
+        return self.row[TASK_ID]
+
+    @property
+    def po_number(self) -> str:
+        return self.row[PO_NUMBER]
+
+    @property
+    def max_retries(self) -> int:
+        return self.row[4]
+
+    @property
+    def retry_delay(self) -> float:
+        return self.row[5]
+
+    @property
+    def task_timeout(self) -> float:
+        return self.row[6]
+
+    @property
+    def group(self) -> str:
+        return self.row[7]
+
+    @property
+    def rank(self) -> int:
+        return self.row[RANK]
 
     def done(self) -> Done:
-        """All that is asked of a task that has succeeded; it begins as its row."""
+        """All that is asked of a task that has succeeded."""
         return (
-            self.task_id, self.po_number, self.payload, self.priority, self.max_retries, self.retry_delay, self.task_timeout,
-            self.group, self.rank, self.ready, self.created_at,
-            self.attempt, self.retry_count, self.interruptions, self.token, self.finished, self.worker_id,
+            self.row, self.attempt, self.retry_count, self.interruptions, self.token, self.finished, self.worker_id,
             self.assigned_at, self.completed_at, self.result, self.error_history,
         )  # fmt: skip
 
     @classmethod
     def of_done(cls, done: Done) -> "Entry":
         """The task as it was when it had succeeded."""
-        entry = cls(done[:ROW_LENGTH])
+        entry = cls(done[0])
         entry.status = COMPLETED
         (
-            entry.attempt, entry.retry_count, entry.interruptions, entry.token, entry.finished, entry.worker_id,
+            _, entry.attempt, entry.retry_count, entry.interruptions, entry.token, entry.finished, entry.worker_id,
             entry.assigned_at, entry.completed_at, entry.result, entry.error_history,
-        ) = done[ROW_LENGTH:]  # fmt: skip
+        ) = done  # fmt: skip
         return entry
 
     def record(self) -> TaskRecord:
@@ -109,9 +126,12 @@ class Entry:
 
     def packed(self, *, brings_data: bool = True) -> tuple[Any, ...]:
         """The record as a plain tuple; with an empty payload if nobody needs it."""
+        task_id, po_number, payload, priority, max_retries, retry_delay, task_timeout, group, _, _, created_at = (
+            self.row
+        )
         return (
-            self.task_id, self.payload if brings_data else b"", self.priority, self.status, self.attempt, self.retry_count,
-            self.max_retries, self.retry_delay, self.task_timeout, self.worker_id,
-            self.created_at, self.assigned_at, self.completed_at, self.result, self.error_history,
-            self.interruptions, self.po_number, self.group,
+            task_id, payload if brings_data else b"", priority, self.status, self.attempt, self.retry_count,
+            max_retries, retry_delay, task_timeout, self.worker_id,
+            created_at, self.assigned_at, self.completed_at, self.result, self.error_history,
+            self.interruptions, po_number, group,
         )  # fmt: skip

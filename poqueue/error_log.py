@@ -28,14 +28,14 @@ class ErrorLog:
         """One failed attempt, at a UTC time in seconds."""
         if error_type not in self._by_type and len(self._by_type) >= MAX_TYPES:
             error_type = OTHER
-        self.total += 1
-        self._by_type[error_type] += 1
         moment = time.gmtime(wall_time)
         self._latest[error_type] = {
             "last_message": message,
             "last_po_number": po_number,
             "last_at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", moment),
         }
+        self.total += 1
+        self._by_type[error_type] += 1  # after its latest, for a signal handler may ask for both in between
         hour = time.strftime("%Y-%m-%dT%H:00Z", moment)
         self._by_hour[hour] = self._by_hour.get(hour, 0) + 1
         if len(self._by_hour) > self._max_hours:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from itertools import chain, islice, repeat
 from operator import add
 
-from poqueue.entry import PO_NUMBER, Done, Entry, NewTask, Row
+from poqueue.entry import PO_NUMBER, RANK, Done, Entry, NewTask, Row, with_limits
 from poqueue.hints import Any, NamedTuple
 from poqueue.task import COMPLETED, PENDING, PROCESSING
 from poqueue.task import TaskStatus as S
@@ -64,8 +64,10 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._ranks)
 
-    def __iter__(self) -> Iterator[Entry]:
-        return self._of_ranks(list(self._ranks.values()))
+    def tasks(self, *, but_completed: bool = False) -> Iterator[Entry]:
+        """All of them, or those that have not succeeded, in the order in which they were added."""
+        passed_over = self._completed if but_completed else _NOTHING
+        return self._of_ranks([rank for rank in list(self._ranks.values()) if rank not in passed_over])
 
     def get(self, task_id: str) -> Entry | None:
         """The task with this id."""
@@ -79,12 +81,15 @@ class Ledger:
 
     def of_rank(self, rank: int) -> Entry | None:
         """The task with this rank."""
+        done = self._completed.get(rank)
+        if done is not None:  # it will stay there
+            return Entry.of_done(done)
         # by one call of C: a signal handler that works comes into none, and so it is in one of them or in none
-        pending, processing, completed, *others = map(dict.get, self._by_status.values(), repeat(rank))
+        pending, processing, done, *others = map(dict.get, self._by_status.values(), repeat(rank))
         if pending is not None:
             return pending if isinstance(pending, Entry) else Entry(pending)
-        if completed is not None:
-            return Entry.of_done(completed)
+        if done is not None:
+            return Entry.of_done(done)
         return processing or next(filter(None, others), None)
 
     def _of_ranks(self, ranks: Iterable[int]) -> Iterator[Entry]:
@@ -93,7 +98,7 @@ class Ledger:
     def row(self, rank: int) -> Row:
         """What never changes of a task that waits."""
         found = self.pending.get(rank) or self.retrying[rank]
-        return found.row() if isinstance(found, Entry) else found
+        return found.row if isinstance(found, Entry) else found
 
     def knows_any(self, ids: Iterable[str]) -> bool:
         """Whether one of these is the id of a task."""
@@ -166,7 +171,7 @@ class Ledger:
                 before = retrying
                 entry = retrying[rank]
             else:
-                raise AssertionError(f"task {rank}: it does not wait, and may not become {PROCESSING.name}")
+                raise self._cannot_run(rank)
             entry.token = token
             entry.worker_id = worker_id
             entry.leased = now
@@ -184,6 +189,10 @@ class Ledger:
             token += 1
         return leased, started, waited_s
 
+    def _cannot_run(self, rank: int) -> Exception:
+        entry = self.of_rank(rank)
+        return LookupError(f"no task has the rank {rank}") if entry is None else _no_arrow(entry, PROCESSING)
+
     def held_by(self, worker_id: str) -> dict[int, Entry]:
         """What a worker holds now, by token, in the order of the leases; not to be changed."""
         return self._held.get(worker_id, _NOTHING)
@@ -196,8 +205,8 @@ class Ledger:
     def held_since(self) -> dict[str, float]:
         """When each worker that holds leases now got the first of them, monotonic seconds."""
         # a signal handler may read in the middle of a step, where there is an empty one
-        held = ((worker_id, held) for worker_id, held in self._held.items() if held)
-        return {worker_id: min(entry.leased for entry in entries.values()) for worker_id, entries in held}
+        held = [(worker_id, list(held.values())) for worker_id, held in list(self._held.items())]
+        return {worker_id: min(entry.leased for entry in entries) for worker_id, entries in held if entries}
 
     def complete(self, entries: Sequence[Entry], now: float) -> None:
         """These tasks, all held by one worker, are done; `now` is remembered, for retention."""
@@ -207,7 +216,7 @@ class Ledger:
         for entry in entries:
             if entry.status is not PROCESSING:
                 raise _no_arrow(entry, COMPLETED)
-            rank = entry.rank
+            rank = entry.row[RANK]
             held.pop(entry.token, None)
             entry.finished = now
             done = entry.done()
@@ -241,36 +250,36 @@ class Ledger:
         if not tasks:
             self._by_worker.pop(worker_id, None)
 
-    def of_status(self, status: S) -> list[Entry]:
+    def of_status(self, status: S) -> Iterable[Entry]:
         """Tasks of one status, oldest move first."""
         found = list(self._by_status[status].values())
-        if status is PENDING:
-            return [one if isinstance(one, Entry) else Entry(one) for one in found]
-        return list(map(Entry.of_done, found)) if status is COMPLETED else found
+        if status is PENDING:  # each is made when it is asked for: thousands at once would wake the garbage collector
+            return (one if isinstance(one, Entry) else Entry(one) for one in found)
+        return map(Entry.of_done, found) if status is COMPLETED else found
 
-    def wake(self) -> list[Entry]:
-        """Tasks that have not succeeded, to be changed where they are."""
-        for rank, found in list(self.pending.items()):
-            if not isinstance(found, Entry):
-                self.pending[rank] = Entry(found)
-        return [entry for status in S if status is not COMPLETED for entry in self.of_status(status)]
+    def reconfigure(self, limits: dict[str, Any]) -> None:
+        """Give every task that has not succeeded other limits: max_retries, retry_delay, task_timeout."""
+        for status, tasks in self._by_status.items():
+            for rank, task in tasks.items() if status is not COMPLETED else ():
+                if isinstance(task, Entry):
+                    task.row = with_limits(task.row, limits)
+                else:
+                    tasks[rank] = with_limits(task, limits)
 
-    def of_worker(self, worker_id: str) -> list[Entry]:
+    def of_worker(self, worker_id: str) -> Iterator[Entry]:
         """Tasks that this worker runs, ran, or failed an attempt of."""
         try:
-            return list(self._of_ranks(list(self._by_worker.get(worker_id, _NOTHING))))
+            return self._of_ranks(list(self._by_worker.get(worker_id, _NOTHING)))
         except TypeError:  # likewise
-            return []
+            return iter(())
 
     def of_po(self, po_number: str | None) -> Entry | None:
         """The task of a PO number: a live one first, then the newest."""
         found = self._by_po.get(po_number) if po_number is not None else None
-        if found is None:
-            return None
-        if not isinstance(found, list):
-            return self.of_rank(found)
-        tasks = list(self._of_ranks(found))
-        return next((one for one in tasks if one.status not in TERMINAL), tasks[-1] if tasks else None)
+        if isinstance(found, list):
+            completed, failed = self._completed, self._by_status[S.FAILED]
+            found = next((rank for rank in found if rank not in completed and rank not in failed), found[-1])
+        return self.of_rank(found) if found is not None else None
 
     def clear(self, entry: Entry, *, may_still_run: bool) -> None:
         """Drop a task and count it as cleared; one that may still run is known to do so until take_cleared."""
@@ -298,8 +307,8 @@ class Ledger:
         first, last = start - self._expired, start - self._expired + limit
         if len(self._finished) != len(self._finished_at):  # a signal handler reads in the middle of a step
             return [], start
-        ranks, ends = list(islice(self._finished, first, last)), islice(self._finished_at, first, last)
-        ended = [self._ended(rank, at) for rank, at in zip(ranks, ends, strict=True)]
+        ranks, ends = list(islice(self._finished, first, last)), list(islice(self._finished_at, first, last))
+        ended = [self._ended(rank, at) for rank, at in zip(ranks, ends, strict=False)]
         return list(filter(None, ended)), start + len(ranks)
 
     @property

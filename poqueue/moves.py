@@ -7,7 +7,7 @@ decides, waits, tells anybody or looks at a clock; `now` is monotonic seconds, `
 from collections.abc import Collection, Sequence
 
 from poqueue.adaptive import AdaptiveTimeout
-from poqueue.entry import Entry, NewTask
+from poqueue.entry import PO_NUMBER, Entry, NewTask
 from poqueue.error_log import ErrorLog
 from poqueue.hints import Any
 from poqueue.ledger import Ledger
@@ -63,7 +63,7 @@ class Moves:
             if timeouts is not None:  # as measured: a limit is held against the clock, not what is stated
                 timeouts.note(entry.group, spent_s)
             entries.append(entry)
-            po_numbers.append(entry.po_number)
+            po_numbers.append(entry.row[PO_NUMBER])
             durations.append(stated_s or held_s)
         self._ledger.complete(entries, now)
         self._metrics.completed(entries[0].worker_id or "", worked_s, durations, now)
@@ -159,13 +159,13 @@ class Moves:
     def _put_back(self, entry: Entry) -> None:
         self._ledger.move(entry, PENDING)
         entry.worker_id, entry.token = None, 0
-        self._schedule.put_back(entry.row())
+        self._schedule.put_back(entry.row)
 
     def _wait(self, entry: Entry, due: float) -> None:
         entry.completed_at = entry.result = None
         self._ledger.move(entry, S.RETRY_PENDING)
         entry.ready = due
-        self._schedule.delay(entry.row(), due)
+        self._schedule.delay(entry.row, due)
 
     def _stop(self, entry: Entry, busy_s: float | None, now: float) -> int:
         self._note_worked(entry, busy_s, now)

@@ -5,11 +5,8 @@ import pickle
 from collections.abc import Collection, Iterable
 
 from poqueue import fast_json
-from poqueue.hints import TYPE_CHECKING, Any, NamedTuple
+from poqueue.hints import Any, NamedTuple
 from poqueue.task import UNOPENED, ProcessingTask, TaskRecord, TaskResult, instance
-
-if TYPE_CHECKING:
-    from poqueue.entry import Entry
 
 MAX_DURATION_S = 1e12
 
@@ -185,32 +182,27 @@ def thaw_result(blob: bytes) -> TaskResult:
     return TaskResult(*thaw(blob))
 
 
-def thaw_task(record: "TaskRecord | Entry") -> ProcessingTask:
-    """Open a record: a task that shares nothing with the queue. Its data and result are opened when somebody looks at them."""
+def thaw_task(record: tuple[Any, ...]) -> ProcessingTask:
+    """Open a TaskRecord, or a plain tuple of its fields: a task that shares nothing with the queue.
+
+    Its data and result are opened when somebody looks at them.
+    """
     task = ProcessingTask.__new__(ProcessingTask)
-    task.task_id = record.task_id
-    task.priority = record.priority
-    task.status = record.status
-    task.attempt = record.attempt
-    task.retry_count = record.retry_count
-    task.max_retries = record.max_retries
-    task.retry_delay = record.retry_delay
-    task.task_timeout = record.task_timeout
-    task.worker_id = record.worker_id
-    task.created_at = record.created_at
-    task.assigned_at = record.assigned_at
-    task.completed_at = record.completed_at
-    task.interruptions = record.interruptions
-    task.group = record.group
-    if payload := record.payload:
-        task._po_data, task._frozen_po_data = UNOPENED, [payload]
+    (
+        task.task_id, payload, task.priority, task.status, task.attempt, task.retry_count,
+        task.max_retries, task.retry_delay, task.task_timeout, task.worker_id,
+        task.created_at, task.assigned_at, task.completed_at, result, errors,
+        task.interruptions, po_number, task.group,
+    ) = record  # fmt: skip
+    if payload:
+        task._held_po_data, task._frozen_po_data = UNOPENED, [payload]
     else:
-        task._po_data = {"po_number": record.po_number}
-    if (result := record.result) is not None:
-        task._result, task._frozen_result = UNOPENED, [result]
+        task._held_po_data = {"po_number": po_number}
+    if result is not None:
+        task._held_result, task._frozen_result = UNOPENED, [result]
     else:
-        task._result = None
-    task.error_history = _copies(record.error_history) if record.error_history else []
+        task._held_result = None
+    task.error_history = _copies(errors) if errors else []
     return task
 
 

@@ -203,7 +203,7 @@ class _Reader:
         self.found.settings |= changes
         if waiting is not None:
             QueueConfig().changed(waiting)  # only to check them
-            reconfigure(self._ledger, waiting)
+            self._ledger.reconfigure(waiting)
 
     def _then(self, at: float) -> float:
         """A wall time as monotonic seconds of this boot; never after now."""
@@ -214,13 +214,6 @@ class _Reader:
         if self._is_this_boot and record.due is not None:
             return float(record.due)
         return self._then(record.at) + delay_s
-
-
-def reconfigure(ledger: Ledger, changes: dict[str, Any]) -> None:
-    """Give every task that has not ended, or failed, other limits: max_retries, retry_delay, task_timeout."""
-    for entry in ledger.wake():
-        for name, value in changes.items():
-            setattr(entry, name, value)
 
 
 def _check_json(blob: bytes) -> None:

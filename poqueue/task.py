@@ -95,12 +95,17 @@ class ProcessingTask(Fields):
         "task_id", "po_data", "priority", "status", "attempt", "retry_count", "max_retries", "retry_delay", "task_timeout",
         "worker_id", "created_at", "assigned_at", "completed_at", "result", "error_history", "interruptions", "group",
     )  # fmt: skip
-    _hidden = ("_po_data", "_result", "_frozen_po_data", "_frozen_result")  # no fields: equal tasks may differ in them
+    _hidden = (
+        "_held_po_data",
+        "_held_result",
+        "_frozen_po_data",
+        "_frozen_result",
+    )  # no fields: equal tasks may differ in them
     __slots__ = (*(name for name in _fields if name not in ("po_data", "result")), *_hidden)
     po_data: dict[str, Any]
     result: TaskResult | None
-    _po_data: Any  # UNOPENED as long as nobody has looked at it;
-    _result: Any
+    _held_po_data: Any  # UNOPENED as long as nobody has looked at it;
+    _held_result: Any
     _frozen_po_data: list[Any]  # then its bytes are here, and, once that was looked at, what they are opened
     _frozen_result: list[Any]
 
@@ -125,7 +130,7 @@ class ProcessingTask(Fields):
         group: str = "",
     ) -> None:
         self.task_id = task_id
-        self._po_data = {} if po_data is _NONE_GIVEN else po_data
+        self.po_data = {} if po_data is _NONE_GIVEN else po_data
         self.priority = priority
         self.status = status
         self.attempt = attempt
@@ -137,7 +142,7 @@ class ProcessingTask(Fields):
         self.created_at = created_at
         self.assigned_at = assigned_at
         self.completed_at = completed_at
-        self._result = result
+        self.result = result
         self.error_history = [] if error_history is _NONE_GIVEN else error_history
         self.interruptions = interruptions
         self.group = group
@@ -151,27 +156,29 @@ class ProcessingTask(Fields):
         # properties, for a __getattr__ would make Python 3.11 look for every other field the long way
         @property
         def po_data(self) -> Any:
-            if self._po_data is UNOPENED:
+            """The PO: a dict with at least `po_number`."""
+            if self._held_po_data is UNOPENED:
                 from poqueue.payload import thaw
 
-                self._po_data = _opened(self._frozen_po_data, thaw)
-            return self._po_data
+                self._held_po_data = _opened(self._frozen_po_data, thaw)
+            return self._held_po_data
 
         @po_data.setter
         def po_data(self, value: Any) -> None:
-            self._po_data = value
+            self._held_po_data = value
 
         @property
         def result(self) -> Any:
-            if self._result is UNOPENED:
+            """What its last attempt brought, if it has ended with a result."""
+            if self._held_result is UNOPENED:
                 from poqueue.payload import thaw_result
 
-                self._result = _opened(self._frozen_result, thaw_result)
-            return self._result
+                self._held_result = _opened(self._frozen_result, thaw_result)
+            return self._held_result
 
         @result.setter
         def result(self, value: Any) -> None:
-            self._result = value
+            self._held_result = value
 
         def __getstate__(self) -> tuple[Any, dict[str, Any]]:
             """What is pickled and copied: po_data and result opened, and not their bytes beside them."""

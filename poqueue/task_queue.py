@@ -40,7 +40,7 @@ from poqueue.config import (
     QueueConfig,
     check_delay_asked_for,
 )
-from poqueue.entry import Entry, NewTask
+from poqueue.entry import TASK_ID, Entry, NewTask
 from poqueue.error_log import ErrorLog, described
 from poqueue.errors import JournalError, QueueError, QueueFullError, TaskNotFoundError, WorkerMismatchError
 from poqueue.events import UNSET, EventDelivery, EventFeed, log_now
@@ -266,12 +266,10 @@ class TaskQueue:
                 leased = self._lease(worker_id, 1) if not self._may_not_lease(worker_id) else None
                 if not leased:
                     return None
-                if self._open is thaw_task:
-                    return thaw_task(leased[0])  # has what a record has
-                record = leased[0].record()
+                packed = leased[0].packed()
             finally:
                 change.is_open = change.is_broken = change.has_begun
-        return self._open(record)
+        return thaw_task(packed) if self._open is thaw_task else self._open(instance(TaskRecord, packed))
 
     def complete_task(self, task_id: str, worker_id: str, result: TaskResult) -> None:
         """End a task with its result: COMPLETED, or FAILED if `result.success` is False (no retry).
@@ -743,7 +741,7 @@ class TaskQueue:
         """What a report is built from, payloads and results unopened; whoever wants one can build it without the queue."""
         with self._lock:
             return ReportParts(
-                [e.record() for e in self._ledger if include_completed or e.status is not COMPLETED],
+                [entry.record() for entry in self._ledger.tasks(but_completed=not include_completed)],
                 self.get_queue_status(),
                 self.get_performance_metrics(),
                 self.get_error_summary(),
@@ -786,8 +784,6 @@ class TaskQueue:
         Raises:
             ValueError: a value is invalid; nothing was changed.
         """
-        from poqueue.replay import reconfigure  # before anything is changed: an import may fail
-
         given = {"max_retries": max_retries, "retry_delay": retry_delay, "task_timeout": task_timeout}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with self._lock, self._change:
@@ -795,7 +791,7 @@ class TaskQueue:
             line = json.dumps({"waiting": changes})
             self._write([Record(Kind.CONFIGURED, None, None, self._wall_clock(), error=line)])
             self._change.has_begun = True
-            reconfigure(self._ledger, changes)
+            self._ledger.reconfigure(changes)
 
     def optimize_for_workload(
         self, expected_task_count: int, average_task_duration: float, worker_count: int
@@ -1058,13 +1054,14 @@ class TaskQueue:
     def _lease_many(self, worker_id: str, limit: int, decisions: Decisions | None = None) -> list[tuple[Any, ...]]:
         """Leases, packed."""
         timeouts = self._timeouts
-        return [
-            (
-                entry.task_id, entry.token, entry.attempt, entry.attempt + entry.max_retries - entry.retry_count,
-                entry.task_timeout if timeouts is None else _limit_s(entry, timeouts), entry.po_number, entry.payload,
-            )
-            for entry in self._lease(worker_id, limit, decisions)
-        ]  # fmt: skip
+        leases = []
+        for entry in self._lease(worker_id, limit, decisions):
+            task_id, po_number, payload, _, max_retries, _, timeout, *_ = entry.row
+            limit_s = timeout if timeouts is None else _limit_s(entry, timeouts)
+            attempt = entry.attempt
+            most = attempt + max_retries - entry.retry_count
+            leases.append((task_id, entry.token, attempt, most, limit_s, po_number, payload))
+        return leases
 
     def _let_go(self, worker_id: str, keeps: Collection[int]) -> None:
         """Of what was cleared while it ran, a worker has nothing any more but these leases."""
@@ -1100,7 +1097,7 @@ class TaskQueue:
                 check_report(report)  # what comes from a worker is nearly always as above
             token = report[1]
             entry = held.get(token)
-            if entry is None or entry.task_id != report[0]:
+            if entry is None or entry.row[TASK_ID] != report[0]:
                 text = "report of %s on task %s came too late; ignored"
                 self._delivery.log(logging.INFO, text, worker_id, report[0])
                 continue
@@ -1275,7 +1272,7 @@ class TaskQueue:
             raise JournalError(f"{journal.path}: the journal's settings cannot be taken up: {error}") from None
         ledger = self._ledger
         self._schedule.rebuild(
-            map(ledger.row, ledger.pending), [(entry.ready, entry.row()) for entry in ledger.retrying.values()],
+            map(ledger.row, ledger.pending), [(entry.ready, entry.row) for entry in ledger.retrying.values()],
             [entry.po_number for entry in ledger.processing.values()],
         )  # fmt: skip
         self._empty_is_news = not self._ledger.is_idle

@@ -122,7 +122,7 @@ MUTANTS = {
     "a pending task is queued twice": Mutant(
         "task_queue.py",
         "if entry.status in (PENDING, S.RETRY_PENDING):\n",
-        "if entry.status in (PENDING, S.RETRY_PENDING):\n            self._schedule.put_back(entry.row())\n",
+        "if entry.status in (PENDING, S.RETRY_PENDING):\n            self._schedule.put_back(entry.row)\n",
         "test_retrying.py::test_the_retry_of_a_pending_task_is_granted_and_changes_nothing",
     ),
     "new settings reach old tasks": Mutant(
@@ -151,8 +151,8 @@ MUTANTS = {
     ),
     "the oldest of a number is found": Mutant(
         "ledger.py",
-        "tasks[-1] if tasks",
-        "tasks[0] if tasks",
+        "found[-1]",
+        "found[0]",
         "test_finding.py::test_of_finished_tasks_of_a_number_the_newest_is_found",
     ),
     "forgetting lowers the counters": Mutant(

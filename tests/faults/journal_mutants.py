@@ -15,7 +15,7 @@ from poqueue import journal as journal_module
 from poqueue import payload as payload_module
 from poqueue import replay as replay_module
 from poqueue import task_queue as queue_module
-from poqueue.entry import PRIORITY, Entry, Row
+from poqueue.entry import PRIORITY, Entry, Row, with_limits
 from poqueue.halt import HaltPolicy
 from poqueue.journal import Journal
 from poqueue.ledger import Ledger
@@ -102,11 +102,12 @@ def _miscounted(move: Any) -> Any:
 
 def _one_attempt_more(failed_attempt: Any) -> Any:
     def mutant(entry: Entry, *args: Any) -> Verdict:
-        entry.max_retries += 1
+        row = entry.row
+        entry.row = with_limits(row, {"max_retries": entry.max_retries + 1})
         try:
             verdict: Verdict = failed_attempt(entry, *args)
         finally:
-            entry.max_retries -= 1
+            entry.row = row
         return verdict
 
     return mutant

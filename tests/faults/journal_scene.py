@@ -46,7 +46,7 @@ def token_of(queue: TaskQueue, task_id: str) -> int:
 
 
 def entries(queue: TaskQueue) -> list[Entry]:
-    return list(queue._ledger)
+    return list(queue._ledger.tasks())
 
 
 def snapshot(queue: TaskQueue) -> dict[str, Any]:

@@ -283,7 +283,7 @@ def test_a_task_that_failed_long_ago_may_be_wanted_again_though_less_is_kept_now
         counts = queue.get_queue_status()
 
     with closing(open_queue(path, clock, retention_s=1.0)) as again:
-        assert [entry.task_id for entry in again._ledger] == ["Again"]
+        assert [entry.task_id for entry in again._ledger.tasks()] == ["Again"]
         assert status_of(again, "Again") is S.RETRY_PENDING
         assert again.get_queue_status() == counts
 
@@ -559,7 +559,7 @@ def test_a_due_retry_makes_no_waiting_worker_spin_until_the_next_start(path: Pat
         a_due_retry(queue, clock)
         queue.add_task(task("B"), 1)
         assert lease(queue) == "B"
-        queue._schedule.delay(queue._ledger.get("A").row(), clock())  # type: ignore[union-attr]  # due, and not looked at yet
+        queue._schedule.delay(queue._ledger.get("A").row, clock())  # type: ignore[union-attr]  # due, and not looked at yet
 
         assert queue._waiting_time_s(5.0) == 3.0
         assert queue._waiting_time_s(1.0) == 1.0
@@ -853,7 +853,7 @@ def test_what_is_told_after_a_fork_is_in_the_file_whatever_the_child_does(path: 
 
     assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
     with closing(open_queue(path, clock)) as again:
-        assert [entry.task_id for entry in again._ledger] == ["A", "B"]
+        assert [entry.task_id for entry in again._ledger.tasks()] == ["A", "B"]
 
 
 def test_in_a_forked_child_a_journal_is_refused_to_everybody(queue: TaskQueue, path: Path, tmp_path: Path) -> None:
@@ -891,7 +891,7 @@ def test_a_manager_that_is_forked_beside_an_open_journal_has_its_own(
     queue.add_task(task("C"))
 
     with closing(after_a_crash(queue, tmp_path / "crash", clock)) as again:
-        assert [entry.task_id for entry in again._ledger] == ["B", "C"]
+        assert [entry.task_id for entry in again._ledger.tasks()] == ["B", "C"]
 
 
 # ── killed ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1614,7 +1614,7 @@ def test_through_a_manager_the_same_is_refused_and_the_rest_survives(tmp_path: P
 def test_a_frozen_value_that_is_no_json_is_refused_as_well(queue: TaskQueue) -> None:
     with closing(TaskQueue()) as plain:
         plain.add_task(task("A"))
-        payload = plain._ledger.get("A").payload  # type: ignore[union-attr]
+        payload = plain._ledger.get("A").record().payload  # type: ignore[union-attr]
     number, pickled = freeze_po({"po_number": "A"})
     assert pickled[:1] == payload[:1] != b"{"
 
