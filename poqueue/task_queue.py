@@ -1056,11 +1056,11 @@ class TaskQueue:
         timeouts = self._timeouts
         leases = []
         for entry in self._lease(worker_id, limit, decisions):
-            task_id, po_number, payload, _, max_retries, _, timeout, *_ = entry.row
-            limit_s = timeout if timeouts is None else _limit_s(entry, timeouts)
-            attempt = entry.attempt
-            most = attempt + max_retries - entry.retry_count
-            leases.append((task_id, entry.token, attempt, most, limit_s, po_number, payload))
+            task_id, po_number, payload, _, retries, _, timeout_s, _, _, _, _ = entry.row
+            most = entry.attempt + retries - entry.retry_count
+            if timeouts is not None:
+                timeout_s = _limit_s(entry, timeouts)
+            leases.append((task_id, entry.token, entry.attempt, most, timeout_s, po_number, payload))
         return leases
 
     def _let_go(self, worker_id: str, keeps: Collection[int]) -> None:
@@ -1087,25 +1087,24 @@ class TaskQueue:
         told: dict[int, None] = {}
         ends: list[End] = []
         verdicts: list[Verdict] = []
+        report: Any  # as it comes from another process
         for report in reports:
-            if (
-                type(report) not in _SHORT
-                or len(report) != 4
-                or type(report[0]) is not str
-                or type(report[1]) is not int
-            ):
-                check_report(report)  # what comes from a worker is nearly always as above
-            token = report[1]
+            if type(report) in _SHORT and len(report) == 4:  # as nearly all are that come from workers
+                task_id, token, seconds, payload = report
+            else:
+                check_report(report)
+                task_id, token, seconds, payload = report[:4]
+            if type(task_id) is not str or type(token) is not int:
+                check_report(report)
             entry = held.get(token)
-            if entry is None or entry.row[TASK_ID] != report[0]:
+            if entry is None or entry.row[TASK_ID] != task_id:
                 text = "report of %s on task %s came too late; ignored"
-                self._delivery.log(logging.INFO, text, worker_id, report[0])
+                self._delivery.log(logging.INFO, text, worker_id, task_id)
                 continue
             if token in told:
                 continue
             told[token] = None
             if len(report) == 4:
-                _, _, seconds, payload = report
                 if type(seconds) is not float or not 0.0 <= seconds <= MAX_DURATION_S:
                     check_attempt_seconds(token, seconds)
                 if needs_json or type(payload) is not bytes:
