@@ -12,11 +12,12 @@ from poqueue.payload import freeze_po, is_duration, is_json
 from poqueue.task import DEFAULT_PRIORITY, ProcessingTask, Report
 
 _WHOLE = frozenset({int})
+_FROZEN = frozenset({FrozenTask, tuple})  # a plain one comes from a client
 
 
-def admit(task: ProcessingTask | FrozenTask, priority: int, config: QueueConfig, needs_json: bool) -> NewTask:
-    """A new task as the queue takes it, with the settings that it does not bring itself."""
-    if type(task) is FrozenTask:
+def admit(task: Any, priority: int, config: QueueConfig, needs_json: bool) -> NewTask:
+    """A ProcessingTask, or FrozenTask, as the queue takes it, with the settings that it does not bring itself."""
+    if type(task) in _FROZEN and len(task) == 8:
         task_id, po_number, payload, own_priority, retries, delay, timeout, group = task
         _check_frozen(po_number, payload, needs_json)
     elif isinstance(task, ProcessingTask):

@@ -86,12 +86,8 @@ def _unpack_report(packed: tuple[Any, ...]) -> Report:
     return Report(task_id, token, seconds, None if told is None else FrozenResult._make(told), *rest)
 
 
-def _unpack_adding(tasks: Any, *rest: Any) -> tuple[Any, ...]:
-    return [instance(FrozenTask, one) if type(one) is tuple and len(one) == 8 else one for one in tasks], *rest
-
-
 def _unpack_exchange(worker_id: Any, reports: Any = (), *rest: Any) -> tuple[Any, ...]:
-    """A Success is left a plain tuple: the queue takes it by its length, and there are hundreds of them."""
+    """A Success is left a plain tuple, as new tasks are: the queue takes it by its length, and there are hundreds of them."""
     return (
         worker_id,
         [one if type(one) is not tuple or len(one) == 4 else _unpack_report(one) for one in reports],
@@ -103,8 +99,5 @@ def _pack_parts(parts: ReportParts) -> tuple[Any, ...]:
     return [tuple(record) for record in parts.records], *parts[1:]
 
 
-UNPACK_REQUEST: dict[str, Callable[..., tuple[Any, ...]]] = {
-    "add_tasks": _unpack_adding,
-    "exchange_packed": _unpack_exchange,
-}
+UNPACK_REQUEST: dict[str, Callable[..., tuple[Any, ...]]] = {"exchange_packed": _unpack_exchange}
 PACK_ANSWER: dict[str, Callable[[Any], Any]] = {"get_report_parts": _pack_parts}
