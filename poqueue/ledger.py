@@ -276,10 +276,12 @@ class Ledger:
     def of_po(self, po_number: str | None) -> Entry | None:
         """The task of a PO number: a live one first, then the newest."""
         found = self._by_po.get(po_number) if po_number is not None else None
-        if isinstance(found, list):
-            completed, failed = self._completed, self._by_status[S.FAILED]
-            found = next((rank for rank in found if rank not in completed and rank not in failed), found[-1])
-        return self.of_rank(found) if found is not None else None
+        if not isinstance(found, list):
+            return self.of_rank(found) if found is not None else None
+        completed, failed = self._completed, self._by_status[S.FAILED]
+        best = next((rank for rank in found if rank not in completed and rank not in failed), found[-1])
+        # a signal handler may drop that one before it is looked at
+        return self.of_rank(best) or next(self._of_ranks(list(found)), None)
 
     def clear(self, entry: Entry, *, may_still_run: bool) -> None:
         """Drop a task and count it as cleared; one that may still run is known to do so until take_cleared."""
@@ -304,7 +306,8 @@ class Ledger:
     def finished(self, start: int, limit: int) -> tuple[list[Entry], int]:
         """Tasks that have ended, in the order of their ends, from a place in that order; and the place to go on from."""
         start = max(start, self._expired)
-        first, last = start - self._expired, start - self._expired + limit
+        first = max(0, start - self._expired)  # a signal handler may let more expire in between
+        last = first + limit
         if len(self._finished) != len(self._finished_at):  # a signal handler reads in the middle of a step
             return [], start
         ranks, ends = list(islice(self._finished, first, last)), list(islice(self._finished_at, first, last))

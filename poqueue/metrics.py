@@ -203,10 +203,9 @@ class Metrics:
         Args:
             held_since: when each worker that holds leases now got the first of them; those held ahead overlap.
         """
-        there = self._workers | {
-            worker_id: worker for worker_id, worker in self._gone.items() if worker_id in held_since
-        }
-        shares = {worker_id: _share(worker, worker.last, None) for worker_id, worker in self._gone.items()}
+        gone = self._gone.copy()  # a signal handler may let a worker go meanwhile
+        there = self._workers | {worker_id: worker for worker_id, worker in gone.items() if worker_id in held_since}
+        shares = {worker_id: _share(worker, worker.last, None) for worker_id, worker in gone.items()}
         return shares | {
             worker_id: _share(worker, now, held_since.get(worker_id)) for worker_id, worker in there.items()
         }

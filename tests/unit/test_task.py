@@ -51,6 +51,21 @@ def test_an_error_that_is_being_noted_is_in_the_summary_whole_or_not_at_all() ->
     assert [each["last_message"] for each in summaries[0]["most_common_errors"]] == ["took too long"]
 
 
+def test_a_task_that_a_signal_handler_drops_while_one_of_its_number_is_looked_for_does_not_hide_the_others() -> None:
+    queue = TaskQueue()
+    ids = [queue.add_task(ProcessingTask(po_data={"po_number": "4711"})) for _ in range(3)]
+
+    class Interrupted(dict[int, Any]):
+        def __contains__(self, rank: object) -> bool:
+            queue.drop_tasks(ids[:1])
+            return super().__contains__(rank)
+
+    queue._ledger._completed = Interrupted()
+    found = queue.find_task(po_number="4711")
+
+    assert found is not None and found.task_id in ids[1:]
+
+
 @pytest.mark.parametrize("live", [0, 999])
 def test_of_many_tasks_of_one_number_the_one_that_is_found_is_made_alone(
     live: int, monkeypatch: pytest.MonkeyPatch
