@@ -130,7 +130,11 @@ class ProcessingTask(Fields):
         group: str = "",
     ) -> None:
         self.task_id = task_id
-        self.po_data = {} if po_data is _NONE_GIVEN else po_data
+        data = {} if po_data is _NONE_GIVEN else po_data
+        if type(self) is ProcessingTask:
+            self._held_po_data, self._held_result = data, result
+        else:  # a program's own class may have something else in the place of these properties
+            self.po_data, self.result = data, result
         self.priority = priority
         self.status = status
         self.attempt = attempt
@@ -142,7 +146,6 @@ class ProcessingTask(Fields):
         self.created_at = created_at
         self.assigned_at = assigned_at
         self.completed_at = completed_at
-        self.result = result
         self.error_history = [] if error_history is _NONE_GIVEN else error_history
         self.interruptions = interruptions
         self.group = group

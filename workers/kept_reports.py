@@ -34,6 +34,7 @@ HALF_BYTES = 65_536
 KEPT_BYTES = 2 * HALF_BYTES
 _WORD = struct.Struct("@Q")
 _HEAD = struct.Struct("@QQ")  # length, checksum of what follows
+_WORD_BYTES, _HEAD_BYTES = _WORD.size, _HEAD.size  # a struct's own attribute is looked for anew each time
 _NOT_OURS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)  # what junk raises
 _FACTS = struct.Struct("@QdQ")  # token, seconds, length of the id
 _ROOM = 15  # behind a record, for zero as the length of none
@@ -49,7 +50,7 @@ class ReportKeeper:
         self._has_lines = [False, False]
         self._emptied = [0, 0]
         self._filled = 0  # which half is
-        self._next = [_WORD.size, HALF_BYTES + _WORD.size]  # where the next record of each half goes,
+        self._next = [_WORD_BYTES, HALF_BYTES + _WORD_BYTES]  # where the next record of each half goes,
         self._limits = (HALF_BYTES, 2 * HALF_BYTES)  # and where the half ends
 
     def keep(self, report: Report | Success) -> bool:
@@ -67,11 +68,11 @@ class ReportKeeper:
         name, half = task_id.encode("utf-8", "surrogatepass"), self._filled
         body = _FACTS.pack(token, seconds, len(name)) + name + payload
         start = self._next[half]
-        end = start + _HEAD.size + len(body)
+        end = start + _HEAD_BYTES + len(body)
         if end + _ROOM > self._limits[half]:
             told = (True, seconds, None) if len(report) == 4 else report.result[:3]
             return self._keep_line(Report(task_id, token, seconds), told, payload)
-        self._map[start + _WORD.size : end] = _WORD.pack(crc32(body)) + body
+        self._map[start + _WORD_BYTES : end] = _WORD.pack(crc32(body)) + body
         _WORD.pack_into(self._map, start, end - start)
         self._next[half] = (end + 7) & -8
         return True
@@ -93,7 +94,7 @@ class ReportKeeper:
 
     def _empty(self, half: int) -> None:
         start = half * HALF_BYTES
-        first = start + _WORD.size
+        first = start + _WORD_BYTES
         if self._next[half] == first and not self._has_lines[half]:
             return
         self._emptied[half] += 1
@@ -143,19 +144,19 @@ def read_kept(folder: StrPath) -> list[Report]:
 def _read_half(kept: mmap.mmap, start: int) -> bytes:
     """As it was at some moment: records that an emptied half is filled with anew would lie across those of before."""
     while True:
-        before = kept[start : start + _WORD.size]
+        before = kept[start : start + _WORD_BYTES]
         half = kept[start : start + HALF_BYTES]
-        if kept[start : start + _WORD.size] == before:
+        if kept[start : start + _WORD_BYTES] == before:
             return half
 
 
 def _records(half: bytes) -> Iterator[Report]:
-    start = _WORD.size
-    while start + _HEAD.size <= HALF_BYTES:
+    start = _WORD_BYTES
+    while start + _HEAD_BYTES <= HALF_BYTES:
         length, checksum = _HEAD.unpack_from(half, start)
         if not length:
             return
-        body = half[start + _HEAD.size : start + length]
+        body = half[start + _HEAD_BYTES : start + length]
         if crc32(body) == checksum and len(body) >= _FACTS.size:
             with suppress(*_NOT_OURS):
                 token, seconds, id_length = _FACTS.unpack_from(body)

@@ -31,7 +31,8 @@ from workers.kept_reports import KEPT_BYTES, KEPT_FILE, REPORT_FILES, ReportKeep
 logger = logging.getLogger(__name__)
 
 _STATUS = struct.Struct("<QQQddQ160s64sQ")
-_STATUS_BYTES = 2 * _STATUS.size + 1  # two places, and the one byte whose last bit says which of them holds
+_PLACE_BYTES = _STATUS.size  # a struct's own attribute is looked for anew each time
+_STATUS_BYTES = 2 * _PLACE_BYTES + 1  # two places, and the one byte whose last bit says which of them holds
 _NO_LEASE = Lease("", 0, 0, 0, 0.0, "", b"")
 MAX_LINE_CHARS = 10_000
 MAX_LINE_BYTES = 1_000_000
@@ -113,7 +114,7 @@ class Usage(NamedTuple):
 
 
 def _read_status(status: mmap.mmap) -> tuple[Any, ...]:
-    return _STATUS.unpack_from(status, (status[_STATUS_BYTES - 1] & 1) * _STATUS.size)
+    return _STATUS.unpack_from(status, (status[_STATUS_BYTES - 1] & 1) * _PLACE_BYTES)
 
 
 class WorkerWriter:
@@ -145,7 +146,7 @@ class WorkerWriter:
         task_id, token, attempt, _, _, po_number, _ = lease
         self._turn = turn = (self._turn + 1) & 255
         _STATUS.pack_into(
-            self._map, (turn & 1) * _STATUS.size,
+            self._map, (turn & 1) * _PLACE_BYTES,
             token, self._phase, attempt, started, task_timeout, self._output_end,
             po_number.encode("utf-8", "replace"), task_id.encode("utf-8", "replace"), token,
         )  # fmt: skip
