@@ -95,12 +95,8 @@ class ProcessingTask(Fields):
         "task_id", "po_data", "priority", "status", "attempt", "retry_count", "max_retries", "retry_delay", "task_timeout",
         "worker_id", "created_at", "assigned_at", "completed_at", "result", "error_history", "interruptions", "group",
     )  # fmt: skip
-    _hidden = (
-        "_held_po_data",
-        "_held_result",
-        "_frozen_po_data",
-        "_frozen_result",
-    )  # no fields: equal tasks may differ in them
+    # no fields: equal tasks may differ in them
+    _hidden = ("_held_po_data", "_held_result", "_frozen_po_data", "_frozen_result")
     __slots__ = (*(name for name in _fields if name not in ("po_data", "result")), *_hidden)
     po_data: dict[str, Any]
     result: TaskResult | None

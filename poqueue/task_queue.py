@@ -152,6 +152,7 @@ class TaskQueue:
             queue_size_limit, max_retry_delay, retry_jitter, retention_s, start_delay,
             timeout_share, timeout_floor,
         )  # fmt: skip
+        # called by a local name where each PO passes: like a method, Python 3.11 would look for them the long way
         self._clock = clock
         self._wall_clock = wall_clock
         self._open = open_task
@@ -172,9 +173,7 @@ class TaskQueue:
         self._halt = HaltPolicy()
         self._next_start = 0.0
         self._empty_is_news = False  # on_queue_empty is due at the next drain
-        self._full_was_told = (
-            ""  # what on_queue_full has fired for since there was room: TOO_MANY at once, FULL, or nothing
-        )
+        self._full_was_told = ""  # what on_queue_full has fired for since there was room: TOO_MANY, FULL, or nothing
         self._retired: set[str] = set()
         self._turns: dict[str, int] = {}  # the latest exchange of each worker
         self._ensure_thread_safety()

@@ -7,7 +7,8 @@ from typing import TypeVar
 import pytest
 
 from poqueue.entry import NewTask
-from poqueue.ledger import Ledger
+from poqueue.ledger import TRANSITIONS, Ledger
+from poqueue.task import TaskStatus as S
 
 T = TypeVar("T")
 
@@ -73,3 +74,27 @@ def test_the_counts_agree_with_each_other_in_the_middle_of_a_step() -> None:
     ledger.complete(Looked(entries), now=1.0)
 
     assert sums == [0] * 9
+
+
+@pytest.mark.parametrize("status", S)
+def test_a_lease_follows_the_table_of_arrows_and_no_other(status: S) -> None:
+    ledger = Ledger()
+    ledger.add([new_task(1)], 1, 0.0, 0.0)
+    if status is not S.PENDING:
+        [entry], *_ = ledger.lease([1], 1, "w1", 0.0, 0.0)
+        if status is S.COMPLETED:
+            ledger.complete([entry], now=1.0)
+        elif status is not S.PROCESSING:
+            ledger.move(entry, status, 1.0)
+
+    if S.PROCESSING in TRANSITIONS[status]:
+        ledger.lease([1], 2, "w2", 2.0, 2.0)
+        assert list(ledger.held_by("w2")) == [2]
+    else:
+        with pytest.raises(AssertionError, match=f"{status.name} may not become PROCESSING"):
+            ledger.lease([1], 2, "w2", 2.0, 2.0)
+
+
+def test_the_lease_of_a_task_that_is_not_there_says_so() -> None:
+    with pytest.raises(LookupError, match="no task has the rank 5"):
+        Ledger().lease([5], 1, "w1", 0.0, 0.0)
