@@ -15,7 +15,16 @@ from poqueue.error_log import described
 from poqueue.errors import CallTimeoutError, ManagerLostError, PoqueueError
 from poqueue.events import SILENCE_S, UNSET, HandlerSet
 from poqueue.hints import Any
-from poqueue.packing import FrozenTask, PackedGrant, pack_reports, pack_task, unpack_events, unpack_grant, unpack_parts
+from poqueue.packing import (
+    FrozenTask,
+    PackedEvents,
+    PackedGrant,
+    pack_reports,
+    pack_task,
+    unpack_events,
+    unpack_grant,
+    unpack_parts,
+)
 from poqueue.payload import freeze_result, thaw_task
 from poqueue.task import (
     DEFAULT_PRIORITY,
@@ -332,8 +341,8 @@ class QueueClient:
 
     def read_events_packed(
         self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0, gather_s: float = 0.0
-    ) -> list[tuple[Any, ...]]:
-        events: list[tuple[Any, ...]] = self.call("read_events_packed", reader, after, limit, wait_s, gather_s)
+    ) -> PackedEvents:
+        events: PackedEvents = self.call("read_events_packed", reader, after, limit, wait_s, gather_s)
         return events
 
     def close_events(self, reader: int) -> None:

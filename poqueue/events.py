@@ -10,11 +10,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import groupby, islice
 
-from poqueue.entry import Entry
+from poqueue.entry import Done, Entry, columns_of
 from poqueue.errors import QueueError
-from poqueue.hints import Any
+from poqueue.hints import Any, NamedTuple
+from poqueue.packing import PackedEvents
 from poqueue.payload import thaw_task
 from poqueue.task import TaskRecord
 
@@ -27,7 +28,7 @@ HANDLER_NAMES = {
     "empty": "on_queue_empty",
     "full": "on_queue_full",
 }
-ENDS_OF_ATTEMPTS = frozenset({"completed", "failed", "retry"})  # they come by the thousand
+ENDS_OF_ATTEMPTS = frozenset({"failed", "retry"})  # they may come by the thousand, as "completed" does
 UNSET: Any = object()  # an argument that was left out, where None means something
 MAX_UNDELIVERED = 10_000
 MAX_FEED = 200_000
@@ -139,6 +140,14 @@ def log_now(level: int, text: str, *arguments: object) -> None:
         logger.debug("a log line was refused", exc_info=True)
 
 
+class _Told(NamedTuple):
+    """An event but the end of a task that succeeded; the task packed, as it was then."""
+
+    kind: str
+    record: tuple[Any, ...] | None
+    error: str
+
+
 class EventFeed:
     """The latest events by number, for readers in other processes; kept only while somebody reads, and until all have.
 
@@ -152,7 +161,7 @@ class EventFeed:
         self.view: Any = None  # and what else there is for them to see
         self.last = 0
         self.last_urgent = 0
-        self._events: deque[tuple[str, Entry | tuple[Any, ...] | None, str]] = deque(maxlen=MAX_FEED)
+        self._events: deque[Done | _Told] = deque(maxlen=MAX_FEED)  # a Done is what the ledger has of it
         self._read_to: dict[int, int] = {}
         self._read_by: dict[int, int] = {}  # the thread that read last,
         self._read_at: dict[int, float] = {}  # and when
@@ -182,19 +191,21 @@ class EventFeed:
         self.is_read = bool(self._read_to)
         self._let_go()
 
-    def note(self, kind: str, entries: Sequence[Entry | None], error: str) -> bool:
-        """Keep events, each with its task as it is now; True if readers are to hear of them at once."""
-        if kind == "completed":  # it never changes any more, and its record can wait until somebody reads it
-            self._events.extend([(kind, entry, error) for entry in entries])
-        else:
-            self._events.extend([(kind, entry and entry.packed(), error) for entry in entries])
-        self.last += len(entries)
+    def note_done(self, done: Sequence[Done]) -> None:
+        """Keep "completed" of these tasks; nobody is to hear of them at once."""
+        self._events.extend(done)
+        self.last += len(done)
+
+    def note(self, kind: str, entry: Entry | None, error: str) -> bool:
+        """Keep any other event, with its task as it is now; True if readers are to hear of it at once."""
+        self._events.append(_Told(kind, None if entry is None else entry.packed(), error))
+        self.last += 1
         if kind in ENDS_OF_ATTEMPTS:
             return False
         self.last_urgent = self.last
         return True
 
-    def read(self, reader: int, after: int, limit: int) -> list[tuple[Any, ...]]:
+    def read(self, reader: int, after: int, limit: int) -> PackedEvents:
         """Up to `limit` events with numbers above `after`, packed, oldest first; a gap means that some were dropped.
 
         Raises:
@@ -204,12 +215,16 @@ class EventFeed:
         brings_data = reader not in self._without_data
         events = self._events
         first = self.last - len(events) + 1
-        start = max(first, after + 1)
-        wanted = islice(events, start - first, start - first + limit)
-        return [
-            (number, kind, task.packed(brings_data=brings_data) if type(task) is Entry else task, error)
-            for number, (kind, task, error) in enumerate(wanted, start)
-        ]
+        number = max(first, after + 1)
+        packed: PackedEvents = []
+        for kind, group in groupby(list(islice(events, number - first, number - first + limit)), type):
+            alike: list[Any] = list(group)
+            if kind is _Told:
+                packed += [(number, *told) for number, told in enumerate(alike, number)]
+            else:
+                packed.append((number, "completed", columns_of(alike, brings_data=brings_data), ""))
+            number += len(alike)
+        return packed
 
     def release(self, reader: int, up_to: int, now: float) -> None:
         """This reader has seen events up to a number; what all have seen is let go. Errors as in read."""

@@ -3,11 +3,12 @@ than instances of a class. Whoever sends packs, whoever receives unpacks; both e
 
     add_tasks           list of tasks   ──► list of tuples
     exchange_packed     list of reports ──► list of tuples;     Grant ◄── (list of tuples, stop, left)
-    read_events_packed                                          list of events ◄── list of tuples
+    read_events_packed                                          list of events ◄── runs of them, their records as columns
     get_report_parts                                            ReportParts ◄── tuple, its records as tuples
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, count, repeat
 
 from poqueue.hints import Any, NamedTuple
 from poqueue.payload import FrozenResult, freeze_po
@@ -67,12 +68,33 @@ def unpack_grant(answer: PackedGrant) -> Grant:
     return Grant([instance(Lease, lease) for lease in leases], stop, left)
 
 
-def unpack_events(answer: list[tuple[Any, ...]]) -> list[Event]:
+PackedEvents = list[tuple[int, str, Any, str]]
+"""Event by event, its task a plain tuple or None; but of neighbours that are "completed" the first one's number, and the
+tasks of all as columns (poqueue.entry).
+"""
+
+
+def unpack_events(answer: PackedEvents) -> list[Event]:
     """The answer to read_events."""
-    return [
-        instance(Event, (number, kind, record and instance(TaskRecord, record), error))
-        for number, kind, record, error in answer
-    ]
+    return list(chain.from_iterable(map(unpack_run, answer)))
+
+
+def unpack_run(run: tuple[int, str, Any, str]) -> Iterator[Event]:
+    """One item of it: an event, or many that are "completed"; each is made when its turn comes."""
+    first, kind, task, error = run
+    records: Iterable[TaskRecord | None]
+    if kind == "completed":
+        fields = [column if len(column) > 1 else repeat(column[0], len(task[0])) for column in task]
+        records = map(instance, repeat(TaskRecord), zip(*fields, strict=True))
+    else:
+        records = (task and instance(TaskRecord, task),)
+    return map(instance, repeat(Event), zip(count(first), repeat(kind), records, repeat(error)))
+
+
+def last_number(answer: PackedEvents) -> int:
+    """That of the last event in an answer that is not empty."""
+    first, kind, task, _ = answer[-1]
+    return first + len(task[0]) - 1 if kind == "completed" else first
 
 
 def unpack_parts(answer: tuple[Any, ...]) -> ReportParts:

@@ -40,7 +40,7 @@ from poqueue.config import (
     QueueConfig,
     check_delay_asked_for,
 )
-from poqueue.entry import TASK_ID, Entry, NewTask
+from poqueue.entry import TASK_ID, Done, Entry, NewTask
 from poqueue.error_log import ErrorLog, described
 from poqueue.errors import JournalError, QueueError, QueueFullError, TaskNotFoundError, WorkerMismatchError
 from poqueue.events import UNSET, EventDelivery, EventFeed, log_now
@@ -50,7 +50,7 @@ from poqueue.hints import TYPE_CHECKING, Any, StrPath
 from poqueue.ledger import Ledger
 from poqueue.metrics import HOUR_S, Metrics, percentage
 from poqueue.moves import End, Moves, was_told
-from poqueue.packing import PackedGrant, unpack_events, unpack_grant
+from poqueue.packing import PackedEvents, PackedGrant, unpack_events, unpack_grant
 from poqueue.payload import MAX_DURATION_S, freeze_result, po_text, thaw_task
 from poqueue.records import LEASED, Kind, Record
 from poqueue.schedule import NoSchedule, Schedule
@@ -873,8 +873,8 @@ class TaskQueue:
 
     def read_events_packed(
         self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0, gather_s: float = 0.0
-    ) -> list[tuple[Any, ...]]:
-        """The same, each Event as a plain tuple and its task as well: what crosses to other processes."""
+    ) -> PackedEvents:
+        """The same as plain tuples: what crosses to other processes."""
         feed, deadline = self._feed, time.monotonic() + min(wait_s, MAX_WAIT_S)
         with self._lock:
             feed.release(reader, after, self._clock())
@@ -1169,9 +1169,9 @@ class TaskQueue:
 
     def _do_all(self, ends: Sequence[End], verdicts: Sequence[Verdict], now: float, at: float) -> None:
         if ends:  # successes come by the hundred: each step is done for all of them
-            may_run = self._moves.complete(ends, now, at)
+            done, may_run = self._moves.complete(ends, now, at)
             if self._delivery.is_heard or self._feed.is_read:
-                self._note_all("completed", [end[0] for end in ends])
+                self._note_done(ends, done)
             if self._halt.is_set:
                 for _ in ends:
                     self._count_end(succeeded=True)
@@ -1349,15 +1349,19 @@ class TaskQueue:
             at_most_s = min(at_most_s, earliest - now)
         return max(0.0, at_most_s)
 
-    def _note(self, kind: str, entry: Entry | None, error: str = "") -> None:
-        self._note_all(kind, [entry], error)
-
-    def _note_all(self, kind: str, entries: Sequence[Entry | None], error: str = "") -> None:
-        """The same of each of these tasks."""
+    def _note_done(self, ends: Sequence[End], done: Sequence[Done]) -> None:
         if self._delivery.is_heard:
-            for entry in entries:
-                self._delivery.note(kind, entry, error)
-        if self._feed.is_read and (self._feed.note(kind, entries, error) or self._feed.waiting):
+            for entry, *_ in ends:
+                self._delivery.note("completed", entry, "")
+        if self._feed.is_read:
+            self._feed.note_done(done)
+            if self._feed.waiting:
+                self._news.notify_all()
+
+    def _note(self, kind: str, entry: Entry | None, error: str = "") -> None:
+        if self._delivery.is_heard:
+            self._delivery.note(kind, entry, error)
+        if self._feed.is_read and (self._feed.note(kind, entry, error) or self._feed.waiting):
             self._news.notify_all()
 
     def _note_if_empty(self) -> None:

@@ -21,10 +21,10 @@ from poqueue.errors import (
     ServiceError,
 )
 from poqueue.hints import Any
-from poqueue.packing import pack_reports, unpack_events
+from poqueue.packing import PackedEvents, last_number, pack_reports
 from poqueue.parent import has_ended
 from poqueue.service import QueueService
-from poqueue.task import Event, Report
+from poqueue.task import Report
 from workers import process_control as control
 from workers.log import ShieldedLogger
 
@@ -150,7 +150,7 @@ class QueueKeeper:
         """Ready when events have come; None while nobody was asked for them."""
         return self._pending.fileno() if self._pending is not None else None
 
-    def take_events(self) -> list[Event]:
+    def take_events(self) -> PackedEvents:
         """What the queue has told since the last call, without waiting for it; it gathers the next ones meanwhile."""
         try:
             if self._pending is None:
@@ -160,14 +160,14 @@ class QueueKeeper:
                 self._tell_missed()
                 return []
             pending, self._pending = self._pending, None
-            events = self._noted(unpack_events(pending.result()))
+            before, events = self._last_event, self._noted(pending.result())
         except QueueError as error:
             self._listen_again(error)
             return []
         except ServiceError as error:
             self.replace(error)
             return []
-        self._gather_s = EVENTS_DENSE_S if len(events) >= EVENTS_DENSE else EVENTS_GATHER_S
+        self._gather_s = EVENTS_DENSE_S if self._last_event - before >= EVENTS_DENSE else EVENTS_GATHER_S
         with contextlib.suppress(ServiceError):  # these are not lost with it: the next call sees to that
             self._pending = self._begin_reading()
         return events
@@ -177,14 +177,14 @@ class QueueKeeper:
             "read_events_packed", self._reader, self._last_event, EVENTS_AT_ONCE, EVENTS_WAIT_S, self._gather_s
         )
 
-    def take_last_events(self) -> list[Event]:
+    def take_last_events(self) -> PackedEvents:
         """What is left to be told, at the end of a run; an empty list says that it is all."""
         if self._pending is not None:
             self._pending = None  # a call that still waits for news is given up
             self._events_client.close()
         while True:
             try:
-                events = self._noted(unpack_events(self._persist(self._read_now)))
+                events = self._noted(self._persist(self._read_now))
             except QueueError as error:
                 self._listen_again(error)
                 continue
@@ -219,13 +219,13 @@ class QueueKeeper:
         if has_ended(self.service.process):
             raise ManagerLostError("the manager process has ended")
 
-    def _noted(self, events: list[Event]) -> list[Event]:
+    def _noted(self, events: PackedEvents) -> PackedEvents:
         if events:
-            missed = events[0].sequence - self._last_event - 1  # within one answer there are no gaps
+            missed = events[0][0] - self._last_event - 1  # within one answer there are no gaps
             if missed > 0:
                 logger.warning("%d events were missed: what they told is asked for", missed)
                 self._has_missed = True
-            self._last_event = events[-1].sequence
+            self._last_event = last_number(events)
         return events
 
     def _open_events(self) -> None:

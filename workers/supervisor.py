@@ -16,7 +16,6 @@ import contextlib
 import faulthandler
 import functools
 import gc
-import itertools
 import logging
 import os
 import shutil
@@ -31,7 +30,7 @@ from poqueue.client import REPORT_TIMEOUT_S, QueueClient
 from poqueue.config import check_seconds, check_whole
 from poqueue.errors import ServiceError
 from poqueue.hints import TYPE_CHECKING, Any, NamedTuple, StrPath
-from poqueue.packing import FrozenTask
+from poqueue.packing import FrozenTask, PackedEvents, unpack_run
 from poqueue.service import QueueService, fits_address, leave_if_imported_again
 from poqueue.task import Event, ProcessingTask, TaskRecord, TaskStatus
 from poqueue.wire import wait_readable
@@ -555,18 +554,21 @@ class Supervisor:
         """The data of what was to be added by run and is not, and now never will be."""
         return self._feeder.give_up()
 
-    def _take_events(self, events: list[Event]) -> None:
+    def _take_events(self, events: PackedEvents) -> None:
         self._may_be_done |= self._has_unread and bool(events)  # whoever is told of these may add something first
-        for is_completed, group in itertools.groupby(events, lambda event: event.kind == "completed"):
-            alike = list(group)
+        on_event = self._on_event
+        for run in events:
+            is_completed = run[1] == "completed"
             if is_completed and logger.isEnabledFor(logging.DEBUG):
-                log_each(logger, logging.DEBUG, "completed", [_ids_of(event.task) for event in alike if event.task])
+                ids = [_ids_of(event.task) for event in unpack_run(run) if event.task]
+                log_each(logger, logging.DEBUG, "completed", ids)
             with self._limits.callers_code():
-                for event in alike:
-                    if not is_completed:
+                if not is_completed:
+                    for event in unpack_run(run):
                         self._act_on(event)
-                    if self._on_event is not None:
-                        self._on_event(event)
+                if on_event is not None:
+                    for event in unpack_run(run):
+                        on_event(event)
 
     def _act_on(self, event: Event) -> None:
         if event.kind == "empty":

@@ -11,6 +11,7 @@ import pytest
 
 from poqueue import ProcessingTask
 from poqueue.errors import CallTimeoutError, ManagerLostError
+from poqueue.packing import unpack_events
 from poqueue.service import QueueService
 from poqueue.task import Event
 from tests.integration.stage import wait_until
@@ -40,7 +41,7 @@ def test_events_that_have_come_are_not_lost_with_the_next_request(
         return begin()
 
     def has_come(number: int) -> bool:
-        found.extend(keeper.take_events())
+        found.extend(unpack_events(keeper.take_events()))
         return len(found) == number
 
     monkeypatch.setattr(keeper, "_begin_reading", begin_or_fail)
