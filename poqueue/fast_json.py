@@ -46,7 +46,11 @@ def decode(blob: bytes) -> Any:
         text = blob.decode()
     except UnicodeDecodeError:  # a lone surrogate, or no UTF-8 at all
         text = blob.decode("utf-8", "surrogatepass")
-    return _whole(text, _scan)
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration:
+        end = -1
+    return value if end == len(text) else _whole(text, _scan)  # which says what is wrong
 
 
 def check_strict(blob: bytes) -> None:

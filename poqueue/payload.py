@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Collection, Iterable
 
 from poqueue import fast_json
+from poqueue.fast_json import decode
 from poqueue.hints import Any, NamedTuple
 from poqueue.task import UNOPENED, ProcessingTask, TaskRecord, TaskResult, instance
 
@@ -62,7 +63,7 @@ def _are_same_in_json(values: Collection[Any]) -> bool:
 
 def thaw(blob: bytes) -> Any:
     """Give a frozen value back, a fresh copy each time."""
-    return fast_json.decode(blob) if blob[:1] in _JSON_BEGINS else pickle.loads(blob)
+    return decode(blob) if blob[:1] in _JSON_BEGINS else pickle.loads(blob)
 
 
 def is_json(blob: bytes) -> bool:

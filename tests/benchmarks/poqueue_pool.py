@@ -51,7 +51,7 @@ class PoqueuePool:
             on_event=self._take, events_bring_data=False, on_show=lambda snapshot: None, **settings,
         )  # fmt: skip
         self._outcomes = Outcomes()
-        self._expected: set[str] | None = None  # what is still to come
+        self._expected = 0  # how many POs are to end, if that is known
         self._not_measured = {KEEPER}  # POs before the clock, whose events come while it runs
         self.supervisor.start()
 
@@ -84,7 +84,7 @@ class PoqueuePool:
         alarm.daemon = True
         alarm.start()
         if isinstance(orders, list):
-            self._expected = {po["po_number"] for po in orders}
+            self._expected = len(orders)
             self._outcomes.started_at = time.monotonic()
             self.supervisor.feed(_tasks(orders))
             self.supervisor.run()
@@ -119,21 +119,19 @@ class PoqueuePool:
         self.supervisor.queue.clear_queue()
 
     def _take(self, event: Event) -> None:
-        record = event.task
-        if record is None or record.task_id in self._not_measured:
+        record, outcomes = event.task, self._outcomes
+        if record is None or (number := record.task_id) in self._not_measured:
             return
-        if event.kind == "retry":
-            self._outcomes.charged.add(record.po_number)
-        elif event.kind == "completed" and record.result is not None:
-            self._outcomes.results[record.po_number] = thaw_result(record.result).data
-        elif event.kind == "failed":
-            self._outcomes.errors[record.po_number] = event.error
-        else:
-            return
-        if self._expected is not None:
-            self._expected.discard(record.po_number)
-            if not self._expected and not self._outcomes.ended_at:
-                self._outcomes.end()
+        kind = event.kind
+        if kind == "completed":
+            assert record.result is not None
+            outcomes.results[number] = thaw_result(record.result).data
+        elif kind == "failed":
+            outcomes.errors[number] = event.error
+        elif kind == "retry":
+            outcomes.charged.add(number)
+        if len(outcomes.results) + len(outcomes.errors) == self._expected and not outcomes.ended_at:
+            outcomes.end()
 
     def _give_up(self) -> None:
         for _ in range(3):
