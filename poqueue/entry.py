@@ -5,6 +5,8 @@ or twice, and not again (docs of gc.is_tracked): what waits, and what is done, c
 """
 
 from collections.abc import Sequence
+from itertools import repeat
+from operator import is_
 
 from poqueue.hints import Any, Final
 from poqueue.task import COMPLETED, PENDING, TaskRecord, instance
@@ -27,7 +29,7 @@ Done = tuple[Any, ...]
 
 
 Columns = list[tuple[Any, ...]]
-"""Many records, field by field: of each the values of all, or a single one where all have the same."""
+"""Many records, field by field: of each the values of all, or a single one where all have the very same."""
 
 
 def columns_of(done: Sequence[Done], *, brings_data: bool) -> Columns:
@@ -44,7 +46,7 @@ def columns_of(done: Sequence[Done], *, brings_data: bool) -> Columns:
         created_at, assigned_at, completed_at, result, errors,
         interruptions, po_number, group,
     ]  # fmt: skip
-    return [column[:1] if column.count(column[0]) == len(done) else column for column in columns]
+    return [column[:1] if all(map(is_, column, repeat(column[0]))) else column for column in columns]
 
 
 def with_limits(row: Row, limits: dict[str, Any]) -> Row:
@@ -67,6 +69,7 @@ class Entry:
         "finished",
         "interruptions",
         "is_unwanted",
+        "kept",
         "leased",
         "ready",
         "result",
@@ -91,6 +94,7 @@ class Entry:
         self.token = 0
         self.leased = 0.0
         self.finished = 0.0
+        self.kept: Done  # in its place, from its success on; not set before
         self.worker_id: str | None = None
         self.assigned_at: float | None = None
         self.completed_at: float | None = None

@@ -208,32 +208,25 @@ class Ledger:
         held = [(worker_id, list(held.values())) for worker_id, held in list(self._held.items())]
         return {worker_id: min(entry.leased for entry in entries) for worker_id, entries in held if entries}
 
-    def complete(self, entries: Sequence[Entry], now: float) -> list[Done]:
-        """These tasks, all held by one worker, are done; `now` is remembered, for retention.
-
-        Returns:
-            What they are kept as.
-        """
+    def complete(self, entries: Sequence[Entry], now: float) -> None:
+        """These tasks, all held by one worker, are done; `now` is remembered, for retention."""
         processing, completed, finished, ends = self.processing, self._completed, self._finished, self._finished_at
         worker_id = entries[0].worker_id or ""
         held = self._held.get(worker_id, _NOTHING)
-        all_done = []
         for entry in entries:
             if entry.status is not PROCESSING:
                 raise _no_arrow(entry, COMPLETED)
             rank = entry.row[RANK]
             held.pop(entry.token, None)
             entry.finished = now
-            done = entry.done()
+            entry.kept = done = entry.done()
             del processing[rank]
             completed[rank] = done
             entry.status = COMPLETED
             finished.append(rank)
             ends.append(now)
-            all_done.append(done)
         if not held:
             self._held.pop(worker_id, None)
-        return all_done
 
     def move(self, entry: Entry, status: S, now: float = 0.0) -> None:
         """Follow one arrow of the table. To COMPLETED or FAILED: `now` is remembered, for retention."""

@@ -7,7 +7,7 @@ decides, waits, tells anybody or looks at a clock; `now` is monotonic seconds, `
 from collections.abc import Collection, Sequence
 
 from poqueue.adaptive import AdaptiveTimeout
-from poqueue.entry import PO_NUMBER, Done, Entry, NewTask
+from poqueue.entry import PO_NUMBER, Entry, NewTask
 from poqueue.error_log import ErrorLog
 from poqueue.hints import Any
 from poqueue.ledger import Ledger
@@ -49,10 +49,8 @@ class Moves:
         self._metrics.dispatched(worker_id, len(entries), started, waited_s, now)
         return entries
 
-    def complete(self, ends: Sequence[End], now: float, at: float) -> tuple[list[Done], int]:
-        """These tasks of one worker are done: what they are kept as and, as from every end of an attempt, how many others,
-        of the same POs, may run now.
-        """
+    def complete(self, ends: Sequence[End], now: float, at: float) -> int:
+        """These tasks of one worker are done. As from every end of an attempt: how many others, of the same POs, may run now."""
         entries, po_numbers, durations, worked_s, timeouts = [], [], [], 0.0, self._timeouts
         for entry, result, stated_s, busy_s in ends:
             held_s = now - entry.leased if now > entry.leased else 0.0  # as read from a journal if a clock was set back
@@ -67,9 +65,9 @@ class Moves:
             entries.append(entry)
             po_numbers.append(entry.row[PO_NUMBER])
             durations.append(stated_s or held_s)
-        done = self._ledger.complete(entries, now)
+        self._ledger.complete(entries, now)
         self._metrics.completed(entries[0].worker_id or "", worked_s, durations, now)
-        return done, self._schedule.end(po_numbers)
+        return self._schedule.end(po_numbers)
 
     def fail(
         self, entry: Entry, details: dict[str, Any], result: bytes | None, busy_s: float | None, now: float, at: float

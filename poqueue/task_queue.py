@@ -40,7 +40,7 @@ from poqueue.config import (
     QueueConfig,
     check_delay_asked_for,
 )
-from poqueue.entry import TASK_ID, Done, Entry, NewTask
+from poqueue.entry import TASK_ID, Entry, NewTask
 from poqueue.error_log import ErrorLog, described
 from poqueue.errors import JournalError, QueueError, QueueFullError, TaskNotFoundError, WorkerMismatchError
 from poqueue.events import UNSET, EventDelivery, EventFeed, log_now
@@ -1169,9 +1169,9 @@ class TaskQueue:
 
     def _do_all(self, ends: Sequence[End], verdicts: Sequence[Verdict], now: float, at: float) -> None:
         if ends:  # successes come by the hundred: each step is done for all of them
-            done, may_run = self._moves.complete(ends, now, at)
+            may_run = self._moves.complete(ends, now, at)
             if self._delivery.is_heard or self._feed.is_read:
-                self._note_done(ends, done)
+                self._note_done(ends)
             if self._halt.is_set:
                 for _ in ends:
                     self._count_end(succeeded=True)
@@ -1349,12 +1349,12 @@ class TaskQueue:
             at_most_s = min(at_most_s, earliest - now)
         return max(0.0, at_most_s)
 
-    def _note_done(self, ends: Sequence[End], done: Sequence[Done]) -> None:
+    def _note_done(self, ends: Sequence[End]) -> None:
         if self._delivery.is_heard:
             for entry, *_ in ends:
                 self._delivery.note("completed", entry, "")
         if self._feed.is_read:
-            self._feed.note_done(done)
+            self._feed.note_done([end[0].kept for end in ends])
             if self._feed.waiting:
                 self._news.notify_all()
 

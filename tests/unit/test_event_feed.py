@@ -2,13 +2,18 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from itertools import islice
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from poqueue import ProcessingTask, QueueError, TaskQueue, TaskResult
 from poqueue.events import SILENCE_S
-from poqueue.payload import thaw_task
-from poqueue.task import Event
+from poqueue.hints import Any
+from poqueue.payload import freeze_success, thaw_task
+from poqueue.task import Event, Success
 from tests.contract.scene import Clock, counts, wait_until
 
 LONG_S = 4.0
@@ -140,6 +145,71 @@ def test_events_come_without_the_data_for_a_reader_that_needs_none() -> None:
     opened = thaw_task(bare.task)
     assert opened.result == thaw_task(whole.task).result
     assert opened.po_data == {"po_number": "P0"} and opened.po_number == "P0" and "P0" in repr(opened)
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("add"), st.integers(1, 4), st.integers(1, 10), st.sampled_from([60, 60.0])),
+    st.tuples(st.just("add"), st.integers(1, 4), st.just(5), st.none()),
+    st.tuples(st.just("lease"), st.integers(1, 5), st.sampled_from(["w1", "w2"])),
+    st.tuples(st.just("end"), st.integers(1, 6), st.sampled_from(["w1", "w2"])),
+    st.tuples(st.just("fail"), st.sampled_from(["w1", "w2"])),
+    st.tuples(st.just("notice")),
+)
+ALIKE = [("add", 1, 5, 60), ("add", 1, 5, 60.0), ("add", 1, 5, 60), ("lease", 5, "w1"), ("end", 6, "w1")]
+
+
+def play(queue: TaskQueue, steps: list[tuple[Any, ...]]) -> None:
+    """Some history: tasks that are alike and others, ends in bunches and singly, and other events between them."""
+    numbers = iter(range(10_000))
+    for kind, *rest in steps:
+        if kind == "add":
+            count, priority, seconds = rest
+            for n in islice(numbers, count):
+                queue.add_task(ProcessingTask(f"t{n}", {"po_number": f"P{n}"}, priority, task_timeout=seconds))
+        elif kind == "lease":
+            queue.exchange(rest[1], limit=rest[0])
+        elif kind == "end":
+            held = [(token, task) for token, task in queue.get_leases().items() if task.worker_id == rest[1]]
+            told = [Success(task.task_id, token, 0.5, freeze_success([], token, {})) for token, task in held[: rest[0]]]
+            queue.exchange(rest[1], told, limit=0)
+        elif kind == "fail":
+            for task in [task for task in queue.get_leases().values() if task.worker_id == rest[0]][:1]:
+                queue.retry_task(task.task_id, {"error": "no", "worker_id": rest[0]})
+        else:
+            queue.post_notice("hear, hear")
+
+
+def read_all(queue: TaskQueue, reader: int, after: int, limit: int) -> Iterator[Event]:
+    while events := queue.read_events(reader, after, limit):
+        yield from events
+        after = events[-1].sequence
+
+
+def exactly(events: list[Event]) -> list[str]:
+    """Also what is equal, and yet another thing: 60 and 60.0."""
+    return [repr(tuple(event)) for event in events]
+
+
+@given(steps=st.lists(STEPS, max_size=25), limit=st.integers(2, 12))
+@example(steps=ALIKE, limit=3)
+def test_events_that_cross_in_a_bunch_are_those_that_cross_one_by_one(steps: list[tuple[Any, ...]], limit: int) -> None:
+    queue = TaskQueue(max_retries=1, retry_delay=0.0)
+    bunch, after = queue.open_events()
+    single, _ = queue.open_events()
+    bare, _ = queue.open_events(brings_data=False)
+    play(queue, steps)
+
+    events = list(read_all(queue, bunch, after, limit))
+
+    assert [event.sequence for event in events] == list(range(after + 1, after + 1 + len(events)))
+    assert exactly(events) == exactly(list(read_all(queue, single, after, 1)))
+    done = [event.task for event in events if event.kind == "completed" and event.task is not None]
+    assert [repr(thaw_task(task)) for task in done] == [repr(queue.find_task(task_id=task.task_id)) for task in done]
+    without = [
+        event._replace(task=event.task._replace(payload=b"")) if event.kind == "completed" and event.task else event
+        for event in events
+    ]
+    assert exactly(list(read_all(queue, bare, after, limit))) == exactly(without)
 
 
 def test_a_queue_drains_when_every_reader_has_acted_on_what_it_was_told() -> None:
