@@ -6,6 +6,7 @@ the queue; what it raises is logged and swallowed, since the change it hears of 
 
 import contextlib
 import logging
+import math
 import os
 import threading
 from collections import deque
@@ -158,6 +159,7 @@ class EventFeed:
     def __init__(self) -> None:
         self.is_read = False  # whether anybody does,
         self.waiting = 0  # how many of them have nothing to read yet,
+        self.full_at = math.inf  # with which event the first of those that gather has all that it asks for,
         self.view: Any = None  # and what else there is for them to see
         self.last = 0
         self.last_urgent = 0
@@ -191,18 +193,25 @@ class EventFeed:
         self.is_read = bool(self._read_to)
         self._let_go()
 
-    def note_done(self, done: Sequence[Done]) -> None:
-        """Keep "completed" of these tasks; nobody is to hear of them at once."""
+    def note_done(self, done: Sequence[Done]) -> bool:
+        """Keep "completed" of these tasks; True if readers are to be woken."""
         self._events.extend(done)
         self.last += len(done)
+        return self._is_awaited()
 
     def note(self, kind: str, entry: Entry | None, error: str) -> bool:
-        """Keep any other event, with its task as it is now; True if readers are to hear of it at once."""
+        """Keep any other event, with its task as it is now; True if readers are to be woken."""
         self._events.append(_Told(kind, None if entry is None else entry.packed(), error))
         self.last += 1
-        if kind in ENDS_OF_ATTEMPTS:
+        if kind not in ENDS_OF_ATTEMPTS:
+            self.last_urgent = self.last
+            return True
+        return self._is_awaited()
+
+    def _is_awaited(self) -> bool:
+        if not self.waiting and self.last < self.full_at:
             return False
-        self.last_urgent = self.last
+        self.full_at = math.inf  # who is woken looks for himself
         return True
 
     def read(self, reader: int, after: int, limit: int) -> PackedEvents:

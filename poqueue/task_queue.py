@@ -888,6 +888,7 @@ class TaskQueue:
             while 0 < feed.count(after) < limit and feed.last_urgent <= after:
                 if (remaining_s := deadline - time.monotonic()) <= 0:
                     break
+                feed.full_at = min(feed.full_at, after + limit)
                 self._news.wait(remaining_s)
             return feed.read(reader, after, limit)
 
@@ -1353,15 +1354,13 @@ class TaskQueue:
         if self._delivery.is_heard:
             for entry, *_ in ends:
                 self._delivery.note("completed", entry, "")
-        if self._feed.is_read:
-            self._feed.note_done([end[0].kept for end in ends])
-            if self._feed.waiting:
-                self._news.notify_all()
+        if self._feed.is_read and self._feed.note_done([end[0].kept for end in ends]):
+            self._news.notify_all()
 
     def _note(self, kind: str, entry: Entry | None, error: str = "") -> None:
         if self._delivery.is_heard:
             self._delivery.note(kind, entry, error)
-        if self._feed.is_read and (self._feed.note(kind, entry, error) or self._feed.waiting):
+        if self._feed.is_read and self._feed.note(kind, entry, error):
             self._news.notify_all()
 
     def _note_if_empty(self) -> None:

@@ -63,6 +63,28 @@ def test_a_full_bunch_does_not_wait() -> None:
     assert time.monotonic() - begun < LONG_S
 
 
+def test_a_reader_that_gathers_is_woken_when_its_bunch_is_full_and_no_other_with_it() -> None:
+    queue, small, after = filled(5)
+    large, _ = queue.open_events()
+    begun = time.monotonic()
+    of_small, small_calls = read_beside(queue, small, after, 2, wait_s=LONG_S, gather_s=LONG_S)
+    of_large, large_calls = read_beside(queue, large, after, 4, wait_s=LONG_S, gather_s=LONG_S)
+    wait_until(lambda: queue._feed.waiting == 2)
+
+    queue.complete_task("t0", "w", OK)
+    wait_until(lambda: queue._feed.waiting == 0)
+    queue.retry_task("t1", {"error": "no"})
+    of_small.join()
+    queue.complete_task("t2", "w", OK)
+    of_large.join(0.05)  # one that is woken with the other, or too early, has left by now
+    assert not large_calls
+    queue.complete_task("t3", "w", OK)
+    of_large.join()
+
+    assert [len(calls[0]) for calls in (small_calls, large_calls)] == [2, 4]
+    assert time.monotonic() - begun < LONG_S
+
+
 def test_a_bunch_is_told_when_its_time_is_over() -> None:
     queue, reader, after = filled(1)
     queue.complete_task("t0", "w", OK)
