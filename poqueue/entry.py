@@ -29,7 +29,7 @@ Done = tuple[Any, ...]
 
 
 Columns = list[tuple[Any, ...]]
-"""Many records, field by field: of each the values of all, or a single one where all have the very same."""
+"""Many records, field by field: all ids, and of each other field all values, or one where all have the very same."""
 
 
 def columns_of(done: Sequence[Done], *, brings_data: bool) -> Columns:
@@ -40,13 +40,13 @@ def columns_of(done: Sequence[Done], *, brings_data: bool) -> Columns:
     task_id, po_number, payload, priority, max_retries, retry_delay, task_timeout, group, _, _, created_at = zip(
         *rows, strict=True
     )
-    columns = [
-        task_id, payload if brings_data else (b"",), priority, (COMPLETED,), attempt, retry_count,
+    others = [
+        payload if brings_data else (b"",), priority, (COMPLETED,), attempt, retry_count,
         max_retries, retry_delay, task_timeout, worker_id,
         created_at, assigned_at, completed_at, result, errors,
         interruptions, po_number, group,
     ]  # fmt: skip
-    return [column[:1] if all(map(is_, column, repeat(column[0]))) else column for column in columns]
+    return [task_id, *(column[:1] if all(map(is_, column, repeat(column[0]))) else column for column in others)]
 
 
 def with_limits(row: Row, limits: dict[str, Any]) -> Row:

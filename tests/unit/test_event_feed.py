@@ -234,6 +234,19 @@ def test_events_that_cross_in_a_bunch_are_those_that_cross_one_by_one(steps: lis
     assert exactly(list(read_all(queue, bare, after, limit))) == exactly(without)
 
 
+def test_two_ends_of_one_id_are_two_events() -> None:
+    queue, reader, after = filled(0)
+    for _ in range(2):
+        queue.add_task(ProcessingTask("again", {"po_number": "A"}))
+        queue.exchange("w", limit=2)
+        queue.complete_task("again", "w", OK)
+        queue.drop_tasks(["again"])
+
+    events = queue.read_events(reader, after)
+
+    assert [(event.sequence, event.kind) for event in events] == [(after + 1, "completed"), (after + 2, "completed")]
+
+
 def test_a_queue_drains_when_every_reader_has_acted_on_what_it_was_told() -> None:
     queue = TaskQueue()
     reader, after = queue.open_events()
