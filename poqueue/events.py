@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import groupby, islice
 
-from poqueue.entry import Done, Entry, columns_of
+from poqueue.entry import Done, Entry, columns_of, packed_done
 from poqueue.errors import QueueError
 from poqueue.hints import Any, NamedTuple
 from poqueue.packing import PackedEvents
@@ -29,10 +29,11 @@ HANDLER_NAMES = {
     "empty": "on_queue_empty",
     "full": "on_queue_full",
 }
-ENDS_OF_ATTEMPTS = frozenset({"failed", "retry"})  # they may come by the thousand, as "completed" does
+GATHERED = frozenset({"failed", "retry"})  # for one of these, as for one "completed", who gathers is not woken
 UNSET: Any = object()  # an argument that was left out, where None means something
 MAX_UNDELIVERED = 10_000
 MAX_FEED = 200_000
+MANY = 10  # neighbours that are worth columns
 SILENCE_S = 30.0  # a reader that has not asked for what follows within this time hangs: nobody waits for it
 
 
@@ -159,7 +160,7 @@ class EventFeed:
     def __init__(self) -> None:
         self.is_read = False  # whether anybody does,
         self.waiting = 0  # how many of them have nothing to read yet,
-        self.full_at = math.inf  # with which event the first of those that gather has all that it asks for,
+        self.full_at = math.inf  # the event with which one of those that gather may have all that it asks for,
         self.view: Any = None  # and what else there is for them to see
         self.last = 0
         self.last_urgent = 0
@@ -195,15 +196,16 @@ class EventFeed:
 
     def note_done(self, done: Sequence[Done]) -> bool:
         """Keep "completed" of these tasks; True if readers are to be woken."""
+        count = len(done)
         self._events.extend(done)
-        self.last += len(done)
+        self.last += count
         return self._is_awaited()
 
     def note(self, kind: str, entry: Entry | None, error: str) -> bool:
         """Keep any other event, with its task as it is now; True if readers are to be woken."""
         self._events.append(_Told(kind, None if entry is None else entry.packed(), error))
         self.last += 1
-        if kind not in ENDS_OF_ATTEMPTS:
+        if kind not in GATHERED:
             self.last_urgent = self.last
             return True
         return self._is_awaited()
@@ -230,6 +232,9 @@ class EventFeed:
             alike: list[Any] = list(group)
             if kind is _Told:
                 packed += [(number, *told) for number, told in enumerate(alike, number)]
+            elif len(alike) < MANY:
+                records = [packed_done(one, brings_data=brings_data) for one in alike]
+                packed += [(number, "completed", record, "") for number, record in enumerate(records, number)]
             else:
                 packed.append((number, "completed", columns_of(alike, brings_data=brings_data), ""))
             number += len(alike)

@@ -7,7 +7,7 @@ than instances of a class. Whoever sends packs, whoever receives unpacks; both e
     get_report_parts                                            ReportParts ◄── tuple, its records as tuples
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count, repeat
 
 from poqueue.hints import Any, NamedTuple
@@ -69,8 +69,8 @@ def unpack_grant(answer: PackedGrant) -> Grant:
 
 
 PackedEvents = list[tuple[int, str, Any, str]]
-"""Event by event, its task a plain tuple or None; but of neighbours that are "completed" the first one's number, and the
-tasks of all as columns (poqueue.entry).
+"""Event by event, its task a plain tuple or None; but of many neighbours that are "completed" the first one's number, and
+the tasks of all as columns (poqueue.entry), which are a list.
 """
 
 
@@ -79,22 +79,20 @@ def unpack_events(answer: PackedEvents) -> list[Event]:
     return list(chain.from_iterable(map(unpack_run, answer)))
 
 
-def unpack_run(run: tuple[int, str, Any, str]) -> Iterator[Event]:
-    """One item of it: an event, or many that are "completed"; each is made when its turn comes."""
+def unpack_run(run: tuple[int, str, Any, str]) -> Iterable[Event]:
+    """One item of it: an event, or many that are "completed", each made when its turn comes."""
     first, kind, task, error = run
-    records: Iterable[TaskRecord | None]
-    if kind == "completed":
-        fields = [column if len(column) > 1 else repeat(column[0], len(task[0])) for column in task]
-        records = map(instance, repeat(TaskRecord), zip(*fields, strict=True))
-    else:
-        records = (task and instance(TaskRecord, task),)
+    if not isinstance(task, list):
+        return (instance(Event, (first, kind, task and instance(TaskRecord, task), error)),)
+    fields = [column if len(column) > 1 else repeat(column[0], len(task[0])) for column in task]
+    records = map(instance, repeat(TaskRecord), zip(*fields, strict=True))
     return map(instance, repeat(Event), zip(count(first), repeat(kind), records, repeat(error)))
 
 
 def last_number(answer: PackedEvents) -> int:
     """That of the last event in an answer that is not empty."""
-    first, kind, task, _ = answer[-1]
-    return first + len(task[0]) - 1 if kind == "completed" else first
+    first, _, task, _ = answer[-1]
+    return first + len(task[0]) - 1 if isinstance(task, list) else first
 
 
 def unpack_parts(answer: tuple[Any, ...]) -> ReportParts:

@@ -51,7 +51,7 @@ class PoqueuePool:
             on_event=self._take, events_bring_data=False, on_show=lambda snapshot: None, **settings,
         )  # fmt: skip
         self._outcomes = Outcomes()
-        self._expected = 0  # how many POs are to end, if that is known
+        self._expected: int | None = None  # how many POs are to end, if that is known
         self._not_measured = {KEEPER}  # POs before the clock, whose events come while it runs
         self.supervisor.start()
 

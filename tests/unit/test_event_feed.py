@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from poqueue import ProcessingTask, QueueError, TaskQueue, TaskResult
-from poqueue.events import SILENCE_S
+from poqueue.events import MANY, SILENCE_S
 from poqueue.hints import Any
 from poqueue.payload import freeze_success, thaw_task
 from poqueue.task import Event, Success
@@ -171,13 +171,18 @@ def test_events_come_without_the_data_for_a_reader_that_needs_none() -> None:
 
 STEPS = st.one_of(
     st.tuples(st.just("add"), st.integers(1, 4), st.integers(1, 10), st.sampled_from([60, 60.0])),
-    st.tuples(st.just("add"), st.integers(1, 4), st.just(5), st.none()),
-    st.tuples(st.just("lease"), st.integers(1, 5), st.sampled_from(["w1", "w2"])),
-    st.tuples(st.just("end"), st.integers(1, 6), st.sampled_from(["w1", "w2"])),
+    st.tuples(st.just("add"), st.integers(1, 3 * MANY), st.just(5), st.none()),
+    st.tuples(st.just("lease"), st.integers(1, 3 * MANY), st.sampled_from(["w1", "w2"])),
+    st.tuples(st.just("end"), st.integers(1, 3 * MANY), st.sampled_from(["w1", "w2"])),
     st.tuples(st.just("fail"), st.sampled_from(["w1", "w2"])),
     st.tuples(st.just("notice")),
 )
-ALIKE = [("add", 1, 5, 60), ("add", 1, 5, 60.0), ("add", 1, 5, 60), ("lease", 5, "w1"), ("end", 6, "w1")]
+ALIKE = [
+    ("add", MANY, 5, 60),
+    ("add", 1, 5, 60.0),
+    ("add", 1, 5, 60),
+    *((step, 3 * MANY, "w1") for step in ("lease", "end")),
+]
 
 
 def play(queue: TaskQueue, steps: list[tuple[Any, ...]]) -> None:
@@ -212,8 +217,8 @@ def exactly(events: list[Event]) -> list[str]:
     return [repr(tuple(event)) for event in events]
 
 
-@given(steps=st.lists(STEPS, max_size=25), limit=st.integers(2, 12))
-@example(steps=ALIKE, limit=3)
+@given(steps=st.lists(STEPS, max_size=25), limit=st.integers(2, 3 * MANY))
+@example(steps=ALIKE, limit=3 * MANY)
 def test_events_that_cross_in_a_bunch_are_those_that_cross_one_by_one(steps: list[tuple[Any, ...]], limit: int) -> None:
     queue = TaskQueue(max_retries=1, retry_delay=0.0)
     bunch, after = queue.open_events()
@@ -234,9 +239,9 @@ def test_events_that_cross_in_a_bunch_are_those_that_cross_one_by_one(steps: lis
     assert exactly(list(read_all(queue, bare, after, limit))) == exactly(without)
 
 
-def test_two_ends_of_one_id_are_two_events() -> None:
+def test_ends_of_one_id_are_as_many_events() -> None:
     queue, reader, after = filled(0)
-    for _ in range(2):
+    for _ in range(MANY):
         queue.add_task(ProcessingTask("again", {"po_number": "A"}))
         queue.exchange("w", limit=2)
         queue.complete_task("again", "w", OK)
@@ -244,7 +249,7 @@ def test_two_ends_of_one_id_are_two_events() -> None:
 
     events = queue.read_events(reader, after)
 
-    assert [(event.sequence, event.kind) for event in events] == [(after + 1, "completed"), (after + 2, "completed")]
+    assert [(event.sequence, event.kind) for event in events] == [(after + 1 + n, "completed") for n in range(MANY)]
 
 
 def test_a_queue_drains_when_every_reader_has_acted_on_what_it_was_told() -> None:
