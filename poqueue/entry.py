@@ -105,7 +105,7 @@ class Entry:
         self.token = 0
         self.leased = 0.0
         self.finished = 0.0
-        self.kept: Done  # in its place, once it has succeeded; not set before
+        self.kept: Done = ()  # in its place, once it has succeeded
         self.worker_id: str | None = None
         self.assigned_at: float | None = None
         self.completed_at: float | None = None
