@@ -153,8 +153,8 @@ class _Told(NamedTuple):
 class EventFeed:
     """The latest events by number, for readers in other processes; kept only while somebody reads, and until all have.
 
-    An event's number is its place in the order of all: none is kept beside it, so that none can be wrong, whatever a signal
-    handler tells in the middle of a step.
+    An event's number is its place in the order of all: none is kept beside it, and so none is wrong once a step is over,
+    whatever a signal handler has told in the middle of it.
     """
 
     def __init__(self) -> None:

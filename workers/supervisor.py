@@ -562,12 +562,13 @@ class Supervisor:
             if is_completed and logger.isEnabledFor(logging.DEBUG):
                 ids = [_ids_of(event.task) for event in unpack_run(run) if event.task]
                 log_each(logger, logging.DEBUG, "completed", ids)
+            if is_completed and on_event is None:
+                continue
             with self._limits.callers_code():
-                if not is_completed:
-                    for event in unpack_run(run):
+                for event in unpack_run(run):
+                    if not is_completed:
                         self._act_on(event)
-                if on_event is not None:
-                    for event in unpack_run(run):
+                    if on_event is not None:
                         on_event(event)
 
     def _act_on(self, event: Event) -> None:

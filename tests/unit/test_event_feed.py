@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from poqueue import ProcessingTask, QueueError, TaskQueue, TaskResult
 from poqueue.events import MANY, SILENCE_S
 from poqueue.hints import Any
+from poqueue.packing import last_number, unpack_events
 from poqueue.payload import freeze_success, thaw_task
 from poqueue.task import Event, Success
 from tests.contract.scene import Clock, counts, wait_until
@@ -207,9 +208,9 @@ def play(queue: TaskQueue, steps: list[tuple[Any, ...]]) -> None:
 
 
 def read_all(queue: TaskQueue, reader: int, after: int, limit: int) -> Iterator[Event]:
-    while events := queue.read_events(reader, after, limit):
-        yield from events
-        after = events[-1].sequence
+    while packed := queue.read_events_packed(reader, after, limit):
+        yield from unpack_events(packed)
+        after = last_number(packed)
 
 
 def exactly(events: list[Event]) -> list[str]:
