@@ -52,6 +52,19 @@ EVENTS_AT_ONCE = 100  # to ask for more says that the handlers have been called:
 ASK_AGAIN_S = 5.0  # how often at least, while they are called: they may take long, and do not hang
 
 
+class _Line:
+    """One thread's line to the manager process; in one object, since each look into a `threading.local` takes its time."""
+
+    __slots__ = ("held", "is_answer_due", "number", "pid", "stream")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid  # of the process that it belongs to
+        self.stream: wire.Stream | None = None
+        self.held: ref[wire.Stream] | None = None
+        self.number = 0  # of the last call
+        self.is_answer_due = False
+
+
 class QueueClient:
     """The public methods of a TaskQueue that lives in another process; safe for threads, a connection each.
 
@@ -92,10 +105,11 @@ class QueueClient:
         """Send a request and do not wait; one at a time for each thread. Errors as in call."""
         if self._is_closed:
             raise ManagerLostError("this client is closed")
-        if getattr(self._local, "is_answer_due", False):
+        own = self._own_line()
+        if own.is_answer_due:
             self._drop_connection()  # a call was broken off: its answer must not be taken for this one's
-        conn = self._own_connection()
-        self._local.number = number = getattr(self._local, "number", 0) + 1
+        stream = own.stream or self._connect(own)
+        own.number = number = own.number + 1
         try:
             request = pickle.dumps((number, name, args, kwargs), 5)
         except Exception as error:  # whatever an argument's own __reduce__ raises; nothing was sent
@@ -107,13 +121,13 @@ class QueueClient:
             )
         try:
             if timeout_s != CALL_TIMEOUT_S:
-                set_time_limit_of(conn, timeout_s)
-            self._local.is_answer_due = True
-            conn.send(request)
+                set_time_limit_of(stream, timeout_s)
+            own.is_answer_due = True
+            stream.send(request)
         except BaseException as error:
             self._drop_connection()
             raise_mapped(name, error)
-        return PendingCall(self, conn, number, name, timeout_s)
+        return PendingCall(self, own, stream, number, name, timeout_s)
 
     def close(self) -> None:
         """Hang up; later calls raise ManagerLostError."""
@@ -138,32 +152,33 @@ class QueueClient:
         since = self._acts_since
         return since is not None and time.monotonic() - since < SILENCE_S
 
-    def _own_connection(self) -> Any:
-        """This thread's connection; one that a fork has copied is left alone, for two would read one stream."""
-        if getattr(self._local, "pid", None) != os.getpid():
-            self._local.__dict__.clear()
-            self._local.pid = os.getpid()
-        conn = getattr(self._local, "connection", None)
-        if conn is None:
-            opened = dial(self._address, self._key, CALL_TIMEOUT_S)
-            try:
-                opened.send((None, "accept_connection", (threading.current_thread().name,), {}))
-                opened.recv()
-            except BaseException as error:  # also a Ctrl-C: only a connection that is fully open is kept
-                opened.close()
-                raise_mapped("connect", error)
-            conn = wire.Stream(opened)
-            self._local.connection = conn
-            self._local.held = held = ref(conn, self._connections.discard)
-            self._connections.add(held)
-        return conn
+    def _own_line(self) -> "_Line":
+        """This thread's; one that a fork has copied is left alone, for two would read one stream."""
+        line: _Line | None = getattr(self._local, "line", None)
+        if line is None or line.pid != os.getpid():
+            line = self._local.line = _Line(os.getpid())
+        return line
+
+    def _connect(self, line: "_Line") -> wire.Stream:
+        opened = dial(self._address, self._key, CALL_TIMEOUT_S)
+        try:
+            opened.send((None, "accept_connection", (threading.current_thread().name,), {}))
+            opened.recv()
+        except BaseException as error:  # also a Ctrl-C: only a connection that is fully open is kept
+            opened.close()
+            raise_mapped("connect", error)
+        line.stream = stream = wire.Stream(opened)
+        line.held = held = ref(stream, self._connections.discard)
+        self._connections.add(held)
+        return stream
 
     def _drop_connection(self) -> None:
-        conn = self._local.__dict__.pop("connection", None)
-        self._connections.discard(self._local.__dict__.pop("held", None))
-        self._local.is_answer_due = False
-        if conn is not None:
-            conn.close()
+        line = self._own_line()
+        stream, line.stream = line.stream, None
+        self._connections.discard(line.held)
+        line.is_answer_due = False
+        if stream is not None:
+            stream.close()
 
     # --- the queue's public methods, in its order; what they do and raise stands there
 
@@ -415,15 +430,18 @@ class PendingCall:
     _waited_s = 0.0
     _looked: float | None = None  # when somebody last looked in vain
 
-    def __init__(self, client: QueueClient, conn: Any, number: int, name: str, timeout_s: float) -> None:
+    def __init__(
+        self, client: QueueClient, line: _Line, stream: wire.Stream, number: int, name: str, timeout_s: float
+    ) -> None:
         self._client = client
-        self._connection = conn
+        self._line = line
+        self._stream = stream
         self._number = number
         self._name = name
         self._timeout_s = timeout_s
 
     def fileno(self) -> int:
-        return int(self._connection.fileno())
+        return int(self._stream.fileno())
 
     def is_ready(self, at_most_s: float = 0.0) -> bool:
         """Whether the answer is there, within the time; for whoever looks again and again.
@@ -443,12 +461,12 @@ class PendingCall:
     def result(self) -> Any:
         """Wait for the answer; errors as in QueueClient.call."""
         try:
-            number, is_value, value = pickle.loads(self._connection.receive())
+            number, is_value, value = pickle.loads(self._stream.receive())
             if number is not None and number != self._number:
                 raise ManagerLostError(f"{self._name}: the answer belongs to another call")
             if self._timeout_s != CALL_TIMEOUT_S:
-                set_time_limit_of(self._connection, CALL_TIMEOUT_S)
-            self._client._local.is_answer_due = False
+                set_time_limit_of(self._stream, CALL_TIMEOUT_S)
+            self._line.is_answer_due = False
         except BaseException as error:  # also a Ctrl-C: the answer would be taken for the next call's
             self._client._drop_connection()
             raise_mapped(self._name, error)
@@ -464,7 +482,7 @@ def connect(address: str, key: bytes) -> QueueClient:
         ManagerLostError: nothing listens there.
     """
     client = QueueClient(address, key)
-    client._own_connection()
+    client._connect(client._own_line())
     return client
 
 

@@ -25,6 +25,7 @@ MAX_REQUEST_BYTES = 256 * 1024 * 1024
 AT_ONCE_BYTES = 32_768  # so much an empty connection of this machine holds, whatever its peer does
 _READ_BYTES = 65_536  # holds nearly every message
 _LENGTH = struct.Struct("!i")
+_LENGTH_BYTES = _LENGTH.size  # a struct's own attribute is looked for anew each time
 _LONG_HEAD = struct.Struct("!iQ")  # -1, length: of what _LENGTH cannot hold
 _MAX_SHORT = 0x7FFFFFFF
 _ANNOUNCEMENT = _LENGTH.pack(0)  # an empty message, which is none: there is nothing to unpickle in it
@@ -184,15 +185,17 @@ class Stream:
             OSError: BlockingIOError if the time is up; or this is no message, or one above `limit` bytes.
         """
         data, start = os.read(self.fileno(), _READ_BYTES), 0
+        if len(data) > _LENGTH_BYTES and _LENGTH.unpack_from(data)[0] == len(data) - _LENGTH_BYTES <= limit:
+            return memoryview(data)[_LENGTH_BYTES:]  # nearly always
         while data.startswith(_ANNOUNCEMENT, start):
-            start += _LENGTH.size
+            start += _LENGTH_BYTES
             if start == len(data):
                 data, start = os.read(self.fileno(), _READ_BYTES), 0
         if start:
             data = data[start:]
         if len(data) < _LONG_HEAD.size:
-            data = self._completed(data, _LENGTH.size)
-        size, start = *_LENGTH.unpack_from(data), _LENGTH.size
+            data = self._completed(data, _LENGTH_BYTES)
+        size, start = *_LENGTH.unpack_from(data), _LENGTH_BYTES
         if size == -1:
             data = self._completed(data, _LONG_HEAD.size)
             size, start = _LONG_HEAD.unpack_from(data)[1], _LONG_HEAD.size

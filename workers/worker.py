@@ -275,7 +275,8 @@ class Worker:
         self._files.idle()  # nobody's time runs while this is sent
         self._turn += 1
         try:
-            failpoint.hit("worker.before_exchange")
+            if failpoint.is_armed:
+                failpoint.hit("worker.before_exchange")
             call = client.begin_exchange(worker_id, self._reports, limit, self._turn, keeps)
         except ServiceError as error:
             logger.debug("the queue is away: %s", error)
@@ -292,7 +293,8 @@ class Worker:
             return
         try:
             grant = unpack_grant(ahead.call.result())
-            failpoint.hit("worker.after_exchange")
+            if failpoint.is_armed:
+                failpoint.hit("worker.after_exchange")
         except (ServiceError, JournalError) as error:
             logger.debug("the queue is away: %s", error)
             self._reports = ahead.reports + self._reports

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 _STATUS = struct.Struct("<QQQddQ160s64sQ")
 _PLACE_BYTES = _STATUS.size  # a struct's own attribute is looked for anew each time
 _STATUS_BYTES = 2 * _PLACE_BYTES + 1  # two places, and the one byte whose last bit says which of them holds
+_IDLE_AT = 15  # in a place: the last byte of the phase, which is a small number,
+_IDLE = 1 << 56  # and so by this much larger while nothing is in hand any more
 _NO_LEASE = Lease("", 0, 0, 0, 0.0, "", b"")
 MAX_LINE_CHARS = 10_000
 MAX_LINE_BYTES = 1_000_000
@@ -114,7 +116,8 @@ class Usage(NamedTuple):
 
 
 def _read_status(status: mmap.mmap) -> tuple[Any, ...]:
-    return _STATUS.unpack_from(status, (status[_STATUS_BYTES - 1] & 1) * _PLACE_BYTES)
+    fields = _STATUS.unpack_from(status, (status[_STATUS_BYTES - 1] & 1) * _PLACE_BYTES)
+    return fields if fields[1] < _IDLE else (0, fields[1] - _IDLE, 0, 0.0, 0.0, fields[5], b"", b"", 0)
 
 
 class WorkerWriter:
@@ -131,6 +134,7 @@ class WorkerWriter:
         self._turn = 0
         self.output_fd = os.open(os.path.join(folder, "output"), os.O_WRONLY | os.O_APPEND)
         self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)
+        self._output_start = -1  # where it ended when the last PO began
         self.reports = ReportKeeper(folder)
 
     def phase(self, phase: Phase) -> None:
@@ -150,6 +154,7 @@ class WorkerWriter:
             token, self._phase, attempt, started, task_timeout, self._output_end,
             po_number.encode("utf-8", "replace"), task_id.encode("utf-8", "replace"), token,
         )  # fmt: skip
+        self._output_start = self._output_end
         self._map[_STATUS_BYTES - 1] = turn
 
     def end(self, lease: Lease) -> None:
@@ -163,8 +168,11 @@ class WorkerWriter:
             self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)
 
     def idle(self) -> None:
-        """Nothing is in hand."""
-        self.begin(_NO_LEASE, 0.0, 0.0)
+        """Nothing is in hand; no more than that is written down, unless there is output."""
+        if self._output_end == self._output_start:
+            self._map[(self._turn & 1) * _PLACE_BYTES + _IDLE_AT] = 1
+        else:
+            self.begin(_NO_LEASE, 0.0, 0.0)
 
     def log(self, record: logging.LogRecord, text: str) -> None:
         """A log record, kept apart from plain output by its level and logger."""

@@ -196,7 +196,7 @@ def test_who_reads_no_answers_holds_up_nobody(house: House, monkeypatch: pytest.
     monkeypatch.setattr(wire.Stream, "send_at_once", send_at_once)
     lazy, busy = house.client(), house.client()
     lazy.has_journal()
-    stream: Any = lazy._local.connection
+    stream: Any = lazy._local.line.stream
     hung_up = select.poll()
     hung_up.register(stream.fileno(), 0)
     for number in range(100):
@@ -361,7 +361,7 @@ def test_a_signal_handler_that_calls_all_who_wait_breaks_no_change_off(
 def test_a_client_that_lies_harms_only_its_own_connection(house: House) -> None:
     liar = house.client()
     liar.has_journal()
-    stream: Any = liar._local.connection
+    stream: Any = liar._local.line.stream
     stream.send(pickle.dumps((_Unpicklable(), "exchange_packed", ("liar", [], 1, LONG_S, 1, ()), {})))
     wait_until(lambda: len(house.queue._work) == 1, "it waits")
 

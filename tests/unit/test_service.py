@@ -94,7 +94,7 @@ def test_a_call_to_a_stopped_manager_ends_in_time_and_the_next_one_works(
 
 def test_a_call_has_the_time_limit_that_it_asks_for_and_the_next_one_the_usual(queue: QueueClient) -> None:
     pending = queue.begin("has_journal", timeout_s=client_module.REPORT_TIMEOUT_S)
-    conn = queue._local.connection
+    conn = queue._local.line.stream
     assert limit_of(conn) == client_module.REPORT_TIMEOUT_S
 
     pending.result()
@@ -497,19 +497,19 @@ def in_forked_child(body: Callable[[], object]) -> int:
 
 def test_a_forked_copy_has_a_stream_of_its_own(queue: QueueClient) -> None:
     queue.add_tasks([task(f"P{n}") for n in range(30)])
-    conn = queue._local.connection
+    conn = queue._local.line.stream
 
     def look() -> bool:
         return all(queue.find_task(task_id=f"P{n}") is not None for n in range(30))
 
-    assert in_forked_child(lambda: look() and queue._local.connection is not conn) == 0
+    assert in_forked_child(lambda: look() and queue._local.line.stream is not conn) == 0
     assert look() and is_well(queue)
-    assert queue._local.connection is conn
+    assert queue._local.line.stream is conn
 
 
 def test_a_forked_copy_that_is_closed_leaves_the_original_alone(queue: QueueClient) -> None:
     assert is_well(queue)
-    conn = queue._local.connection
+    conn = queue._local.line.stream
 
     def close() -> bool:
         queue.close()
@@ -517,7 +517,7 @@ def test_a_forked_copy_that_is_closed_leaves_the_original_alone(queue: QueueClie
 
     assert in_forked_child(close) == 0
     assert is_well(queue)
-    assert queue._local.connection is conn
+    assert queue._local.line.stream is conn
 
 
 def test_a_forked_copy_of_the_service_ends_nothing(service: QueueService, queue: QueueClient) -> None:
