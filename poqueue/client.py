@@ -30,10 +30,10 @@ from poqueue.task import (
     DEFAULT_PRIORITY,
     Event,
     Grant,
+    PlainSuccess,
     ProcessingTask,
     Report,
     ReportParts,
-    Success,
     TaskRecord,
     TaskResult,
     TaskStatus,
@@ -206,7 +206,7 @@ class QueueClient:
     def exchange(
         self,
         worker_id: str,
-        reports: Sequence[Report | Success] = (),
+        reports: Sequence[Report | PlainSuccess] = (),
         limit: int = 1,
         wait_s: float = 0.0,
         turn: int = 0,
@@ -217,7 +217,7 @@ class QueueClient:
     def exchange_packed(
         self,
         worker_id: str,
-        reports: Sequence[Report | Success] = (),
+        reports: Sequence[Report | PlainSuccess] = (),
         limit: int = 1,
         wait_s: float = 0.0,
         turn: int = 0,
@@ -227,9 +227,9 @@ class QueueClient:
         return grant
 
     def begin_exchange(
-        self, worker_id: str, reports: Sequence[Report | Success], limit: int, turn: int, keeps: Collection[int]
+        self, worker_id: str, reports: Sequence[Report | PlainSuccess], limit: int, turn: int, keeps: Collection[int]
     ) -> "PendingCall":
-        """An exchange that does not wait: its answer, by unpack_grant, can be fetched while there is other work."""
+        """An exchange that does not wait: its answer, a PackedGrant, can be fetched while there is other work."""
         return self.begin("exchange_packed", worker_id, pack_reports(reports), limit, 0.0, turn, keeps)
 
     def retire_worker(self, worker_id: str) -> None:

@@ -12,7 +12,18 @@ from itertools import chain, count, repeat
 
 from poqueue.hints import Any, NamedTuple
 from poqueue.payload import FrozenResult, freeze_po
-from poqueue.task import Event, Grant, Lease, ProcessingTask, Report, ReportParts, Success, TaskRecord, instance
+from poqueue.task import (
+    Event,
+    Grant,
+    Lease,
+    PlainLease,
+    PlainSuccess,
+    ProcessingTask,
+    Report,
+    ReportParts,
+    TaskRecord,
+    instance,
+)
 
 
 class FrozenTask(NamedTuple):
@@ -51,7 +62,7 @@ def pack_task(task: Any, as_json: bool) -> tuple[Any, ...]:
     )
 
 
-def pack_reports(reports: Sequence[Report | Success]) -> list[tuple[Any, ...]]:
+def pack_reports(reports: Sequence[Report | PlainSuccess]) -> list[tuple[Any, ...]]:
     """Reports as tuples: a Success of four fields, others of seven."""
     return [
         tuple(report) if len(report) == 4 or report[3] is None else (*report[:3], tuple(report[3]), *report[4:])
@@ -59,7 +70,7 @@ def pack_reports(reports: Sequence[Report | Success]) -> list[tuple[Any, ...]]:
     ]
 
 
-PackedGrant = tuple[list[tuple[Any, ...]], bool, int]
+PackedGrant = tuple[list[PlainLease], bool, int]
 
 
 def unpack_grant(answer: PackedGrant) -> Grant:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from poqueue import fast_json
 from poqueue.fast_json import decode
 from poqueue.hints import Any, NamedTuple
+from poqueue.plain import flat_json
 from poqueue.task import UNOPENED, ProcessingTask, TaskRecord, TaskResult, instance
 
 MAX_DURATION_S = 1e12
@@ -40,7 +41,7 @@ def freeze(value: Any, what: str, as_json: bool = False) -> bytes:
     )
 
 
-_JSON_BEGINS = frozenset({b"{", b"["})
+_JSON_BEGINS = b"{["
 _TEXT = frozenset({str})
 _SCALARS = frozenset({str, int, bool, type(None)})
 
@@ -63,12 +64,12 @@ def _are_same_in_json(values: Collection[Any]) -> bool:
 
 def thaw(blob: bytes) -> Any:
     """Give a frozen value back, a fresh copy each time."""
-    return decode(blob) if blob[:1] in _JSON_BEGINS else pickle.loads(blob)
+    return decode(blob) if blob and blob[0] in _JSON_BEGINS else pickle.loads(blob)
 
 
 def is_json(blob: bytes) -> bool:
     """Which of the two forms it is in."""
-    return blob[:1] in _JSON_BEGINS
+    return bool(blob) and blob[0] in _JSON_BEGINS
 
 
 def freeze_po(po_data: Any, as_json: bool = False) -> tuple[str, bytes]:
@@ -152,6 +153,15 @@ def freeze_success(downloads: list[Any], nanoseconds: int, data: dict[str, Any])
     """
     told = fast_json.encode_finite(downloads) if downloads else "[]"
     return f"[true, {told}, {nanoseconds}e-9, null, {fast_json.encode_finite(data)}]".encode()
+
+
+def freeze_flat_success(nanoseconds: int, data: dict[Any, Any]) -> bytes | None:
+    """The same without downloads, in half the time; None unless the data is plain already, and flat."""
+    try:
+        told = flat_json(data)
+        return None if told is None else f"[true, [], {nanoseconds}e-9, null, {told}]".encode()
+    except ValueError:  # a text that is no valid Unicode, or an int that is longer than this program allows
+        return None
 
 
 def refreeze(payload: bytes) -> FrozenResult:

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable
 from enum import Enum
+from json.encoder import encode_basestring
 
 from poqueue.hints import Any, NoReturn
 from poqueue.task import Fields
@@ -14,7 +15,6 @@ MAX_INT_BITS = 13_287  # 4,000 digits; Python makes no text of an int of more th
 _TEXT = frozenset({str})
 _SCALARS = frozenset({str, int, bool, type(None)})
 _KEYS = (str, int, float, type(None))
-_FLAT_BUT_INT = (_SCALARS | {float}) - {int}
 
 
 class NotPlainError(ValueError):
@@ -34,14 +34,30 @@ def plain(value: Any) -> Any:
     return _reduce(value, "result", 0, _refuse)
 
 
-def is_flat(value: dict[Any, Any]) -> bool:
-    """Whether it holds scalars only, under text: plain already, unless a number is not finite, or a text no valid Unicode."""
-    for key, item in value.items():  # all() takes twice as long
-        if type(key) is not str or (
-            type(item) not in _FLAT_BUT_INT and not (type(item) is int and item.bit_length() <= MAX_INT_BITS)
-        ):
-            return False
-    return True
+def flat_json(value: dict[Any, Any]) -> str | None:
+    """A dict of scalars under text, as fast_json.encode_finite writes it; None if it is none.
+
+    Half the time of a look at all it holds and of the encoder. Text that is no valid Unicode passes, as there.
+    """
+    told = []
+    for key, item in value.items():
+        kind = type(item)
+        if type(key) is not str:
+            return None
+        if kind is str:
+            text = encode_basestring(item)
+        elif kind is int and item.bit_length() <= MAX_INT_BITS:
+            text = str(item)
+        elif kind is float and math.isfinite(item):
+            text = repr(item)
+        elif item is None:
+            text = "null"
+        elif kind is bool:
+            text = "true" if item else "false"
+        else:
+            return None
+        told.append(f"{encode_basestring(key)}: {text}")
+    return f"{{{', '.join(told)}}}"
 
 
 def plain_details(details: dict[Any, Any]) -> dict[str, Any]:

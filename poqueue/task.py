@@ -6,7 +6,7 @@ from enum import Enum
 from poqueue.hints import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 DEFAULT_PRIORITY = 5
-LEASE_AHEAD_S = 0.035  # how much work a worker may hold ahead,
+LEASE_AHEAD_S = 0.060  # how much work a worker may hold ahead,
 MAX_LEASES = 128  # and how many leases at most
 instance = tuple.__new__  # instance(Lease, (...)) is Lease(...) in a third of its time; for what is made for each PO
 
@@ -204,6 +204,10 @@ class Lease(NamedTuple):
     payload: bytes
 
 
+PlainLease = tuple[str, int, int, int, float, str, bytes]
+"""A Lease, or as it comes over the wire: nobody reads its fields by name where there is one for each PO."""
+
+
 class Report(NamedTuple):
     """How one attempt ended, as a worker tells it.
 
@@ -228,6 +232,10 @@ class Success(NamedTuple):
     token: int
     processing_time: float
     payload: bytes
+
+
+PlainSuccess = tuple[str, int, float, bytes]
+"""A Success, or as it goes over the wire; likewise."""
 
 
 class Grant(NamedTuple):

@@ -20,10 +20,10 @@ from types import FunctionType
 
 from poqueue.config import MAX_TIMEOUT_S
 from poqueue.errors import ProcessorError
-from poqueue.hints import TYPE_CHECKING, Any, StrPath
-from poqueue.payload import FrozenResult, freeze_plain_result, freeze_success, is_duration, thaw
-from poqueue.plain import NotPlainError, is_flat, plain, plain_details
-from poqueue.task import Fields, Lease, Report, Success, TaskResult, instance
+from poqueue.hints import TYPE_CHECKING, Any, NoReturn, StrPath
+from poqueue.payload import FrozenResult, freeze_flat_success, freeze_plain_result, freeze_success, is_duration, thaw
+from poqueue.plain import NotPlainError, plain, plain_details
+from poqueue.task import Fields, PlainLease, PlainSuccess, Report, TaskResult
 from workers.clock import monotonic_ns
 from workers.processor_fit import check_fit, positional_count
 from workers.signals import Interrupt, Termination
@@ -314,7 +314,7 @@ def _place_of(error: BaseException) -> str:
 # ---------------------------------------------------------------------- one attempt
 
 
-def run_attempt(processor: Processor, lease: Lease, context: WorkerContext) -> Report | Success:
+def run_attempt(processor: Processor, lease: PlainLease, context: WorkerContext) -> Report | PlainSuccess:
     """Run one attempt and say how it ended. Only Terminated passes through.
 
     A processor may raise anything, SystemExit and KeyboardInterrupt included: that is a failed attempt, not the end of
@@ -328,9 +328,9 @@ def run_attempt(processor: Processor, lease: Lease, context: WorkerContext) -> R
         po = thaw(payload)
         value = processor.process(po, context)
         took_ns = monotonic_ns() - begin
-        if isinstance(value, TaskResult):
+        if type(value) is not dict and isinstance(value, TaskResult):
             return Report(task_id, token, took_ns / 1e9, _freeze_result(value, took_ns / 1e9))
-        return instance(Success, (task_id, token, took_ns / 1e9, _freeze_value(value, took_ns)))
+        return task_id, token, took_ns / 1e9, _freeze_value(value, took_ns)
     except Terminated:
         raise
     except BaseException as error:  # the border: nothing a processor raises goes further
@@ -360,12 +360,12 @@ def _shown_by(show: Callable[[], str], otherwise: str) -> str:
         return f"({otherwise}: {type(fault).__name__})"
 
 
-def _report_of(error: BaseException, lease: Lease, seconds: float) -> Report:
+def _report_of(error: BaseException, lease: PlainLease, seconds: float) -> Report:
     details = describe_exception(error) | {"seconds": round(seconds, 3)}
     if isinstance(error, NotPlainError):
         details["error_type"] = "ResultNotSerializable"
     after_s = asked_s(error) if isinstance(error, RetryLater) else None
-    return Report(lease.task_id, lease.token, seconds, None, details, after_s, isinstance(error, GiveUp))
+    return Report(lease[0], lease[1], seconds, None, details, after_s, isinstance(error, GiveUp))
 
 
 def asked_s(error: RetryLater) -> float | None:
@@ -410,7 +410,8 @@ def _freeze_result(result: TaskResult, seconds: float) -> FrozenResult:
     frozen = freeze_plain_result(
         TaskResult(bool(result.success), downloads, _seconds_of(result, seconds), message, data)
     )
-    _check_size(frozen.payload)
+    if len(frozen.payload) > MAX_RESULT_BYTES:
+        _refuse_size(frozen.payload)
     return frozen
 
 
@@ -422,14 +423,12 @@ def _encodable(message: str) -> str:
 def _freeze_value(value: Any, took_ns: int) -> bytes:
     """Anything else that a processor returned, as the result of a success."""
     payload: bytes | None = None
-    if type(value) is dict and "downloads" not in value and is_flat(value):  # the short way for what nearly all return
-        try:
-            payload = freeze_success([], took_ns, value)
-        except ValueError:  # a NaN, or a text that is none: the long way says where
-            payload = None
+    if type(value) is dict and "downloads" not in value:  # nearly always
+        payload = freeze_flat_success(took_ns, value)
     if payload is None:
         payload = _freeze_plain(value, took_ns)
-    _check_size(payload)
+    if len(payload) > MAX_RESULT_BYTES:
+        _refuse_size(payload)
     return payload
 
 
@@ -442,6 +441,5 @@ def _freeze_plain(value: Any, took_ns: int) -> bytes:
     return freeze_success(_as_list(fields.pop("downloads", None)), took_ns, fields)
 
 
-def _check_size(payload: bytes) -> None:
-    if len(payload) > MAX_RESULT_BYTES:
-        raise ResultTooLarge(f"the result takes {len(payload):,} bytes; at most {MAX_RESULT_BYTES:,} are kept")
+def _refuse_size(payload: bytes) -> NoReturn:
+    raise ResultTooLarge(f"the result takes {len(payload):,} bytes; at most {MAX_RESULT_BYTES:,} are kept")

@@ -22,14 +22,15 @@ from _thread import get_ident
 from collections import deque
 from multiprocessing import active_children, get_start_method, util
 from multiprocessing.connection import Connection
+from operator import itemgetter
 
 from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient, connect
 from poqueue.errors import JournalError, ManagerRefusesError, PoqueueError, ServiceError
 from poqueue.hints import Any, NamedTuple, NoReturn
-from poqueue.packing import unpack_grant
+from poqueue.packing import PackedGrant
 from poqueue.parent import await_first_word, die_when_closed, is_there
-from poqueue.task import LEASE_AHEAD_S, MAX_LEASES, Grant, Lease, Report, Success
+from poqueue.task import LEASE_AHEAD_S, MAX_LEASES, PlainLease, PlainSuccess, Report
 from poqueue.wire import load_proof
 from workers.clock import monotonic
 from workers.own_process import (
@@ -46,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 WAIT_S = 5.0
 ANSWER_S = 0.004  # an answer takes less, with all cores at work
-HOLD_S = 0.050  # a lease held ahead is begun within this time, or not at all
-RELIEF_S = 5 * HOLD_S  # a PO that takes this long holds others up: the supervisor sees to them
+HOLD_S = 0.075  # a lease held ahead is begun within this time, or not at all
+RELIEF_S = 0.250  # above HOLD_S; a PO that takes this long holds others up: the supervisor sees to them
 STRAY_CHILD_EXIT = 70
 BOOT_EXIT = 3
 ASK_AGAIN_S = 0.1  # between tries to reach a queue that is away, or that cannot write its journal
@@ -56,6 +57,7 @@ REFUSALS, REFUSED_S = 10, 10.0  # one that refuses is left after more in a row, 
 UNLIMITED_S = 1e9
 LINGER_S = 1.0  # what a processor has left holds up the end of its worker no longer,
 AFTER_KILL_S = 0.1  # but for what it takes then
+_token_of = itemgetter(1)  # of a lease
 _SIG_SETMASK = int(signal.SIG_SETMASK)
 _TENDED = tuple(map(int, (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGALRM, signal.SIGUSR1,
@@ -156,7 +158,7 @@ class _Ahead(NamedTuple):
     """An exchange whose answer has not been fetched yet: what it tells, and until when its leases are good."""
 
     call: PendingCall
-    reports: list[Report | Success]
+    reports: list[Report | PlainSuccess]
     until: float
 
 
@@ -166,10 +168,10 @@ class Worker:
     def __init__(self, settings: WorkerSettings, files: WorkerWriter, streams: "_Streams") -> None:
         self._settings = settings
         self._files = files
-        self._reports: list[Report | Success] = []
+        self._reports: list[Report | PlainSuccess] = []
         self._is_kept = True  # whether they would outlive this process
         self._has_told = False  # those before them, which are still kept: they are forgotten when nobody waits for it
-        self._hand: deque[Lease] = deque()  # what is to be begun,
+        self._hand: deque[PlainLease] = deque()  # what is to be begun,
         self._until = 0.0  # and until when,
         self._begins_at_once = False  # but for the first of it, if nothing comes before that
         self._ask_at = 0  # with so many left, the one in work included, more is asked for; 0: there is no more
@@ -234,18 +236,18 @@ class Worker:
             self._tell_unkept(worker_id, client)
         is_last = _term_came or self._is_worn_out()
         limit = 0 if is_last else self._appetite()
-        grant = self._exchange(worker_id, client, limit)
+        leases, stop, left = self._exchange(worker_id, client, limit)
         if self._reports:
             self._reports = []
             self._has_told = True
             # the supervisor reads what is kept while a slow PO runs, and what is in files takes room on the disk
             if self._pace_s > LEASE_AHEAD_S or self._files.reports.has_lines:
                 self._forget_told()
-        if is_last or grant.stop:
+        if is_last or stop:
             self._forget_told()
             self._files.phase(Phase.RECYCLING if is_last else Phase.ENDING)
             return False
-        self._take(grant, monotonic() + HOLD_S)
+        self._take(leases, left, monotonic() + HOLD_S)
         return True
 
     def _tell_unkept(self, worker_id: str, client: QueueClient) -> None:
@@ -260,7 +262,7 @@ class Worker:
         self._files.reports.told()
         self._has_told = False
 
-    def _ask_ahead(self, worker_id: str, client: QueueClient, lease: Lease) -> None:
+    def _ask_ahead(self, worker_id: str, client: QueueClient, lease: PlainLease) -> None:
         """Before the hand is empty: tell what is done and ask for more, so that nobody waits for the answer.
 
         Only while POs are short. What it brings was leased now, and is begun before a lease grows old (HOLD_S), or not at all.
@@ -270,7 +272,7 @@ class Worker:
         limit = self._appetite(held=len(self._hand) + 1)
         if limit < 1 or self._pace_s > LEASE_AHEAD_S or self._settings.max_memory_bytes is not None:
             return
-        keeps = [lease.token, *(other.token for other in self._hand)]
+        keeps = [*map(_token_of, (lease, *self._hand))]
         until = monotonic() + HOLD_S
         self._files.idle()  # nobody's time runs while this is sent
         self._turn += 1
@@ -292,7 +294,7 @@ class Worker:
         if ahead is None:
             return
         try:
-            grant = unpack_grant(ahead.call.result())
+            leases, _, left = ahead.call.result()
             if failpoint.is_armed:
                 failpoint.hit("worker.after_exchange")
         except (ServiceError, JournalError) as error:
@@ -300,18 +302,16 @@ class Worker:
             self._reports = ahead.reports + self._reports
             return
         self._files.reports.told(all_of_them=False)
-        self._take(grant, ahead.until)
+        self._take(leases, left, ahead.until)
 
-    def _take(self, grant: Grant, until: float) -> None:
+    def _take(self, leases: list[PlainLease], left: int, until: float) -> None:
         """The next question is sent half-way through it, or ANSWER_S before its end."""
-        self._left = grant.left
-        self._ask_at = (
-            max(1, min(len(grant.leases) // 2, int(ANSWER_S / max(self._pace_s, 1e-6)) + 1)) if grant.left else 0
-        )
-        self._hand.extend(grant.leases)
+        self._left = left
+        self._ask_at = max(1, min(len(leases) // 2, int(ANSWER_S / max(self._pace_s, 1e-6)) + 1)) if left else 0
+        self._hand.extend(leases)
         self._until = until
 
-    def _exchange(self, worker_id: str, client: QueueClient, limit: int) -> Grant:
+    def _exchange(self, worker_id: str, client: QueueClient, limit: int) -> PackedGrant:
         """Report and lease, as often as it takes: the queue may be replaced meanwhile, or wait for room on the disk.
 
         An exchange whose answer was lost may have been carried out. The same reports again change nothing then, and
@@ -321,7 +321,7 @@ class Worker:
             self._turn += 1
             try:
                 failpoint.hit("worker.before_exchange")
-                grant = client.exchange(worker_id, self._reports, limit, WAIT_S, self._turn)
+                grant = client.exchange_packed(worker_id, self._reports, limit, WAIT_S, self._turn)
                 failpoint.hit("worker.after_exchange")
                 return grant
             except (ServiceError, JournalError) as error:
@@ -330,7 +330,7 @@ class Worker:
                 os._exit(1)  # and a processor has closed what would have told the kernel
             time.sleep(ASK_AGAIN_S)
 
-    def _process(self, lease: Lease, context: WorkerContext, latest_start: float) -> None:
+    def _process(self, lease: PlainLease, context: WorkerContext, latest_start: float) -> None:
         """Run one attempt, or give a lease back that was held for too long.
 
         First the mark, then the look at the clock: whoever reads another PO's mark after `latest_start` then knows that
@@ -338,12 +338,12 @@ class Worker:
         """
         files = self._files
         if not self._is_kept:
-            self._reports.append(Report(lease.task_id, lease.token, 0.0))
+            self._reports.append(Report(lease[0], lease[1], 0.0))
             return
         begun = monotonic()
-        files.begin(lease, begun, lease.task_timeout)
+        files.begin(lease, begun)
         if _term_came or monotonic() > latest_start:
-            self._reports.append(Report(lease.task_id, lease.token, 0.0))
+            self._reports.append(Report(lease[0], lease[1], 0.0))
             return
         if failpoint.is_armed:
             failpoint.hit("worker.begun")
@@ -364,9 +364,9 @@ class Worker:
         files.end(lease)
         if not self._is_kept:
             # The disk is full: the PO stays in hand, and nothing else is begun, until the queue knows of its end.
-            files.begin(lease, monotonic(), UNLIMITED_S)
+            files.begin((*lease[:4], UNLIMITED_S, *lease[5:]), monotonic())
         self._tasks_done += 1
-        self._busy_s += report.processing_time
+        self._busy_s += report[2]
         self._pace_s = 0.7 * self._pace_s + 0.3 * (monotonic() - begun)  # all that it took: a large result takes long
 
     def _appetite(self, held: int = 0) -> int:
@@ -548,7 +548,8 @@ class _Streams:
             pass
         except Exception:  # closed, or another's, which may raise anything
             are_ours = False
-        if logging.root.manager.disable or self._handler not in logging.root.handlers:
+        root = logging.root
+        if root.manager._disable or self._handler not in root.handlers:  # type: ignore[attr-defined]  # it is there
             self._hear()
         if self._poll.poll(0):  # one of them is closed
             self._connect_descriptors()

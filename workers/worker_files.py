@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 
 from poqueue.hints import Any, NamedTuple, StrPath
-from poqueue.task import Lease, Report
+from poqueue.task import PlainLease, Report
 from workers.clock import monotonic
 from workers.kept_reports import KEPT_BYTES, KEPT_FILE, REPORT_FILES, ReportKeeper, read_kept
 
@@ -32,10 +32,11 @@ logger = logging.getLogger(__name__)
 
 _STATUS = struct.Struct("<QQQddQ160s64sQ")
 _PLACE_BYTES = _STATUS.size  # a struct's own attribute is looked for anew each time
-_STATUS_BYTES = 2 * _PLACE_BYTES + 1  # two places, and the one byte whose last bit says which of them holds
+_TURN_AT = 2 * _PLACE_BYTES  # behind two places there is one byte, whose last bit says which of them holds
+_STATUS_BYTES = _TURN_AT + 1
 _IDLE_AT = 15  # in a place: the last byte of the phase, which is a small number,
 _IDLE = 1 << 56  # and so by this much larger while nothing is in hand any more
-_NO_LEASE = Lease("", 0, 0, 0, 0.0, "", b"")
+_NO_LEASE: PlainLease = ("", 0, 0, 0, 0.0, "", b"")
 MAX_LINE_CHARS = 10_000
 MAX_LINE_BYTES = 1_000_000
 MAX_RECORD_BYTES = 990_000  # with the mark in front, it is a line that is read whole
@@ -116,7 +117,7 @@ class Usage(NamedTuple):
 
 
 def _read_status(status: mmap.mmap) -> tuple[Any, ...]:
-    fields = _STATUS.unpack_from(status, (status[_STATUS_BYTES - 1] & 1) * _PLACE_BYTES)
+    fields = _STATUS.unpack_from(status, (status[_TURN_AT] & 1) * _PLACE_BYTES)
     return fields if fields[1] < _IDLE else (0, fields[1] - _IDLE, 0, 0.0, 0.0, fields[5], b"", b"", 0)
 
 
@@ -140,14 +141,14 @@ class WorkerWriter:
     def phase(self, phase: Phase) -> None:
         """Say how far the worker has come, with nothing in hand."""
         self._phase = phase
-        self.begin(_NO_LEASE, monotonic(), 0.0)
+        self.begin(_NO_LEASE, monotonic())
 
-    def begin(self, lease: Lease, started: float, task_timeout: float) -> None:
+    def begin(self, lease: PlainLease, started: float) -> None:
         """A PO is in hand from now on; before anything of it is opened, so that whatever happens is charged to it.
 
         Written into the place that does not hold, and only then, in one step, it does: this process may stop anywhere in between.
         """
-        task_id, token, attempt, _, _, po_number, _ = lease
+        task_id, token, attempt, _, task_timeout, po_number, _ = lease
         self._turn = turn = (self._turn + 1) & 255
         _STATUS.pack_into(
             self._map, (turn & 1) * _PLACE_BYTES,
@@ -155,14 +156,13 @@ class WorkerWriter:
             po_number.encode("utf-8", "replace"), task_id.encode("utf-8", "replace"), token,
         )  # fmt: skip
         self._output_start = self._output_end
-        self._map[_STATUS_BYTES - 1] = turn
+        self._map[_TURN_AT] = turn
 
-    def end(self, lease: Lease) -> None:
+    def end(self, lease: PlainLease) -> None:
         """The PO is done; if it wrote output, mark where that ends."""
         if os.lseek(self.output_fd, 0, os.SEEK_END) != self._output_end:
-            mark = {
-                "token": lease.token, "attempt": lease.attempt, "po_number": lease.po_number, "task_id": lease.task_id,
-            }  # fmt: skip
+            task_id, token, attempt, _, _, po_number, _ = lease
+            mark = {"token": token, "attempt": attempt, "po_number": po_number, "task_id": task_id}
             with contextlib.suppress(OSError):  # no room: the lines count as the next PO's
                 os.write(self.output_fd, f"\n{self._mark}{json.dumps(mark)}\n".encode())
             self._output_end = os.lseek(self.output_fd, 0, os.SEEK_END)
@@ -172,7 +172,7 @@ class WorkerWriter:
         if self._output_end == self._output_start:
             self._map[(self._turn & 1) * _PLACE_BYTES + _IDLE_AT] = 1
         else:
-            self.begin(_NO_LEASE, 0.0, 0.0)
+            self.begin(_NO_LEASE, 0.0)
 
     def log(self, record: logging.LogRecord, text: str) -> None:
         """A log record, kept apart from plain output by its level and logger."""
@@ -265,9 +265,9 @@ class WorkerReader:
     def status(self) -> Status:
         """What the worker does now. One that died while it wrote has not begun the PO that it was about to name."""
         for _ in range(1000):
-            turn = self._map[_STATUS_BYTES - 1]
+            turn = self._map[_TURN_AT]
             first, phase, attempt, started, limit, output, po_number, task_id, last = _read_status(self._map)
-            if first == last and self._map[_STATUS_BYTES - 1] == turn:
+            if first == last and self._map[_TURN_AT] == turn:
                 break  # else it has written twice meanwhile, so it is alive and the next look is as good
         return Status(
             Phase(phase), first, attempt, started, limit, output,

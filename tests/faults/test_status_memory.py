@@ -21,7 +21,7 @@ def write_for_ever(folder: str, mark: str) -> None:
     number = 0
     while True:
         number += 1
-        writer.begin(Lease(f"t{number}", number, number, 1, 1.0, f"P{number}", b""), float(number), float(number))
+        writer.begin(Lease(f"t{number}", number, number, 1, float(number), f"P{number}", b""), float(number))
 
 
 def is_whole(status: Status) -> bool:

@@ -1,10 +1,10 @@
 """Reports outlive their worker, wherever it dies and whatever their size, and a reader never sees a mixture of two."""
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from zlib import crc32
+from zlib import adler32, crc32
 
 import pytest
 from hypothesis import given, settings
@@ -212,10 +212,22 @@ def test_after_a_loss_of_power_no_report_is_of_two_moments(
     assert read_kept(tmp_path) == [*before[whole + 1 :], *after[:whole]]
 
 
-def _record(payload: bytes, id_length: int = 1, checksum: int | None = None) -> bytes:
+def _record(
+    payload: bytes, id_length: int = 1, checksum: int | None = None, checksum_of: Callable[[bytes], int] = adler32
+) -> bytes:
     body = kept_reports._FACTS.pack(7, 0.5, id_length) + b"A" + payload
-    head = kept_reports._HEAD.pack(16 + len(body), crc32(body) if checksum is None else checksum)
+    head = kept_reports._HEAD.pack(16 + len(body), checksum_of(body) if checksum is None else checksum)
     return bytes(8) + head + body
+
+
+@pytest.mark.parametrize("checksum_of", [adler32, crc32])
+def test_what_an_older_version_has_kept_is_read_as_well(checksum_of: Callable[[bytes], int], tmp_path: Path) -> None:
+    make_files(tmp_path)
+    result = freeze_plain_result(TaskResult(True))
+    kept = _record(result.payload, checksum_of=checksum_of)
+    (tmp_path / KEPT_FILE).write_bytes(kept.ljust(KEPT_BYTES, b"\0"))
+
+    assert read_kept(tmp_path) == [Report("A", 7, 0.5, result)]
 
 
 class _Bomb:

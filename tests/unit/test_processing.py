@@ -19,7 +19,7 @@ import pytest
 from poqueue import ProcessingTask, TaskQueue
 from poqueue.errors import ProcessorError
 from poqueue.payload import refreeze, thaw_result
-from poqueue.task import Lease, Report, Success, TaskResult
+from poqueue.task import Lease, PlainSuccess, Report, TaskResult
 from workers.processing import (
     MAX_MESSAGE_CHARS,
     MAX_RESULT_BYTES,
@@ -379,11 +379,12 @@ def attempt(target: Any, po: Any = None) -> Report:
     return report if isinstance(report, Report) else in_full(report)
 
 
-def in_full(success: Success) -> Report:
+def in_full(success: PlainSuccess) -> Report:
     """What a success in short says, which is what it stands for."""
-    result = refreeze(success.payload)
-    assert result[:3] == (True, success.processing_time, None)
-    return Report(success.task_id, success.token, success.processing_time, result)
+    task_id, token, seconds, payload = success
+    result = refreeze(payload)
+    assert result[:3] == (True, seconds, None)
+    return Report(task_id, token, seconds, result)
 
 
 def returning(value: Any) -> Report:

@@ -47,7 +47,7 @@ class Life:
         self._worker = Worker(given, self._writer, streams)
 
     def begins(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        exchange, begin_exchange = self._client.exchange, self._client.begin_exchange
+        exchange, begin_exchange = self._client.exchange_packed, self._client.begin_exchange
 
         def look_and_ask(*args: Any) -> Any:
             self.waited.append(self._reader.status())
@@ -57,7 +57,7 @@ class Life:
             self.ahead.append(self._reader.status())
             return begin_exchange(*args)
 
-        monkeypatch.setattr(self._client, "exchange", look_and_ask)
+        monkeypatch.setattr(self._client, "exchange_packed", look_and_ask)
         monkeypatch.setattr(self._client, "begin_exchange", look_and_ask_ahead)
         monkeypatch.setattr(worker_module, "_connect_patiently", lambda settings: self._client)
         for name in ("_look_round", "_tidy_up"):  # of the process, which is the test's

@@ -38,7 +38,7 @@ def writer(reader: WorkerReader) -> Iterator[WorkerWriter]:
 
 
 def begin(writer: WorkerWriter, number: str, token: int = 7, attempt: int = 1) -> None:
-    writer.begin(Lease(f"id-{number}", token, attempt, 4, 60.0, number, b""), 1.5, 60.0)
+    writer.begin(Lease(f"id-{number}", token, attempt, 4, 60.0, number, b""), 1.5)
 
 
 def end(writer: WorkerWriter, number: str, token: int = 7, attempt: int = 1) -> None:
@@ -85,7 +85,25 @@ def test_the_status_says_what_is_in_hand(reader: WorkerReader, writer: WorkerWri
 
     writer.idle()
 
-    assert reader.status().token == 0 and reader.status().phase is Phase.WORKING
+    assert reader.status()[:5] == (Phase.WORKING, 0, 0, 0.0, 0.0)
+    assert (reader.status().po_number, reader.status().task_id) == ("", "")
+    assert reader.status().has_begun
+
+    begin(writer, "PO-2", token=5)
+
+    assert reader.status()[:2] == (Phase.WORKING, 5) and reader.status().po_number == "PO-2"
+
+
+@pytest.mark.parametrize("text", [b"", b"a line\n"])
+def test_what_is_named_between_two_pos_is_the_sessions(text: bytes, reader: WorkerReader, writer: WorkerWriter) -> None:
+    begin(writer, "A")
+    os.write(writer.output_fd, text)
+    end(writer, "A")
+    writer.idle()
+    writer.own(None, "/session")
+
+    assert [one["path"] for one in reader.owned()] == ["/session"]
+    assert reader.status().output_start == (reader.folder / "output").stat().st_size
 
 
 @pytest.mark.parametrize("number", ["x" * 500, "é" * 200, "\ud800", "a\0b", "x" * 159 + "é"])
