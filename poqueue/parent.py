@@ -29,9 +29,13 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
-def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the thread that started this process ends; if it has already, leave now."""
-    parent_pid = os.getppid()
+def die_with_parent(parent_pid: int | None = None) -> None:
+    """Ask the kernel for SIGKILL when the thread that started this process ends; if it has already, leave now.
+
+    Args:
+        parent_pid: the parent, if it may have ended before this is called.
+    """
+    parent_pid = parent_pid if parent_pid is not None else os.getppid()
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(0)

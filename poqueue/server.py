@@ -7,6 +7,7 @@ and payloads and results cross as bytes that are not opened here.
 import contextlib
 import gc
 import logging
+import math
 import os
 import pickle
 import signal
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 AUTH_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 1100
 READ_ON_S = 10.0  # who has lost a connection, or read with another one, comes at once
+SETTLED_S = 0.5  # after its start
 BROKEN_EXIT = 66
 METHODS = tuple(name for name in vars(TaskQueue) if not name.startswith("_"))
 
@@ -206,15 +208,14 @@ def _as_record(record: TaskRecord) -> Any:
 
 def serve(hosting: Hosting, listening: "connection.Connection[Any, Any]") -> None:
     """The body of the manager process: tells `listening` once clients may come, and serves them until it is told to end."""
-    if os.getppid() != hosting.owner_pid:  # a fork server's child: multiprocessing takes it for dead once that is
-        die_with_parent()
+    parent_pid = os.getppid()
     _become_manager(hosting.log_path)
     queue = _open_queue(hosting)
-    threading.Thread(target=_end_with_owner, args=(hosting, queue), daemon=True).start()
     server = QueueServer(queue, hosting.address, hosting.key)
     with contextlib.suppress(OSError):  # the owner is gone: the thread above ends this process, once it has cleaned up
         listening.send(None)
     listening.close()
+    threading.Thread(target=_end_with_owner, args=(hosting, queue, parent_pid), daemon=True).start()
     server.serve_forever()
 
 
@@ -262,9 +263,20 @@ def _open_queue(hosting: Hosting) -> TaskQueue:
         os._exit(CANNOT_HOST_EXIT)
 
 
-def _end_with_owner(hosting: Hosting, queue: TaskQueue) -> None:
-    """Leave once the owner is gone, after the clean-up it asked for."""
-    _await_end(hosting.owner_pid)
+def _end_with_owner(hosting: Hosting, queue: TaskQueue, parent_pid: int) -> None:
+    """Leave once the owner is gone, after the clean-up it asked for.
+
+    The parent may be a fork server: with that gone, multiprocessing takes this process for dead, and it leaves at once.
+    """
+    ended = _await_end({hosting.owner_pid, parent_pid}, SETTLED_S)
+    if not ended:
+        if parent_pid != hosting.owner_pid:
+            die_with_parent(
+                parent_pid
+            )  # even while stopped; to ask the kernel takes 2 ms, for which first calls would wait
+        ended = _await_end({hosting.owner_pid}, None)
+    if hosting.owner_pid not in ended:
+        os._exit(0)
     try:
         if hosting.on_orphan is not None:
             hosting.on_orphan()
@@ -276,11 +288,18 @@ def _end_with_owner(hosting: Hosting, queue: TaskQueue) -> None:
         os._exit(0)
 
 
-def _await_end(pid: int) -> None:
+def _await_end(pids: set[int], at_most_s: float | None) -> set[int]:
+    """Those of them that have ended, once one has; none when the time is over."""
+    watches: dict[Any, int] = {}
     try:
-        watch = os.pidfd_open(pid)
+        for pid in pids:
+            watches[os.pidfd_open(pid)] = pid
+        return {watches[watch] for watch in connection.wait(list(watches), at_most_s)}
     except (AttributeError, OSError):  # no such call in this Python, kernel or sandbox; or it has just gone
-        while is_there(pid):
+        deadline = math.inf if at_most_s is None else time.monotonic() + at_most_s
+        while not (ended := {pid for pid in pids if not is_there(pid)}) and time.monotonic() < deadline:
             time.sleep(0.2)
-        return
-    connection.wait([watch])
+        return ended
+    finally:
+        for watch in watches:
+            os.close(watch)

@@ -9,6 +9,8 @@ from poqueue import config, events, failpoint, packing, parent, wire  # noqa: F4
 
 
 def _import_rest() -> None:
+    import ctypes  # noqa: F401  (each worker asks the kernel something that Python has no word for)
+
     import workers.worker  # noqa: F401
 
 

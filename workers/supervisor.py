@@ -118,7 +118,7 @@ class Supervisor:
         events_bring_data: False leaves the PO's data out of the events of completed POs, for a receiver that knows its POs.
         on_show: called with a Snapshot about four times a second, twice while nobody works.
         signals: where signals are noted, if the caller wants them noted before and after the run as well.
-        lease_ahead: let a worker hold some 35 ms of work ahead; False keeps strict priority at one lease a worker.
+        lease_ahead: let a worker hold some 60 ms of work ahead; False keeps strict priority at one lease a worker.
         spare_workers: have `jobs` workers also while there are fewer POs; False starts none for whom there is no PO, with a
             login or a browser of its own perhaps: for a batch, to which nothing is added later.
         queue_settings: keyword arguments of TaskQueue.
