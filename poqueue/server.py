@@ -21,9 +21,9 @@ from poqueue import failpoint, wire
 from poqueue.errors import PoqueueError, QueueError
 from poqueue.hand_off import TOLD
 from poqueue.hints import Any
+from poqueue.hosting import CANNOT_HOST_EXIT, Hosting, reason_path
 from poqueue.packing import PACK_ANSWER, UNPACK_REQUEST, PackedGrant
 from poqueue.parent import die_with_parent, is_there
-from poqueue.service import CANNOT_HOST_EXIT, Hosting, reason_path
 from poqueue.task import TaskRecord
 from poqueue.task_queue import TaskQueue
 from poqueue.wire import lift_time_limit_of, peer_uid, set_time_limit
@@ -269,6 +269,7 @@ def _end_with_owner(hosting: Hosting, queue: TaskQueue, parent_pid: int) -> None
     The parent may be a fork server: with that gone, multiprocessing takes this process for dead, and it leaves at once.
     """
     ended = _await_end({hosting.owner_pid, parent_pid}, SETTLED_S)
+    on_orphan = pickle.loads(hosting.on_orphan) if hosting.on_orphan is not None else None
     if not ended:
         if parent_pid != hosting.owner_pid:
             die_with_parent(
@@ -278,8 +279,8 @@ def _end_with_owner(hosting: Hosting, queue: TaskQueue, parent_pid: int) -> None
     if hosting.owner_pid not in ended:
         os._exit(0)
     try:
-        if hosting.on_orphan is not None:
-            hosting.on_orphan()
+        if on_orphan is not None:
+            on_orphan()
     finally:
         queue.close_queue()
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
 """The queue in a process of its own, behind one AF_UNIX socket: poqueue's only use of multiprocessing.managers.
 
-    QueueService (owner) ──starts──► manager process (poqueue.server): TaskQueue + QueueServer
+    QueueService (owner) ──starts──► manager process (poqueue.hosting, poqueue.server): TaskQueue + QueueServer
     QueueClient  (anyone with the address and the key) ──socket──► one thread a connection ──► public methods of TaskQueue
 
 The owner does without what only that process needs (multiprocessing.managers, the queue itself), and starts the sooner.
@@ -9,6 +9,7 @@ The owner does without what only that process needs (multiprocessing.managers, t
 import contextlib
 import logging
 import os
+import pickle
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from poqueue import wire
 from poqueue.client import QueueClient, connect
 from poqueue.config import QueueConfig
 from poqueue.errors import ConfigError, JournalError, ManagerCannotStartError, ManagerLostError, PoqueueError
-from poqueue.hints import Any, NamedTuple, StrPath
-from poqueue.parent import UNKNOWN_EXIT, await_first_word, end_untold, gone_folder, join, kill, tell_first
+from poqueue.hints import Any, StrPath
+from poqueue.hosting import CANNOT_HOST_EXIT, Hosting, host, reason_path
+from poqueue.parent import UNKNOWN_EXIT, end_untold, gone_folder, join, kill, tell_first
 from poqueue.wire import check_address, check_private, dial
 
 __all__ = ["QueueClient", "QueueService", "connect"]
@@ -45,7 +47,6 @@ def fits_address(directory: StrPath) -> bool:
 
 
 NO_GUARD_EXIT = 64
-CANNOT_HOST_EXIT = 65
 NO_REASON = "the journal cannot be opened, and there is no room on the disk to say why"
 NO_GUARD = (
     "each process that is started imports the script again, and so would start a batch of its own; "
@@ -69,35 +70,6 @@ def leave_if_imported_again(start_method: str = "spawn") -> None:
         )
 
 
-class Hosting(NamedTuple):
-    """What the manager process is started with.
-
-    Attributes:
-        settings: keyword arguments of TaskQueue.
-        hold: why the queue starts no task before its owner has called hold_queue; empty to start at once.
-        on_orphan: called when the owner has died, before the process ends.
-    """
-
-    address: str
-    key: bytes
-    settings: dict[str, Any]
-    hold: str
-    owner_pid: int
-    log_path: str | None
-    on_orphan: Callable[[], None] | None
-
-
-def _serve(hosting: Hosting | None, owner: "Connection[Any, Any]") -> None:
-    from poqueue.server import serve  # there, and not here
-
-    if hosting is None:
-        import poqueue.journal  # noqa: F401  (as most will need it; there is time)
-
-        hosting = await_first_word(owner)
-        assert hosting is not None
-    serve(hosting, owner)
-
-
 class ManagerProcess:
     """A manager process; what it is to host may be told later, so that it imports meanwhile.
 
@@ -108,7 +80,7 @@ class ManagerProcess:
     def __init__(self, start_method: str, hosting: Hosting | None = None) -> None:
         context: Any = get_context(start_method)
         self.owner, told = context.Pipe()
-        self.process = context.Process(target=_serve, args=(hosting, told), name="poqueue-manager")
+        self.process = context.Process(target=host, args=(hosting, told), name="poqueue-manager")
         try:
             self.process.start()
         except (EOFError, OSError) as error:
@@ -131,11 +103,6 @@ class ManagerProcess:
     def end(self) -> None:
         """End one that has nothing to host; harmless when repeated."""
         end_untold(self.process, self.owner)
-
-
-def reason_path(address: str) -> str:
-    """Where a manager process that cannot open its queue says why."""
-    return f"{address}.reason"
 
 
 class QueueService:
@@ -227,7 +194,8 @@ class QueueService:
         check_private(directory)
 
     def _start_manager(self, hold: str = "", meanwhile: Callable[[], None] = lambda: None) -> None:
-        hosting = Hosting(self.address, self.key, self._settings, hold, os.getpid(), self._log_path, self._on_orphan)
+        on_orphan = pickle.dumps(self._on_orphan) if self._on_orphan is not None else None
+        hosting = Hosting(self.address, self.key, self._settings, hold, os.getpid(), self._log_path, on_orphan)
         if self._made_files is None and self.has_journal:
             files = [f"{self._settings['journal']}{suffix}" for suffix in ("", "-wal", "-shm")]
             self._made_files = [file for file in files if not os.path.lexists(file)]

@@ -5,7 +5,7 @@ of what workers need when that one has been forked, and goes on by itself.
 import hmac  # noqa: F401  (who connects proves that it has the key)
 import os
 
-from poqueue import config, events, failpoint, packing, parent, wire  # noqa: F401
+from poqueue import config, events, failpoint, hosting, packing, parent, wire  # noqa: F401
 
 
 def _import_rest() -> None:
