@@ -1,5 +1,6 @@
 """The first steps of the manager process, and what it and its owner know of each other; it imports little before it needs it."""
 
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from poqueue.hints import Any, NamedTuple
@@ -14,7 +15,7 @@ class Hosting(NamedTuple):
     Attributes:
         settings: keyword arguments of TaskQueue.
         hold: why the queue starts no task before its owner has called hold_queue; empty to start at once.
-        on_orphan: what to call when the owner has died, before the process ends; pickled, and opened once clients are served.
+        on_orphan: called when the owner has died, before the process ends.
     """
 
     address: str
@@ -23,7 +24,7 @@ class Hosting(NamedTuple):
     hold: str
     owner_pid: int
     log_path: str | None
-    on_orphan: bytes | None
+    on_orphan: Callable[[], None] | None
 
 
 def host(hosting: Hosting | None, owner: "Connection[Any, Any]") -> None:

@@ -269,7 +269,6 @@ def _end_with_owner(hosting: Hosting, queue: TaskQueue, parent_pid: int) -> None
     The parent may be a fork server: with that gone, multiprocessing takes this process for dead, and it leaves at once.
     """
     ended = _await_end({hosting.owner_pid, parent_pid}, SETTLED_S)
-    on_orphan = pickle.loads(hosting.on_orphan) if hosting.on_orphan is not None else None
     if not ended:
         if parent_pid != hosting.owner_pid:
             die_with_parent(
@@ -279,8 +278,8 @@ def _end_with_owner(hosting: Hosting, queue: TaskQueue, parent_pid: int) -> None
     if hosting.owner_pid not in ended:
         os._exit(0)
     try:
-        if on_orphan is not None:
-            on_orphan()
+        if hosting.on_orphan is not None:
+            hosting.on_orphan()
     finally:
         queue.close_queue()
         with contextlib.suppress(OSError):

@@ -9,7 +9,6 @@ The owner does without what only that process needs (multiprocessing.managers, t
 import contextlib
 import logging
 import os
-import pickle
 import sys
 import tempfile
 from collections.abc import Callable
@@ -194,8 +193,7 @@ class QueueService:
         check_private(directory)
 
     def _start_manager(self, hold: str = "", meanwhile: Callable[[], None] = lambda: None) -> None:
-        on_orphan = pickle.dumps(self._on_orphan) if self._on_orphan is not None else None
-        hosting = Hosting(self.address, self.key, self._settings, hold, os.getpid(), self._log_path, on_orphan)
+        hosting = Hosting(self.address, self.key, self._settings, hold, os.getpid(), self._log_path, self._on_orphan)
         if self._made_files is None and self.has_journal:
             files = [f"{self._settings['journal']}{suffix}" for suffix in ("", "-wal", "-shm")]
             self._made_files = [file for file in files if not os.path.lexists(file)]

@@ -1620,6 +1620,45 @@ def test_a_fork_server_that_is_killed_takes_its_processes_along_and_a_run_with_a
         clear_temporary_folder("pymp-*")
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_the_queues_process_ends_with_its_fork_server_also_while_it_is_stopped(
+    is_late: bool, tmp_path: Path, mark: str
+) -> None:
+    """At first it looks itself; once its clients are served it has asked the kernel to, and watches its owner only."""
+    script = f"""
+        import os, signal
+        from multiprocessing import forkserver
+        from poqueue.service import QueueService
+        from tests.integration.stage import wait_until
+
+        def watched(pid):
+            folder = f"/proc/{{pid}}/fd"
+            return [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)].count("anon_inode:[pidfd]")
+
+        if __name__ == "__main__":
+            service = QueueService(start_method="forkserver")
+            service.start()
+            if {is_late!r}:
+                wait_until(lambda: watched(service.pid) == 1, "it watches its owner only")
+                os.kill(service.pid, signal.SIGSTOP)
+            os.kill(forkserver._forkserver._forkserver_pid, 9)
+            print(service.pid, flush=True)
+            signal.pause()
+    """
+    run = start_script(tmp_path, script)
+    try:
+        assert run.stdout is not None
+        manager = int(run.stdout.readline())
+        wait_until(lambda: not living([manager]), "the manager is gone", within_s=5.0)
+        assert run.poll() is None
+    finally:
+        end_script(run)
+        for pid in marked(mark):
+            os.kill(pid, signal.SIGKILL)
+        clear_temporary_folder("poqueue-*")
+        clear_temporary_folder("pymp-*")
+
+
 def test_while_nobody_works_the_screen_is_told_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "SHOW_S", 0.01)
     monkeypatch.setattr(supervisor_module, "SHOW_IDLE_S", 3600.0)
