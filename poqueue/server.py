@@ -271,9 +271,8 @@ def _end_with_owner(hosting: Hosting, queue: TaskQueue, parent_pid: int) -> None
     ended = _await_end({hosting.owner_pid, parent_pid}, SETTLED_S)
     if not ended:
         if parent_pid != hosting.owner_pid:
-            die_with_parent(
-                parent_pid
-            )  # even while stopped; to ask the kernel takes 2 ms, for which first calls would wait
+            # even while stopped, from now on; to ask the kernel takes 2 ms, for which the first calls would wait
+            die_with_parent(parent_pid)
         ended = _await_end({hosting.owner_pid}, None)
     if hosting.owner_pid not in ended:
         os._exit(0)
