@@ -1631,15 +1631,17 @@ def test_the_queues_process_ends_with_its_fork_server_also_while_it_is_stopped(
         from poqueue.service import QueueService
         from tests.integration.stage import wait_until
 
-        def watched(pid):
+        def has_asked(pid):
             folder = f"/proc/{{pid}}/fd"
-            return [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)].count("anon_inode:[pidfd]")
+            watches = [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)].count("anon_inode:[pidfd]")
+            with open(f"/proc/{{pid}}/maps") as maps:
+                return watches == 1 and "_ctypes" in maps.read()
 
         if __name__ == "__main__":
             service = QueueService(start_method="forkserver")
             service.start()
             if {is_late!r}:
-                wait_until(lambda: watched(service.pid) == 1, "it watches its owner only")
+                wait_until(lambda: has_asked(service.pid), "it watches its owner only")
                 os.kill(service.pid, signal.SIGSTOP)
             os.kill(forkserver._forkserver._forkserver_pid, 9)
             print(service.pid, flush=True)
