@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 UNKNOWN_EXIT = 256  # of a process that somebody else has waited for; no process has this exit code
+_LOST_EXIT = 255  # what multiprocessing says of one whose fork server is gone
 _PR_SET_PDEATHSIG = 1
 
 
@@ -115,9 +116,17 @@ def join(process: Any, at_most_s: float | None = None) -> None:
 
 
 def kill(process: Any) -> None:
-    """End it at once, whatever state it is in, and wait for that."""
+    """End it at once, whatever state it is in, and wait for that.
+
+    Also one that has lost its fork server, and so has ended for multiprocessing, if it has become a child of this process.
+    """
     if not has_ended(process):
         process.kill()
+    elif process._popen.method == "forkserver" and process.exitcode == _LOST_EXIT:
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(process.pid, os.WNOHANG) == (0, 0):
+                os.kill(process.pid, signal.SIGKILL)
+                os.waitpid(process.pid, 0)
     join(process)
 
 

@@ -209,10 +209,12 @@ def _as_record(record: TaskRecord) -> Any:
 def serve(hosting: Hosting, listening: "connection.Connection[Any, Any]") -> None:
     """The body of the manager process: tells `listening` once clients may come, and serves them until it is told to end."""
     parent_pid = os.getppid()
+    if parent_pid != hosting.owner_pid and hosting.settings.get("journal") is not None:
+        die_with_parent(parent_pid)  # at once: its owner takes it for dead, and starts another one on the same journal
     _become_manager(hosting.log_path)
     queue = _open_queue(hosting)
     server = QueueServer(queue, hosting.address, hosting.key)
-    with contextlib.suppress(OSError):  # the owner is gone: the thread above ends this process, once it has cleaned up
+    with contextlib.suppress(OSError):  # the owner is gone: the thread below ends this process, once it has cleaned up
         listening.send(None)
     listening.close()
     threading.Thread(target=_end_with_owner, args=(hosting, queue, parent_pid), daemon=True).start()
@@ -267,12 +269,12 @@ def _end_with_owner(hosting: Hosting, queue: TaskQueue, parent_pid: int) -> None
     """Leave once the owner is gone, after the clean-up it asked for.
 
     The parent may be a fork server: with that gone, multiprocessing takes this process for dead, and it leaves at once.
+    This thread looks for it first, until clients are served: to ask the kernel takes 2 ms, for which they would wait.
     """
     ended = _await_end({hosting.owner_pid, parent_pid}, SETTLED_S)
     if not ended:
         if parent_pid != hosting.owner_pid:
-            # even while stopped, from now on; to ask the kernel takes 2 ms, for which the first calls would wait
-            die_with_parent(parent_pid)
+            die_with_parent(parent_pid)  # also while it is stopped, from now on
         ended = _await_end({hosting.owner_pid}, None)
     if hosting.owner_pid not in ended:
         os._exit(0)

@@ -237,12 +237,8 @@ class QueueService:
         process, self._process = self._process, None
         if process is not None:
             self._at_exit.cancel()
-            pid = process.pid
             kill(process)
             process.close()
-            if self._start_method == "forkserver":
-                with contextlib.suppress(ChildProcessError):  # one that has lost its fork server may have become ours
-                    os.waitpid(pid, os.WNOHANG)
 
     def replace(self, hold: str = "") -> None:
         """Kill the manager process, whatever state it is in, and start another one from the journal: same address, same key.

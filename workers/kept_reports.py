@@ -9,8 +9,7 @@
 
 One half, and one file, is filled while what is in the other is being told. A record counts once its length stands there,
 which is written last, and its checksum is right: the worker may be killed anywhere before, and after a loss of power pages of
-the file may be of different moments. To keep a result that fits takes no call of the system. The checksum is Adler-32: CRC-32,
-as in earlier versions, comes with tables, which after a pause are far from the processor.
+the file may be of different moments. To keep a result that fits takes no call of the system.
 """
 
 import json
@@ -20,7 +19,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from zlib import adler32, crc32
+from zlib import crc32
 
 from poqueue import fast_json
 from poqueue.hints import StrPath
@@ -77,7 +76,7 @@ class ReportKeeper:
         if end + _ROOM > self._limits[half]:
             told = (True, seconds, None) if len(report) == 4 else report.result[:3]
             return self._keep_line(Report(task_id, token, seconds), told, payload)
-        self._map[start + _WORD_BYTES : end] = _WORD.pack(adler32(body)) + body
+        self._map[start + _WORD_BYTES : end] = _WORD.pack(crc32(body)) + body
         _WORD.pack_into(self._map, start, end - start)
         self._next[half] = (end + 7) & -8
         return True
@@ -162,7 +161,7 @@ def _records(half: bytes) -> Iterator[Report]:
         if not length:
             return
         body = half[start + _HEAD_BYTES : start + length]
-        if checksum in (adler32(body), crc32(body)) and len(body) >= _FACTS.size:
+        if crc32(body) == checksum and len(body) >= _FACTS.size:
             with suppress(*_NOT_OURS):
                 token, seconds, id_length = _FACTS.unpack_from(body)
                 result = _FACTS.size + id_length

@@ -1661,6 +1661,34 @@ def test_the_queues_process_ends_with_its_fork_server_also_while_it_is_stopped(
         clear_temporary_folder("pymp-*")
 
 
+def test_a_manager_that_is_stopped_when_its_fork_server_dies_is_ended_all_the_same(tmp_path: Path, mark: str) -> None:
+    script = """
+        import os, signal
+        from multiprocessing import forkserver
+        from workers import Supervisor
+
+        if __name__ == "__main__":
+            supervisor = Supervisor("tests.integration.villains:process", start_method="forkserver")
+            supervisor.start_queue()
+            manager = supervisor._service.pid
+            os.kill(manager, signal.SIGSTOP)
+            os.kill(forkserver._forkserver._forkserver_pid, 9)
+            supervisor.close()
+            print(manager, flush=True)
+            signal.pause()
+    """
+    run = start_script(tmp_path, script)
+    try:
+        assert run.stdout is not None
+        assert not living([int(run.stdout.readline())])
+    finally:
+        end_script(run)
+        for pid in marked(mark):
+            os.kill(pid, signal.SIGKILL)
+        clear_temporary_folder("poqueue-*")
+        clear_temporary_folder("pymp-*")
+
+
 def test_while_nobody_works_the_screen_is_told_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "SHOW_S", 0.01)
     monkeypatch.setattr(supervisor_module, "SHOW_IDLE_S", 3600.0)

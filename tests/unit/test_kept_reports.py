@@ -1,10 +1,10 @@
 """Reports outlive their worker, wherever it dies and whatever their size, and a reader never sees a mixture of two."""
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from zlib import adler32, crc32
+from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
@@ -212,22 +212,21 @@ def test_after_a_loss_of_power_no_report_is_of_two_moments(
     assert read_kept(tmp_path) == [*before[whole + 1 :], *after[:whole]]
 
 
-def _record(
-    payload: bytes, id_length: int = 1, checksum: int | None = None, checksum_of: Callable[[bytes], int] = adler32
-) -> bytes:
+def _record(payload: bytes, id_length: int = 1, checksum: int | None = None) -> bytes:
     body = kept_reports._FACTS.pack(7, 0.5, id_length) + b"A" + payload
-    head = kept_reports._HEAD.pack(16 + len(body), checksum_of(body) if checksum is None else checksum)
+    head = kept_reports._HEAD.pack(16 + len(body), crc32(body) if checksum is None else checksum)
     return bytes(8) + head + body
 
 
-@pytest.mark.parametrize("checksum_of", [adler32, crc32])
-def test_what_an_older_version_has_kept_is_read_as_well(checksum_of: Callable[[bytes], int], tmp_path: Path) -> None:
+def test_a_record_of_which_the_end_is_of_another_moment_is_left_out_however_alike(tmp_path: Path) -> None:
+    """Sums of bytes do not tell these apart."""
     make_files(tmp_path)
-    result = freeze_plain_result(TaskResult(True))
-    kept = _record(result.payload, checksum_of=checksum_of)
-    (tmp_path / KEPT_FILE).write_bytes(kept.ljust(KEPT_BYTES, b"\0"))
+    right = _record(b'[true, [], 0.5, null, {"amount": "1020.00"}]')
+    wrong = right.replace(b"1020.00", b"1101.00")
 
-    assert read_kept(tmp_path) == [Report("A", 7, 0.5, result)]
+    for kept, reports in (right, 1), (wrong, 0):
+        (tmp_path / KEPT_FILE).write_bytes(kept.ljust(KEPT_BYTES, b"\0"))
+        assert len(read_kept(tmp_path)) == reports
 
 
 class _Bomb:
