@@ -154,6 +154,8 @@ def _answer(queue: TaskQueue, request: bytes | memoryview, stream: wire.Stream) 
         if name == "exchange_packed":
             kwargs = {**kwargs, "offer": _Offer(stream, number)}
         value = getattr(queue, name)(*args, **kwargs)
+        if name == "add_tasks":
+            gc.freeze()  # and least of all tasks, which come and stay by the thousand: they are not looked at, ever
         if value is TOLD:
             return None
         return pickle.dumps((number, True, value if pack is None else pack(value)), 5)
@@ -230,7 +232,7 @@ def _become_manager(log_path: str | None) -> None:
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     os.umask(0o077)
-    gc.set_threshold(50_000, 20, 20)  # tasks come and stay by the thousand, and hold no cycles worth the looking for
+    gc.set_threshold(50_000, 20, 20)  # nothing here makes cycles,
     if log_path is not None:
         logging.raiseExceptions = False  # no traceback on the operator's screen when there is no room for a line
         logging.basicConfig(filename=log_path, level=logging.WARNING, force=True)
@@ -257,6 +259,7 @@ def _open_queue(hosting: Hosting) -> TaskQueue:
     try:
         queue = TaskQueue(**hosting.settings, open_task=_as_record)
         queue.hold_queue(hosting.hold)  # before anybody can reach it
+        gc.freeze()
         return queue
     except PoqueueError as error:
         path = reason_path(hosting.address)

@@ -1080,3 +1080,64 @@ def test_contract_errors_cross_whole(queue: QueueClient) -> None:
         queue.add_task(ProcessingTask(po_data={}))
     queue.add_task(task("A"))
     assert queue.get_tasks_by_status(TaskStatus.PENDING)[0].task_id == "A"
+
+
+CYCLES = """
+    import gc, os, subprocess, sys, tempfile, threading
+    from pathlib import Path
+    from poqueue import ProcessingTask, TaskQueue, TaskResult
+    from poqueue.client import QueueClient
+    from poqueue.server import QueueServer
+
+    def use(client, turn):
+        client.add_tasks([ProcessingTask(f"t{turn}-{n}", {"po_number": f"{turn}-{n}"}) for n in range(20)])
+        wrong = (
+            lambda: client.add_task(ProcessingTask(f"t{turn}-0", {"po_number": "again"})), lambda: client.call("nonsense"),
+            lambda: client.call("exchange_packed", "w", [("x", 1)]), lambda: client.complete_task("x", "w", TaskResult(True)),
+        )
+        for call in wrong:
+            try:
+                call()
+            except Exception:
+                continue
+            raise AssertionError("it is refused")
+        client.complete_task(client.get_next_task("w1").task_id, "w1", TaskResult(True))
+        client.retry_task(client.get_next_task("w1").task_id, {"error_type": "X", "message": "no"})
+        reader, after = client.open_events()
+        client.exchange("w2", [], 5, 0.0, 1)
+        client.get_queue_status(), client.get_performance_metrics(), client.get_error_summary(), client.get_report_parts()
+        client.read_events(reader, after)
+        if turn % 2:
+            client.close_events(reader)
+        client.clear_queue()
+
+    if len(sys.argv) > 1:
+        for turn in range(20):
+            client = QueueClient(sys.argv[1], b"k" * 32)
+            use(client, turn)
+            client.close()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            address = str(Path(folder, "queue.sock"))
+            journal = Path(folder, "journal") if is_recorded else None
+            server = QueueServer(TaskQueue(open_task=lambda record: record, journal=journal), address, b"k" * 32)
+            threading.Thread(target=server.accepter, daemon=True).start()
+            gc.collect()
+            gc.disable()
+            subprocess.run([sys.executable, __file__, address], check=True)
+            print("cycles:", gc.collect())
+"""
+
+
+@pytest.mark.parametrize("is_recorded", [False, True])
+def test_nothing_that_is_asked_of_the_manager_leaves_cycles_behind(is_recorded: bool, tmp_path: Path) -> None:
+    """It has its garbage collector look at no task (gc.freeze): what has come in between would never be found."""
+    script = tmp_path / "script.py"
+    script.write_text(f"is_recorded = {is_recorded}\n{textwrap.dedent(CYCLES)}")
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    run = subprocess.run(
+        [sys.executable, str(script)], env=environ, capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert run.stdout.splitlines()[-1] == "cycles: 0"
