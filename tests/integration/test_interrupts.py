@@ -229,14 +229,17 @@ def test_quit_writes_down_every_stack_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_quit_does_no_harm_to_workers_that_are_only_starting(tmp_path: Path) -> None:
-    write_orders(tmp_path / "orders.csv", "A,ok", "B,ok")
-    with started("run", "orders.csv", *BEHAVE, "--run-dir", "r", "-j", "2", cwd=tmp_path) as run:
+    write_orders(tmp_path / "orders.csv", "A,wait", "B,wait")
+    words = ["run", "orders.csv", *BEHAVE, "--option", f"folder={tmp_path}", "--run-dir", "r", "-j", "2"]
+
+    def have_begun() -> bool:
+        run.send(signal.SIGQUIT)
+        return len(trail(tmp_path)) == 2
+
+    with started(*words, cwd=tmp_path) as run:
         wait_until((tmp_path / "r" / "results.csv").exists, "the run listens to signals")
-        for _ in range(40):
-            if run.process.poll() is None:
-                run.send(signal.SIGQUIT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                run.process.wait(0.01)
+        wait_until(have_begun, "both workers have started, whatever was sent meanwhile")
+        (tmp_path / "go").touch()
         ended = run.wait().check(0)
 
     assert "could not start" not in ended.err
