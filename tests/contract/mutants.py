@@ -145,7 +145,7 @@ MUTANTS = {
     ),
     "a looked-up task is the queue's own": Mutant(
         "payload.py",
-        "    return decode(blob) if blob[:1] in _JSON_BEGINS else pickle.loads(blob)",
+        "    return decode(blob) if blob and blob[0] in _JSON_BEGINS else pickle.loads(blob)",
         '    return globals().setdefault("_opened", {}).setdefault(blob, pickle.loads(blob))',
         "test_copies_and_pickles.py::test_what_is_done_to_a_leased_task_never_changes_the_queue",
     ),
