@@ -105,11 +105,11 @@ class QueueClient:
         """Send a request and do not wait; one at a time for each thread. Errors as in call."""
         if self._is_closed:
             raise ManagerLostError("this client is closed")
-        own = self._own_line()
-        if own.is_answer_due:
+        line = self._own_line()
+        if line.is_answer_due:
             self._drop_connection()  # a call was broken off: its answer must not be taken for this one's
-        stream = own.stream or self._connect(own)
-        own.number = number = own.number + 1
+        stream = line.stream or self._connect(line)
+        line.number = number = line.number + 1
         try:
             request = pickle.dumps((number, name, args, kwargs), 5)
         except Exception as error:  # whatever an argument's own __reduce__ raises; nothing was sent
@@ -122,12 +122,12 @@ class QueueClient:
         try:
             if timeout_s != CALL_TIMEOUT_S:
                 set_time_limit_of(stream, timeout_s)
-            own.is_answer_due = True
+            line.is_answer_due = True
             stream.send(request)
         except BaseException as error:
             self._drop_connection()
             raise_mapped(name, error)
-        return PendingCall(self, own, stream, number, name, timeout_s)
+        return PendingCall(self, line, stream, number, name, timeout_s)
 
     def close(self) -> None:
         """Hang up; later calls raise ManagerLostError."""

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 AUTH_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 1100
 READ_ON_S = 10.0  # who has lost a connection, or read with another one, comes at once
-SETTLED_S = 0.5  # after its start
+SETTLED_S = 0.5  # after its start: the first clients are served by then
 BROKEN_EXIT = 66
 METHODS = tuple(name for name in vars(TaskQueue) if not name.startswith("_"))
 
@@ -155,7 +155,7 @@ def _answer(queue: TaskQueue, request: bytes | memoryview, stream: wire.Stream) 
             kwargs = {**kwargs, "offer": _Offer(stream, number)}
         value = getattr(queue, name)(*args, **kwargs)
         if name == "add_tasks":
-            gc.freeze()  # and least of all tasks, which come and stay by the thousand: they are not looked at, ever
+            gc.freeze()  # tasks come and stay by the thousand, and hold no cycles: nobody is to look for any
         if value is TOLD:
             return None
         return pickle.dumps((number, True, value if pack is None else pack(value)), 5)
@@ -232,7 +232,7 @@ def _become_manager(log_path: str | None) -> None:
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     os.umask(0o077)
-    gc.set_threshold(50_000, 20, 20)  # nothing here makes cycles,
+    gc.set_threshold(50_000, 20, 20)  # nothing here makes cycles: a look in a long while is enough
     if log_path is not None:
         logging.raiseExceptions = False  # no traceback on the operator's screen when there is no room for a line
         logging.basicConfig(filename=log_path, level=logging.WARNING, force=True)
@@ -259,7 +259,7 @@ def _open_queue(hosting: Hosting) -> TaskQueue:
     try:
         queue = TaskQueue(**hosting.settings, open_task=_as_record)
         queue.hold_queue(hosting.hold)  # before anybody can reach it
-        gc.freeze()
+        gc.freeze()  # what a journal has brought stays as well
         return queue
     except PoqueueError as error:
         path = reason_path(hosting.address)

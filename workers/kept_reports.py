@@ -65,11 +65,7 @@ class ReportKeeper:
             return self._keep_line(report, None, b"")
         else:
             task_id, token, seconds, payload = *report[:3], report.result.payload
-        try:
-            name = task_id.encode()  # with arguments it takes three times as long
-        except UnicodeEncodeError:
-            name = task_id.encode("utf-8", "surrogatepass")
-        half = self._filled
+        name, half = task_id.encode("utf-8", "surrogatepass"), self._filled
         body = _FACTS.pack(token, seconds, len(name)) + name + payload
         start = self._next[half]
         end = start + _HEAD_BYTES + len(body)

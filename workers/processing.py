@@ -328,7 +328,7 @@ def run_attempt(processor: Processor, lease: PlainLease, context: WorkerContext)
         po = thaw(payload)
         value = processor.process(po, context)
         took_ns = monotonic_ns() - begin
-        if type(value) is not dict and isinstance(value, TaskResult):
+        if type(value) is not dict and isinstance(value, TaskResult):  # which looks further than the type
             return Report(task_id, token, took_ns / 1e9, _freeze_result(value, took_ns / 1e9))
         return task_id, token, took_ns / 1e9, _freeze_value(value, took_ns)
     except Terminated:

@@ -22,7 +22,6 @@ from _thread import get_ident
 from collections import deque
 from multiprocessing import active_children, get_start_method, util
 from multiprocessing.connection import Connection
-from operator import itemgetter
 
 from poqueue import failpoint
 from poqueue.client import PendingCall, QueueClient, connect
@@ -57,7 +56,6 @@ REFUSALS, REFUSED_S = 10, 10.0  # one that refuses is left after more in a row, 
 UNLIMITED_S = 1e9
 LINGER_S = 1.0  # what a processor has left holds up the end of its worker no longer,
 AFTER_KILL_S = 0.1  # but for what it takes then
-_token_of = itemgetter(1)  # of a lease
 _SIG_SETMASK = int(signal.SIG_SETMASK)
 _TENDED = tuple(map(int, (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGALRM, signal.SIGUSR1,
@@ -272,7 +270,7 @@ class Worker:
         limit = self._appetite(held=len(self._hand) + 1)
         if limit < 1 or self._pace_s > LEASE_AHEAD_S or self._settings.max_memory_bytes is not None:
             return
-        keeps = [*map(_token_of, (lease, *self._hand))]
+        keeps = [lease[1], *(other[1] for other in self._hand)]
         until = monotonic() + HOLD_S
         self._files.idle()  # nobody's time runs while this is sent
         self._turn += 1

@@ -22,10 +22,14 @@ def write_for_ever(folder: str, mark: str) -> None:
     while True:
         number += 1
         writer.begin(Lease(f"t{number}", number, number, 1, float(number), f"P{number}", b""), float(number))
+        if number % 2:
+            writer.idle()
 
 
 def is_whole(status: Status) -> bool:
     number = status.token
+    if not number:
+        return status[:5] == (Phase.WORKING, 0, 0, 0.0, 0.0) and (status.po_number, status.task_id) == ("", "")
     numbers = (number, number, float(number), float(number), f"P{number}", f"t{number}")
     return status.phase is Phase.WORKING and (
         status.token, status.attempt, status.started, status.task_timeout, status.po_number, status.task_id

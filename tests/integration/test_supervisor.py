@@ -1529,15 +1529,10 @@ def test_a_manager_that_dies_with_its_supervisor_takes_the_workers_along(
                 threading.Thread(target=kill_both).start()
                 supervisor.run()
     """
-    run = start_script(tmp_path, script)
-    try:
+    with script_that_leaves_things(tmp_path, script, mark) as run:
         run.communicate(timeout=20)
         assert run.returncode == -signal.SIGKILL
         wait_until(lambda: not marked(mark), "nothing is left", within_s=5.0)
-    finally:
-        end_script(run)
-        clear_temporary_folder("poqueue-*")  # nobody was left to do it
-        clear_temporary_folder("pymp-*")
 
 
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])
@@ -1563,19 +1558,12 @@ def test_no_worker_outlives_its_run_because_of_others(do: str, start_method: str
             os.kill(supervisor._service.pid, 9)
             os.kill(os.getpid(), 9)
     """
-    run = start_script(tmp_path, script)
-    try:
+    with script_that_leaves_things(tmp_path, script, mark) as run:
         run.wait(timeout=20)
         assert run.returncode == -signal.SIGKILL
         workers = {line["pid"] for line in history(tmp_path)}
         assert len(workers) == 2
         wait_until(lambda: not living(workers), "the workers are gone", within_s=10.0)
-    finally:
-        for pid in marked(mark):
-            os.kill(pid, signal.SIGKILL)
-        end_script(run)
-        clear_temporary_folder("poqueue-*")
-        clear_temporary_folder("pymp-*")
 
 
 @pytest.mark.parametrize("is_recorded", [True, False])
@@ -1607,17 +1595,12 @@ def test_a_fork_server_that_is_killed_takes_its_processes_along_and_a_run_with_a
                     print("lost")
                     os._exit(0)  # there is nothing more to look at
     """
-    run = start_script(tmp_path, script)
-    try:
+    with script_that_leaves_things(tmp_path, script, mark) as run:
         said, _ = run.communicate(timeout=40)
         assert said.split() == (["done", "3"] if is_recorded else ["lost"])
         wait_until(lambda: not marked(mark), "nothing is left", within_s=5.0)
         starts = [(line["po"], line["attempt"]) for line in history(tmp_path) if line["event"] == "start"]
         assert len(starts) == len(set(starts)), "no attempt was made twice"
-    finally:
-        end_script(run)
-        clear_temporary_folder("poqueue-*")
-        clear_temporary_folder("pymp-*")
 
 
 @pytest.mark.parametrize("is_late", [False, True])
@@ -1647,18 +1630,11 @@ def test_the_queues_process_ends_with_its_fork_server_also_while_it_is_stopped(
             print(service.pid, flush=True)
             signal.pause()
     """
-    run = start_script(tmp_path, script)
-    try:
+    with script_that_leaves_things(tmp_path, script, mark) as run:
         assert run.stdout is not None
         manager = int(run.stdout.readline())
         wait_until(lambda: not living([manager]), "the manager is gone", within_s=5.0)
         assert run.poll() is None
-    finally:
-        end_script(run)
-        for pid in marked(mark):
-            os.kill(pid, signal.SIGKILL)
-        clear_temporary_folder("poqueue-*")
-        clear_temporary_folder("pymp-*")
 
 
 def test_a_manager_that_is_stopped_when_its_fork_server_dies_is_ended_all_the_same(tmp_path: Path, mark: str) -> None:
@@ -1677,16 +1653,9 @@ def test_a_manager_that_is_stopped_when_its_fork_server_dies_is_ended_all_the_sa
             print(manager, flush=True)
             signal.pause()
     """
-    run = start_script(tmp_path, script)
-    try:
+    with script_that_leaves_things(tmp_path, script, mark) as run:
         assert run.stdout is not None
         assert not living([int(run.stdout.readline())])
-    finally:
-        end_script(run)
-        for pid in marked(mark):
-            os.kill(pid, signal.SIGKILL)
-        clear_temporary_folder("poqueue-*")
-        clear_temporary_folder("pymp-*")
 
 
 def test_while_nobody_works_the_screen_is_told_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1736,6 +1705,20 @@ def end_script(run: "subprocess.Popen[Any]") -> None:
     run.wait()
     if run.stdout is not None:
         run.stdout.close()
+
+
+@contextlib.contextmanager
+def script_that_leaves_things(folder: Path, text: str, mark: str) -> Iterator["subprocess.Popen[str]"]:
+    """One that is killed, or does not get to its end: what nobody is left to remove is removed here."""
+    run = start_script(folder, text)
+    try:
+        yield run
+    finally:
+        end_script(run)
+        for pid in marked(mark):
+            os.kill(pid, signal.SIGKILL)
+        clear_temporary_folder("poqueue-*")
+        clear_temporary_folder("pymp-*")  # multiprocessing's own, for the fork server
 
 
 # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────────────

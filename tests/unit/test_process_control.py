@@ -395,8 +395,12 @@ def test_a_process_that_dies_with_its_parent_does_so_in_a_c_loop(start: Callable
 
 @pytest.mark.parametrize(
     ("call", "is_late"),
-    [("parent.die_with_parent()", False), ("parent.die_when_closed(read_end)", True)],
-    ids=["its parent", "the other end of its pipe"],
+    [
+        ("parent.die_with_parent()", False),
+        ("parent.die_with_parent(starter)", True),
+        ("parent.die_when_closed(read_end)", True),
+    ],
+    ids=["its parent", "its parent, long ago", "the other end of its pipe"],
 )
 def test_what_ended_before_it_could_be_asked_for_is_seen(call: str, is_late: bool) -> None:
     """The kernel tells only of what ends after it was asked."""

@@ -1125,6 +1125,7 @@ CYCLES = """
             gc.collect()
             gc.disable()
             subprocess.run([sys.executable, __file__, address], check=True)
+            gc.unfreeze()
             print("cycles:", gc.collect())
 """
 
