@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from multiprocessing import connection
 from weakref import ref
 
 from poqueue import wire
@@ -71,9 +72,19 @@ class QueueClient:
     Copies, errors and records are as in TaskQueue. Every call may also raise CallTimeoutError or ManagerLostError; the
     next call then begins with a new connection. Event handlers run here, in the client's process, on a thread of its own;
     what happens while a lost manager is replaced they are not told.
+
+    Args:
+        line: a connection that is open already, and is used first.
+        as_json: whether the queue has a journal; it is asked if that is not known.
     """
 
-    def __init__(self, address: str, key: bytes) -> None:
+    def __init__(
+        self,
+        address: str,
+        key: bytes,
+        line: "connection.Connection[Any, Any] | None" = None,
+        as_json: bool | None = None,
+    ) -> None:
         check_address(address)
         if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:
             raise ValueError(f"the key must be at least {MIN_KEY_BYTES} bytes")
@@ -85,7 +96,8 @@ class QueueClient:
         self._listener: threading.Thread | None = None
         self._acts_since: float | None = None  # handlers are called for what was read then
         self._is_closed = False
-        self._as_json: bool | None = None  # whether the queue has a journal; asked once
+        self._lines = [line] if line is not None else []
+        self._as_json = as_json
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -141,6 +153,8 @@ class QueueClient:
                 continue
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(conn.fileno())) as plug:
                 plug.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for an answer
+        while self._lines:
+            self._lines.pop().close()
         self._drop_connection()
 
     def hang_up(self) -> None:
@@ -160,17 +174,39 @@ class QueueClient:
         return line
 
     def _connect(self, line: "_Line") -> wire.Stream:
-        opened = dial(self._address, self._key, CALL_TIMEOUT_S)
+        line.stream = stream = wire.Stream(self._take_line() or self._dial())
+        line.held = held = ref(stream, self._connections.discard)
+        self._connections.add(held)
+        return stream
+
+    def _take_line(self) -> "connection.Connection[Any, Any] | None":
+        """The one that is open already; a forked copy leaves it to the original."""
+        if self._pid != os.getpid():
+            return None
+        try:
+            opened = self._lines.pop()
+        except IndexError:
+            return None
+        try:
+            set_time_limit_of(opened, CALL_TIMEOUT_S)
+            is_over = bool(wire.wait_readable([opened.fileno()], 0.0))  # there is nothing yet to be told but this
+        except BaseException as error:
+            opened.close()
+            raise_mapped("connect", error)
+        if is_over:
+            opened.close()
+            return None
+        return opened
+
+    def _dial(self) -> "connection.Connection[Any, Any]":
+        opened: connection.Connection[Any, Any] = dial(self._address, self._key, CALL_TIMEOUT_S)
         try:
             opened.send((None, "accept_connection", (threading.current_thread().name,), {}))
             opened.recv()
         except BaseException as error:  # also a Ctrl-C: only a connection that is fully open is kept
             opened.close()
             raise_mapped("connect", error)
-        line.stream = stream = wire.Stream(opened)
-        line.held = held = ref(stream, self._connections.discard)
-        self._connections.add(held)
-        return stream
+        return opened
 
     def _drop_connection(self) -> None:
         line = self._own_line()
@@ -475,13 +511,16 @@ class PendingCall:
         raise value
 
 
-def connect(address: str, key: bytes) -> QueueClient:
+def connect(address: str, key: bytes, line: "connection.Connection[Any, Any] | None" = None) -> QueueClient:
     """A client of the service at an address, for whoever has the key.
+
+    Args:
+        line: a connection to it that is open already.
 
     Raises:
         ManagerLostError: nothing listens there.
     """
-    client = QueueClient(address, key)
+    client = QueueClient(address, key, line)
     client._connect(client._own_line())
     return client
 

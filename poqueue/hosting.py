@@ -1,5 +1,6 @@
 """The first steps of the manager process, and what it and its owner know of each other; it imports little before it needs it."""
 
+import gc
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
@@ -27,8 +28,9 @@ class Hosting(NamedTuple):
     on_orphan: Callable[[], None] | None
 
 
-def host(hosting: Hosting | None, owner: "Connection[Any, Any]") -> None:
-    """The body of the manager process, which may be told later what it is to host."""
+def host(hosting: Hosting | None, owner: "Connection[Any, Any]", *lines: "Connection[Any, Any]") -> None:
+    """The body of the manager process, which may be told later what it is to host; over each of `lines` comes a client."""
+    gc.set_threshold(50_000, 20, 20)  # nothing here makes cycles: a look in a long while is enough
     from poqueue.server import serve  # there, and not in its owner
 
     if hosting is None:
@@ -36,7 +38,7 @@ def host(hosting: Hosting | None, owner: "Connection[Any, Any]") -> None:
 
         hosting = await_first_word(owner)
         assert hosting is not None
-    serve(hosting, owner)
+    serve(hosting, owner, lines)
 
 
 def reason_path(address: str) -> str:

@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing import connection
 from multiprocessing.managers import Server
 
@@ -105,6 +106,19 @@ class QueueServer(Server):
             conn.close()
             self._end_reading()
             self._places.release()
+
+    def serve_line(self, line: "connection.Connection[Any, Any]") -> None:
+        """Answer, on a thread of its own, a client that has been let in."""
+        os.set_blocking(line.fileno(), True)  # not so where gevent's stand in for sockets
+        try:
+            threading.Thread(target=self._serve_line, args=(line,), daemon=True).start()
+        except RuntimeError:  # no thread is given: the client finds this closed, knocks as others do, and that is told
+            line.close()
+
+    def _serve_line(self, line: "connection.Connection[Any, Any]") -> None:
+        with line:
+            self.serve_client(line)
+        self._end_reading()
 
     def serve_client(self, conn: Any) -> None:
         """Answer one client's requests until it hangs up."""
@@ -208,14 +222,24 @@ def _as_record(record: TaskRecord) -> Any:
     return record
 
 
-def serve(hosting: Hosting, listening: "connection.Connection[Any, Any]") -> None:
-    """The body of the manager process: tells `listening` once clients may come, and serves them until it is told to end."""
+def serve(
+    hosting: Hosting,
+    listening: "connection.Connection[Any, Any]",
+    lines: Sequence["connection.Connection[Any, Any]"] = (),
+) -> None:
+    """The body of the manager process: tells `listening` once clients may come, and serves them until it is told to end.
+
+    Args:
+        lines: connections that the owner has made with this process; who comes over them need not prove anything.
+    """
     parent_pid = os.getppid()
     if parent_pid != hosting.owner_pid and hosting.settings.get("journal") is not None:
         die_with_parent(parent_pid)  # at once: its owner takes it for dead, and starts another one on the same journal
     _become_manager(hosting.log_path)
     queue = _open_queue(hosting)
     server = QueueServer(queue, hosting.address, hosting.key)
+    for line in lines:
+        server.serve_line(line)
     with contextlib.suppress(OSError):  # the owner is gone: the thread below ends this process, once it has cleaned up
         listening.send(None)
     listening.close()
@@ -232,7 +256,6 @@ def _become_manager(log_path: str | None) -> None:
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     os.umask(0o077)
-    gc.set_threshold(50_000, 20, 20)  # nothing here makes cycles: a look in a long while is enough
     if log_path is not None:
         logging.raiseExceptions = False  # no traceback on the operator's screen when there is no room for a line
         logging.basicConfig(filename=log_path, level=logging.WARNING, force=True)

@@ -3,6 +3,8 @@
     QueueService (owner) ──starts──► manager process (poqueue.hosting, poqueue.server): TaskQueue + QueueServer
     QueueClient  (anyone with the address and the key) ──socket──► one thread a connection ──► public methods of TaskQueue
 
+The first clients, and workers, of the owner come over connections that were made with the process: they need neither.
+
 The owner does without what only that process needs (multiprocessing.managers, the queue itself), and starts the sooner.
 """
 
@@ -11,7 +13,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing import current_process, get_context, util
 from multiprocessing.connection import Connection
 
@@ -72,25 +74,34 @@ def leave_if_imported_again(start_method: str = "spawn") -> None:
 class ManagerProcess:
     """A manager process; what it is to host may be told later, so that it imports meanwhile.
 
+    Args:
+        lines: how many connections to make with it, for clients that then need not find it and prove anything. A forked
+            manager would hold both ends of each: there are none.
+
     Raises:
         ManagerLostError: it cannot be started; ManagerCannotStartError if it never can.
     """
 
-    def __init__(self, start_method: str, hosting: Hosting | None = None) -> None:
+    def __init__(self, start_method: str, hosting: Hosting | None = None, lines: int = 0) -> None:
         context: Any = get_context(start_method)
-        self.owner, told = context.Pipe()
-        self.process = context.Process(target=host, args=(hosting, told), name="poqueue-manager")
+        ours, theirs = list[Any](), list[Any]()
         try:
+            for _ in range(1 if start_method == "fork" else 1 + lines):
+                one, other = context.Pipe()
+                ours.append(one)
+                theirs.append(other)
+            self.owner, *self.lines = ours
+            self.process = context.Process(target=host, args=(hosting, *theirs), name="poqueue-manager")
             self.process.start()
         except (EOFError, OSError) as error:
-            self.owner.close()
+            _close_all(ours)
             if gone := gone_folder():
                 raise ManagerCannotStartError(
                     f"the manager process cannot be started: the current folder is gone: {gone}"
                 ) from None
             raise ManagerLostError(f"the manager process cannot be started: {error}") from None
         finally:
-            told.close()
+            _close_all(theirs)
 
     def is_told(self, hosting: Hosting) -> bool:
         """Tell it what to host; False if it has ended."""
@@ -101,7 +112,12 @@ class ManagerProcess:
 
     def end(self) -> None:
         """End one that has nothing to host; harmless when repeated."""
-        end_untold(self.process, self.owner)
+        end_untold(self.process, self.owner, *self.lines)
+
+
+def _close_all(connections: "Iterable[Connection[Any, Any]]") -> None:
+    for one in connections:
+        one.close()
 
 
 class QueueService:
@@ -114,6 +130,7 @@ class QueueService:
         on_orphan: importable function that the manager calls when its owner has died, before it ends.
         early: holds a process that was started before, by the same method; whoever has started it ends it, until it is taken
             out of here and told what to host.
+        lines: how many clients get a connection that is made with the process, the first ones; one of each thread's else.
         settings: keyword arguments of TaskQueue.
     """
 
@@ -125,6 +142,7 @@ class QueueService:
         log_path: StrPath | None = None,
         on_orphan: Callable[[], None] | None = None,
         early: list[ManagerProcess] | None = None,
+        lines: int = 1,
         **settings: Any,
     ) -> None:
         QueueConfig.checked(
@@ -135,6 +153,7 @@ class QueueService:
         self._log_path = str(log_path) if log_path is not None else None
         self._on_orphan = on_orphan
         self._early = early if early is not None else []
+        self._first_lines = lines
         self._directory = directory
         self._made_directory: str | None = None
         self.key = os.urandom(32)
@@ -144,6 +163,7 @@ class QueueService:
         self._has_started = False
         self._made_files: list[str] | None = None  # of the journal; None before the first start
         self._clients: list[QueueClient] = []
+        self._lines: list[Connection[Any, Any]] = []  # to this manager, for the next clients
         self._owner_pid = os.getpid()
 
     def __enter__(self) -> "QueueService":
@@ -199,9 +219,11 @@ class QueueService:
             self._made_files = [file for file in files if not os.path.lexists(file)]
         manager = self._early[-1] if self._early else None
         if manager is None or not manager.is_told(hosting):
-            manager = ManagerProcess(self._start_method, hosting)
+            lines = self._first_lines if not self._has_started else 0  # of a lost one clients have to find the next
+            manager = ManagerProcess(self._start_method, hosting, lines)
         self._early.clear()
         process = manager.process
+        self._lines = manager.lines
         with manager.owner as listening:
             self._process = process
             self._at_exit = util.Finalize(
@@ -209,7 +231,8 @@ class QueueService:
             )
             try:
                 meanwhile()
-                wire.load_proof()
+                if not self._lines:
+                    wire.load_proof()
                 self._await(listening, process)
             except BaseException:
                 self._kill_manager()
@@ -239,6 +262,12 @@ class QueueService:
             self._at_exit.cancel()
             kill(process)
             process.close()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close the lines that no client has got."""
+        while self._lines:
+            self._lines.pop().close()
 
     def replace(self, hold: str = "") -> None:
         """Kill the manager process, whatever state it is in, and start another one from the journal: same address, same key.
@@ -282,9 +311,13 @@ class QueueService:
 
     def client(self) -> "QueueClient":
         """A client of this service; it ends with it."""
-        client = QueueClient(self.address, self.key)
+        client = QueueClient(self.address, self.key, self.take_line(), as_json=self.has_journal)
         self._clients.append(client)
         return client
+
+    def take_line(self) -> "Connection[Any, Any] | None":
+        """One of the connections that were made with the manager, for one client; None when there is none left."""
+        return self._lines.pop() if self._lines and self._owner_pid == os.getpid() else None
 
     def stop(self) -> None:
         """End the manager process, whatever state it is in; a forked copy of this object ends nothing."""
@@ -300,6 +333,7 @@ class QueueService:
             _stop_manager(self.address, self.key, process)
             self._at_exit.cancel()
             self._process = None
+        self._hang_up()
         if self._has_started:
             with contextlib.suppress(OSError):
                 os.unlink(self.address)

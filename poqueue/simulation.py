@@ -85,6 +85,7 @@ class Costs:
         dispatch_cpu_s: computing for each attempt, of worker, manager and supervisor together.
         kill_s: from a timeout to the proof of death.
         end_s: from the last task's end to the end of the run, besides `report_s` for each task and `leave_s` for each worker.
+        leaves_core: whether the workers that import meanwhile leave one core to the queue's process.
     """
 
     start_s: float = 0.0
@@ -100,12 +101,13 @@ class Costs:
     leave_s: float = 0.0
     setup_s: float = 0.0
     setup_cpu_share: float = 0.0
+    leaves_core: bool = True
 
     def with_start_of(self, other: "Costs") -> "Costs":
         """The same but for what the start and the end of processes take."""
         return replace(
             self, start_s=other.start_s, spawn_s=other.spawn_s, boot_s=other.boot_s, boot_cpu_share=other.boot_cpu_share,
-            end_s=other.end_s, leave_s=other.leave_s,
+            end_s=other.end_s, leave_s=other.leave_s, leaves_core=other.leaves_core,
         )  # fmt: skip
 
 
@@ -117,7 +119,7 @@ TYPICAL_COSTS = Costs(
 
 TYPICAL_BY_START = {
     "spawn": TYPICAL_COSTS,
-    "forkserver": replace(TYPICAL_COSTS, start_s=0.09, boot_s=0.02, end_s=0.02, leave_s=0.004),
+    "forkserver": replace(TYPICAL_COSTS, start_s=0.09, boot_s=0.02, end_s=0.02, leave_s=0.004, leaves_core=False),
     "fork": replace(TYPICAL_COSTS, start_s=0.02, boot_s=0.015, end_s=0.02, leave_s=0.006),
 }
 """The same by start method; start and end as `python -m tests.benchmarks.starts` measures them."""
@@ -222,9 +224,9 @@ def simulate(
     return _Simulation(histories, given, arrivals, rules, costs, random).run()
 
 
-def ahead_of(workers: int, cores: float) -> int:
-    """How many of the first workers are started beside the queue's process, to which one core is left."""
-    return int(min(workers, max(1.0, cores - 1)))
+def ahead_of(workers: int, cores: float, *, leaves_core: bool) -> int:
+    """How many of the first workers are started beside the queue's process, to which one core may be left."""
+    return int(min(workers, max(1.0, cores - leaves_core)))
 
 
 def stretch_of(running: int, cpu_share: float, cores: float) -> float:
@@ -389,7 +391,7 @@ class _Simulation:
     def _boot_workers(self) -> None:
         """The queue's process is there, and with it the workers that were started ahead of it."""
         costs = self._costs
-        ahead = ahead_of(self._rules.workers, self._rules.cores)
+        ahead = ahead_of(self._rules.workers, self._rules.cores, leaves_core=costs.leaves_core)
         later = self._rules.workers - ahead
         if costs.add_s:
             heapq.heappush(self._timed, (self._now + later * costs.spawn_s, _ADD, 0))

@@ -6,16 +6,19 @@ from multiprocessing import get_context
 from poqueue.errors import PoqueueError
 from poqueue.service import ManagerProcess
 from workers import process_control as control
-from workers.own_process import Adoption
-from workers.quantities import usable_cores
+from workers.own_process import Adoption, usable_cores
+from workers.queue_keeper import OWN_CLIENTS
 from workers.worker_process import WorkerStart
 
 logger = logging.getLogger(__name__)
 
 
+CORES_LEFT = 2  # and so at most as many workers are started later, while the manager opens the queue
+
+
 def early_workers(jobs: int) -> int:
     """How many workers to start beside the manager: one core reads the orders meanwhile, and loses more than they win."""
-    return max(0, min(jobs, usable_cores() - 2))
+    return max(0, min(jobs, usable_cores() - CORES_LEFT))
 
 
 class EarlyStart:
@@ -40,10 +43,11 @@ class EarlyStart:
             if start_method == "forkserver":
                 control.start_forkserver()
             with control.quiet_start():
-                self.managers.append(ManagerProcess(start_method))
-            control.note_childless(self.managers[0].process)
+                manager = ManagerProcess(start_method, lines=OWN_CLIENTS + workers + CORES_LEFT)
+                self.managers.append(manager)
+            control.note_childless(manager.process)
             for _ in range(workers):
-                self.workers.append(WorkerStart(get_context(start_method)))
+                self.workers.append(WorkerStart(get_context(start_method), line=manager.lines.pop()))
         except (OSError, PoqueueError) as error:  # the run will have to start them itself, or tell why it cannot
             logger.debug("no process can be started ahead: %s", error)
         except BaseException:

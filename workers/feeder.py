@@ -52,11 +52,6 @@ class Feeder:
         self._full_again_s = FULL_AGAIN_S[0]
         self.is_refused = False  # the journal cannot be written for now, or the queue is full
 
-    def open(self) -> None:
-        """Connect before there is anything to add."""
-        with contextlib.suppress(ServiceError):  # whoever adds something meets it again, and sees to it
-            self._own_client()
-
     def begin(self, tasks: Iterable[ProcessingTask | FrozenTask], count: int) -> None:
         """What is to be added as well, `count` tasks as far as is known, made a lot at a time; done already if there is none."""
         tasks = iter(tasks)
@@ -210,9 +205,7 @@ class Feeder:
 
     def _own_client(self) -> QueueClient:
         if self._client is None:
-            client = self._keeper.service.client()
-            client.pack_tasks(())  # it asks the queue in which form, which it cannot while an answer is due
-            self._client = client
+            self._client = self._keeper.service.client()
         return self._client
 
     def _note_added(self) -> None:

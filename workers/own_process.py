@@ -103,6 +103,13 @@ def rss_bytes(pid: int | None = None) -> int:
     return int(resident) * _PAGE_BYTES
 
 
+def usable_cores() -> int:
+    """The cores that this process may run on: its affinity where the system has one, else all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cpu_seconds() -> float:
     """Computing so far, of this process and the children that it has waited for."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,17 +1,32 @@
 """What the fork server imports for those that it forks: first what the queue's process, its first one, needs too; the rest
 of what workers need when that one has been forked, and goes on by itself.
+
+Nothing is looked through for cycles meanwhile: what modules make stays.
 """
 
-import hmac  # noqa: F401  (who connects proves that it has the key)
+import gc
+import importlib
 import os
 
-from poqueue import config, events, failpoint, hosting, packing, parent, wire  # noqa: F401
+
+def _import(*names: str) -> None:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for name in names:
+            importlib.import_module(name)
+    finally:
+        gc.freeze()  # nor is it later, in those that are forked
+        if was_enabled:
+            gc.enable()
 
 
 def _import_rest() -> None:
-    import ctypes  # noqa: F401  (each worker asks the kernel something that Python has no word for)
-
-    import workers.worker  # noqa: F401
+    _import("ctypes", "workers.worker")  # each worker asks the kernel something that Python has no word for
 
 
+_import(
+    "hmac",  # who connects proves that it has the key
+    *(f"poqueue.{name}" for name in ("config", "events", "failpoint", "hosting", "packing", "parent", "wire")),
+)
 os.register_at_fork(after_in_parent=_import_rest)

@@ -5,10 +5,10 @@ of the option it was given for, and returns the quantity. What it cannot read is
 the value and what is accepted. True and False are never numbers, NaN and infinity never quantities.
 """
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from workers.own_process import usable_cores
 from workers.safe_text import quoted
 
 MAX_JOBS = 256
@@ -108,13 +108,6 @@ def format_size(size_bytes: int) -> str:
         if size_bytes >= unit_bytes and size_bytes % unit_bytes == 0:
             return f"{size_bytes // unit_bytes}{unit}"
     return str(size_bytes)
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on: its affinity where the system has one, else all of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str | None:

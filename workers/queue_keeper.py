@@ -30,6 +30,7 @@ from workers.log import ShieldedLogger
 
 logger = ShieldedLogger(__name__)
 
+OWN_CLIENTS = 3  # one calls, one reads events, and the feeder has one
 EVENTS_AT_ONCE = 250  # a message that fits the caches of the processors on its way
 EVENTS_WAIT_S = 5.0
 EVENTS_GATHER_S = 0.05  # ends of attempts are told together,

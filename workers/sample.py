@@ -20,9 +20,9 @@ from poqueue.task import Event, ProcessingTask
 from workers.amounts import read_amount
 from workers.log import RunLogging
 from workers.measuring import Measure, alone_seconds, measured_spec, read_measures
+from workers.own_process import usable_cores
 from workers.processing import ProcessorSpec
 from workers.progress import Progress
-from workers.quantities import usable_cores
 from workers.settings import RunSettings
 from workers.signals import SignalInbox
 from workers.staff import WorkersCannotStartError
@@ -298,7 +298,7 @@ def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, settings: RunS
         watch, attempts, {measure.pid for measure in measures}, is_spaced=bool(settings.start_delay)
     )
     tasks = max(1, len(watch.ends))
-    later = jobs - ahead_of(jobs, usable_cores())
+    later = jobs - ahead_of(jobs, usable_cores(), leaves_core=typical.leaves_core)
     return Costs(
         start_s=watch.has_queue - watch.begun,
         boot_s=boot_s,
@@ -313,6 +313,7 @@ def _costs(watch: _Watch, measures: Sequence[Measure], jobs: int, settings: RunS
         leave_s=leave_s,
         setup_s=setup_s,
         setup_cpu_share=setup_cpu_share,
+        leaves_core=typical.leaves_core,
     )
 
 

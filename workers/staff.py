@@ -3,11 +3,14 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 
 from poqueue.errors import PoqueueError
+from poqueue.hints import Any
 from poqueue.parent import gone_folder
 from workers.log import ShieldedLogger
+from workers.own_process import usable_cores
 from workers.worker import WorkerSettings
 from workers.worker_files import Phase
 from workers.worker_process import WorkerProcess, WorkerStart
@@ -43,6 +46,7 @@ class Staff:
         folder: each process gets a folder of its own in it.
         settings: what a worker is started with, but for its folder and marks.
         early: processes that were started before, by the same context; whoever has started them ends those that stay here.
+        take_line: gives a connection with the queue's process that is open already, while there are any.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Staff:
         run_id: str,
         settings: Callable[..., WorkerSettings],
         early: list[WorkerStart] | None = None,
+        take_line: "Callable[[], Connection[Any, Any] | None]" = lambda: None,
     ) -> None:
         self.workers: list[WorkerProcess] = []
         self.standbys: list[WorkerProcess] = []
@@ -62,6 +67,7 @@ class Staff:
         self._run_id = run_id
         self._settings = settings
         self._early = early if early is not None else []
+        self._take_line = take_line
         self._serial = 0
         self._incarnations: dict[int, int] = {}
         self._has_lost_workers = False
@@ -82,10 +88,12 @@ class Staff:
     def prepare(self, now: float, at_most: int | None = None) -> None:
         """Start the first processes beside the queue's: they import while it does, and wait to be employed.
 
-        One core is left to the queue's process, which everybody waits for.
+        One core is left to the queue's process, which everybody waits for, unless a fork server has imported for them.
         """
-        cores = len(os.sched_getaffinity(0))
-        wanted = min(self.jobs, max(1, cores - 1), self.jobs if at_most is None else at_most)
+        cores = usable_cores()
+        if self._context.get_start_method() != "forkserver":
+            cores = max(1, cores - 1)
+        wanted = min(self.jobs, cores, self.jobs if at_most is None else at_most)
         while len(self.standbys) < wanted and (standby := self._start(now)) is not None:
             self.standbys.append(standby)
 
@@ -212,7 +220,9 @@ class Staff:
         folder = os.path.join(self._folder, f"process-{self._serial}")
         try:
             early = self._early[-1] if self._early else None
-            worker = WorkerProcess(self._context, folder, process_id, self._run_id, self._settings, early)
+            worker = WorkerProcess(
+                self._context, folder, process_id, self._run_id, self._settings, early, self._take_line
+            )
         except OSError as error:
             self._note_no_process(error, now)
             return None

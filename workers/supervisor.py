@@ -40,7 +40,7 @@ from workers.feeder import ADD_AT_ONCE, Feeder
 from workers.log import ShieldedLogger, log_each
 from workers.post_mortem import is_whole_stack, signal_name
 from workers.processing import ProcessorSpec, check_importable, load_target
-from workers.queue_keeper import QueueKeeper
+from workers.queue_keeper import OWN_CLIENTS, QueueKeeper
 from workers.reaper import Reaper
 from workers.signals import SignalInbox
 from workers.staff import Staff
@@ -185,6 +185,7 @@ class Supervisor:
             early=early.managers if early is not None else None,
             journal=journal,
             durability=durability,
+            lines=OWN_CLIENTS + min(jobs, own_process.usable_cores()),
             **queue_settings,
         )
         self._keeper = QueueKeeper(
@@ -198,7 +199,7 @@ class Supervisor:
         self._signals = signals if signals is not None else SignalInbox()
         self._staff = Staff(
             jobs, get_context(start_method), self._work_dir, self.run_id, self._worker_settings,
-            early.workers if early is not None else None,
+            early.workers if early is not None else None, self._service.take_line,
         )  # fmt: skip
         self._reaper = Reaper(self._staff, self._keeper)
         self._limits = TimeLimits(self._staff, self._keeper, grace, max_memory_per_worker)
@@ -278,7 +279,6 @@ class Supervisor:
 
             self._keeper.open(meanwhile=meanwhile)
             self.queue: QueueClient = self._keeper.queue
-            self._feeder.open()
             if self._journal is not None:
                 self._journal_inodes = _inodes(self._journal)
             self._write_control_file()

@@ -24,10 +24,11 @@ from poqueue.tuning import look_at_machine
 from workers.advice import predict_batch, recommend, rules_of
 from workers.advice_report import NOT_FOR_TUNE, NOT_WRITTEN, as_json, as_text, as_typed, as_yaml, plain_table
 from workers.measurement import Measurement, measured_from_history
+from workers.own_process import usable_cores
 from workers.past_run import PastRun, read_past_run
 from workers.processing import ProcessorSpec
 from workers.progress import Progress, make_progress
-from workers.quantities import MAX_DURATION_S, parse_duration, parse_jobs, usable_cores
+from workers.quantities import MAX_DURATION_S, parse_duration, parse_jobs
 from workers.resolved import Resolved, load_settings, render_config
 from workers.resume import check_processor_named
 from workers.run_dir import typed

@@ -81,13 +81,19 @@ class WorkerSettings(NamedTuple):
     dies_with_starter: bool = True
 
 
-def main(settings: WorkerSettings | None, orders: "Connection[Any, Any]", life: "Connection[Any, Any]") -> None:
+def main(
+    settings: WorkerSettings | None,
+    orders: "Connection[Any, Any]",
+    life: "Connection[Any, Any]",
+    line: "Connection[Any, Any] | None" = None,
+) -> None:
     """The body of a worker process.
 
     Args:
         settings: None if they come first of all orders.
         orders: gives its worker id when it may begin.
         life: nothing ever comes; when it is closed the supervisor has ended.
+        line: a connection with the queue's process that is open already.
     """
     if settings is None:
         settings = await_first_word(orders)
@@ -101,8 +107,9 @@ def main(settings: WorkerSettings | None, orders: "Connection[Any, Any]", life: 
         signal.signal(signal.SIGTERM, _on_term)
         for number in _CPU_TIMERS:
             signal.signal(number, _end_timer)
-        worker = Worker(settings, files, streams)
-        load_proof()
+        worker = Worker(settings, files, streams, line)
+        if line is None:
+            load_proof()
         files.phase(Phase.STANDBY)
         try:
             worker_id = orders.recv()
@@ -163,8 +170,15 @@ class _Ahead(NamedTuple):
 class Worker:
     """One worker's loop and what it keeps between tasks."""
 
-    def __init__(self, settings: WorkerSettings, files: WorkerWriter, streams: "_Streams") -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        files: WorkerWriter,
+        streams: "_Streams",
+        line: "Connection[Any, Any] | None" = None,
+    ) -> None:
         self._settings = settings
+        self._line = line
         self._files = files
         self._reports: list[Report | PlainSuccess] = []
         self._is_kept = True  # whether they would outlive this process
@@ -194,7 +208,9 @@ class Worker:
         context = WorkerContext(worker_id, settings.output_dir, dict(settings.spec.options), owner=files.own)
         files.phase(Phase.SETTING_UP)
         with _boot_failure_to(files):
-            client = _connect_patiently(settings)  # only now: it may have been started before the queue's process
+            client = _connect_patiently(
+                settings, self._line
+            )  # only now: it may have been started before the queue's process
             self._processor.setup(context)
         self._streams.restore()
         self._look_round()
@@ -430,12 +446,12 @@ def leases_ahead(pace_s: float, left: int) -> int:
     return max(1, min(MAX_LEASES, int(LEASE_AHEAD_S / max(pace_s, 1e-6)), left // 2))
 
 
-def _connect_patiently(settings: WorkerSettings) -> QueueClient:
+def _connect_patiently(settings: WorkerSettings, line: "Connection[Any, Any] | None") -> QueueClient:
     begun = monotonic()
     refused: list[float] = []  # in a row: when
     while True:
         try:
-            return connect(settings.address, settings.key)
+            return connect(settings.address, settings.key, line)
         except ServiceError as error:
             now = monotonic()
             refused = [*refused, now] if isinstance(error, ManagerRefusesError) else []

@@ -55,14 +55,18 @@ class WorkerStart:
     """
 
     def __init__(
-        self, context: BaseContext, settings: WorkerSettings | None = None, name: str = "poqueue-worker"
+        self,
+        context: BaseContext,
+        settings: WorkerSettings | None = None,
+        name: str = "poqueue-worker",
+        line: "Connection[Any, Any] | None" = None,
     ) -> None:
         before = control.open_descriptors()
         orders, self.orders = context.Pipe(duplex=False)
         life, self.life = context.Pipe(duplex=False)  # nothing is written to it: it tells the worker of our end
         _lives.add(self.life)
         try:
-            self.process: Any = context.Process(target=main, args=(settings, orders, life), name=name)  # type: ignore[attr-defined]  # every real context has it
+            self.process: Any = context.Process(target=main, args=(settings, orders, life, line), name=name)  # type: ignore[attr-defined]  # every real context has it
             with control.quiet_start():
                 self._start()
             control.note_childless(self.process, settings is None)
@@ -75,6 +79,8 @@ class WorkerStart:
         finally:
             orders.close()
             life.close()
+            if line is not None:
+                line.close()
 
     def _start(self) -> None:
         try:
@@ -96,7 +102,10 @@ class WorkerStart:
 
 
 class WorkerProcess:
-    """A worker process and its files. `process_id` marks everything it starts; `early` was started before, by `context`."""
+    """A worker process and its files. `process_id` marks everything it starts; `early` was started before, by `context`.
+
+    One that is started here gets a connection with the queue's process that is open already, if `take_line` has one left.
+    """
 
     def __init__(
         self,
@@ -106,6 +115,7 @@ class WorkerProcess:
         run_id: str,
         settings: Callable[..., WorkerSettings],
         early: WorkerStart | None = None,
+        take_line: Callable[[], "Connection[Any, Any] | None"] = lambda: None,
     ) -> None:
         self.process_id = process_id
         self.worker_id = ""
@@ -122,7 +132,7 @@ class WorkerProcess:
             self.files = WorkerReader(folder)
             told = settings(folder, marks, self.files.mark)
             is_early = early is not None and early.is_told(told)
-            start = early if is_early else WorkerStart(context, told, f"poqueue-{process_id}")
+            start = early if is_early else WorkerStart(context, told, f"poqueue-{process_id}", take_line())
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # the pipes are closed by now: this takes descriptors as well
             raise

@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def start(method: str, jobs: int) -> dict[str, float]:
     """Start workers with the ready processor, wait until all work, and end them; seconds."""
-    from poqueue.simulation import ahead_of
+    from poqueue.simulation import TYPICAL_BY_START, ahead_of
     from workers.measuring import measured_spec, read_measures
+    from workers.own_process import usable_cores
     from workers.processing import ProcessorSpec
-    from workers.quantities import usable_cores
     from workers.supervisor import Supervisor
 
     with tempfile.TemporaryDirectory(prefix="poqueue-bench-") as name:
@@ -44,9 +44,10 @@ def start(method: str, jobs: int) -> dict[str, float]:
         supervisor.run()
         supervisor.close()
         moments.append(time.monotonic())
+    ahead = ahead_of(jobs, usable_cores(), leaves_core=TYPICAL_BY_START[method].leaves_core)
     return {
         "start_s": moments[1] - moments[0],
-        "spawn_s": (moments[2] - moments[1]) / max(1, jobs - ahead_of(jobs, usable_cores())),
+        "spawn_s": (moments[2] - moments[1]) / max(1, jobs - ahead),
         "boot_s": statistics.median(boot.gap_s for boot in boots),
         "boot_cpu_s": statistics.median(boot.gap_cpu_s for boot in boots),
         "all_end_s": moments[4] - moments[3],

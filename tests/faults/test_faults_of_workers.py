@@ -566,14 +566,14 @@ def test_workers_who_find_no_manager_yet_are_as_patient_as_ever(
     monkeypatch.setattr(worker, "ASK_AGAIN_S", 0.0)
     tries, client = list[int](), object()
 
-    def connect_late(address: str, key: bytes) -> Any:
+    def connect_late(*words: Any) -> Any:
         tries.append(1)
-        return client if len(tries) > 10 * worker.REFUSALS else connect(address, key)
+        return client if len(tries) > 10 * worker.REFUSALS else connect(*words)
 
     monkeypatch.setattr(worker, "connect", connect_late)
     settings: Any = SimpleNamespace(address=str(tmp_path / "queue.sock"), key=b"k" * 32)
 
-    assert worker._connect_patiently(settings) is client
+    assert worker._connect_patiently(settings, None) is client
 
 
 # ── C26: event handlers ──────────────────────────────────────────────────────────────────────────────────────────────

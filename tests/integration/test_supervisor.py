@@ -39,9 +39,9 @@ from workers import Supervisor
 from workers import feeder as feeder_module
 from workers import supervisor as supervisor_module
 from workers.feeder import Feeder
+from workers.own_process import usable_cores
 from workers.process_control import helper_pids, marked_processes
 from workers.progress import Snapshot
-from workers.quantities import usable_cores
 from workers.reaper import Reaper
 from workers.recovery import LeftBehind
 from workers.supervisor import Halt
@@ -1886,7 +1886,9 @@ def test_workers_that_are_started_ahead_wait_until_they_are_asked_for(start_meth
         ahead = list(supervisor._staff.standbys)
         wait_until(lambda: all(one.status().phase is Phase.STANDBY for one in ahead), "they have imported")
 
-        assert len(ahead) == ahead_of(2, usable_cores()) and not history(tmp_path)
+        assert len(ahead) == ahead_of(2, usable_cores(), leaves_core=start_method != "forkserver") and not history(
+            tmp_path
+        )
         assert supervisor.queue.get_queue_status()["pending_tasks"] == 1
 
         supervisor.start_workers()
@@ -1894,6 +1896,31 @@ def test_workers_that_are_started_ahead_wait_until_they_are_asked_for(start_meth
         assert supervisor.run().reason == "done"
 
     assert [line["event"] for line in history(tmp_path)] == ["start", "end"]
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_the_first_workers_need_not_find_the_queue(
+    start_method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their connections are there before its process can be found at all."""
+    monkeypatch.setattr("workers.own_process.usable_cores", lambda: 2)
+    supervisor = Supervisor("tests.integration.villains:process", jobs=2, start_method=start_method)
+    with contextlib.closing(supervisor):
+        supervisor.start_queue(prepares_workers=True)
+        hidden = f"{supervisor._service.address}.hidden"
+        os.rename(supervisor._service.address, hidden)
+        supervisor.start_workers()
+        supervisor.queue.add_tasks([po(number, "wait_for_go", tmp_path) for number in "AB"])
+
+        def let_go_when_both_run() -> None:
+            wait_until(has_begun(tmp_path, 2), "both work at the same time")
+            (tmp_path / "go").touch()
+
+        meanwhile(supervisor, let_go_when_both_run)
+        os.rename(hidden, supervisor._service.address)
+        assert supervisor.queue.get_queue_status()["completed_tasks"] == 2
+
+    assert len({line["pid"] for line in history(tmp_path)}) == 2
 
 
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver", "fork"])

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.own_process import usable_cores
 from workers.quantities import (
     did_you_mean,
     format_duration,
@@ -20,7 +21,6 @@ from workers.quantities import (
     parse_size,
     parse_switch,
     parse_whole_number,
-    usable_cores,
 )
 
 NO_QUANTITIES: list[object] = [

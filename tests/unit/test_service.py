@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import active_children, connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.managers import Server
@@ -480,6 +481,50 @@ def test_threads_have_streams_of_their_own(queue: QueueClient) -> None:
     assert wrong == []
 
 
+# ── connections that were made with the process ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_the_first_clients_need_not_find_the_manager_and_each_further_thread_does(start_method: str) -> None:
+    with QueueService(start_method=start_method, lines=2) as service:
+        hidden = f"{service.address}.hidden"
+        os.rename(service.address, hidden)
+        clients = [service.client() for _ in range(3)]
+
+        assert is_well(clients[0]) and is_well(clients[1])
+        with pytest.raises(ManagerLostError):
+            clients[2].has_journal()
+        with ThreadPoolExecutor(1) as pool, pytest.raises(ManagerLostError):
+            pool.submit(clients[0].get_queue_status).result()
+
+        os.rename(hidden, service.address)
+        assert all(is_well(client) for client in clients)
+
+
+def test_a_first_client_that_has_hung_up_finds_the_manager_like_any_other() -> None:
+    with QueueService() as service:
+        queue = service.client()
+        queue.add_task(task("A"))
+        queue.hang_up()
+
+        assert queue.find_task(task_id="A") is not None
+        with stopped(service), pytest.raises(CallTimeoutError):
+            queue.call("find_task", None, "A", timeout_s=SHORT_S)
+        assert is_well(queue)
+
+
+def test_a_first_client_whose_connection_has_ended_finds_the_next_manager(tmp_path: Path) -> None:
+    with QueueService(journal=tmp_path / "journal") as service:
+        queue = service.client()
+        os.kill(service.pid, signal.SIGKILL)
+        service.process.join()
+        service.replace()
+
+        queue.add_task(task("A"))  # not after a call that fails first
+
+        assert queue.has_journal() and queue.find_task(task_id="A") is not None
+
+
 # ── forks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -518,6 +563,16 @@ def test_a_forked_copy_that_is_closed_leaves_the_original_alone(queue: QueueClie
     assert in_forked_child(close) == 0
     assert is_well(queue)
     assert queue._local.line.stream is conn
+
+
+def test_a_forked_copy_leaves_the_first_connection_to_the_original() -> None:
+    with QueueService() as service:
+        queue, other = service.client(), service.client()
+
+        assert in_forked_child(lambda: is_well(queue) and queue._lines and queue.close() is None) == 0
+        assert queue._lines and is_well(queue) and not queue._lines
+        assert in_forked_child(lambda: is_well(queue) and is_well(other) and is_well(service.client())) == 0
+        assert is_well(queue)
 
 
 def test_a_forked_copy_of_the_service_ends_nothing(service: QueueService, queue: QueueClient) -> None:
@@ -842,16 +897,16 @@ def test_a_request_pushes_nobody_aside(service: QueueService, queue: QueueClient
     assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
 
 
-def test_ending_the_service_leaves_neither_process_nor_file() -> None:
+@pytest.mark.parametrize("start_method", ["spawn", "fork"])
+def test_ending_the_service_leaves_neither_process_nor_file(start_method: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        with QueueService(start_method="fork") as service:
+        with QueueService(start_method=start_method, lines=3) as service:
             queue = service.client()
             queue.get_queue_status()
             pid, folder = service.pid, os.path.dirname(service.address)
             assert os.stat(folder).st_mode & 0o077 == 0
         assert not psutil.pid_exists(pid) and not os.path.exists(folder)
-        queue.close()
     assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
@@ -862,7 +917,7 @@ def test_a_manager_process_that_the_system_refuses_leaves_no_descriptor(monkeypa
     monkeypatch.setattr(SpawnProcess, "_Popen", staticmethod(refuse))
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ManagerLostError, match="temporarily unavailable") as caught:
-        ManagerProcess("spawn")
+        ManagerProcess("spawn", lines=3)
 
     assert len(os.listdir("/proc/self/fd")) == before and caught.value is not None, "also while the error is held"
 
@@ -1062,7 +1117,7 @@ def test_handlers_hear_again_however_long_the_manager_was_away(
     with QueueService(journal=tmp_path / "journal") as service:
         queue = service.client()
         queue.set_event_handlers(on_task_complete=lambda done: heard.append(done.task_id))
-        wait_until(lambda: len(tries) == 2, "the handlers' thread reads")
+        wait_until(lambda: len(tries) == 1, "the handlers' thread reads")  # of the calls' there is a line already
         os.kill(service.pid, signal.SIGKILL)
         wait_until(lambda: len(tries) > 100, "it goes on trying")
         service.replace()

@@ -18,8 +18,8 @@ from poqueue.errors import ConfigError
 from poqueue.journal import JOURNAL_NAME
 from workers import batch, sample
 from workers.order_columns import KNOWN_FIELDS
+from workers.own_process import usable_cores
 from workers.progress import SilentProgress
-from workers.quantities import usable_cores
 from workers.resolved import Resolved, load_settings, render_config
 from workers.safe_text import quoted, safe_text
 from workers.setting_values import Timeout

@@ -59,7 +59,7 @@ class Life:
 
         monkeypatch.setattr(self._client, "exchange_packed", look_and_ask)
         monkeypatch.setattr(self._client, "begin_exchange", look_and_ask_ahead)
-        monkeypatch.setattr(worker_module, "_connect_patiently", lambda settings: self._client)
+        monkeypatch.setattr(worker_module, "_connect_patiently", lambda settings, line: self._client)
         for name in ("_look_round", "_tidy_up"):  # of the process, which is the test's
             monkeypatch.setattr(Worker, name, lambda worker: None)
         self._worker.run("w1.1")
