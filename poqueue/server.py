@@ -4,6 +4,7 @@ Another user is refused even with the key, silent clients are dropped, a method'
 and payloads and results cross as bytes that are not opened here.
 """
 
+import _thread
 import contextlib
 import gc
 import logging
@@ -111,7 +112,7 @@ class QueueServer(Server):
         """Answer, on a thread of its own, a client that has been let in."""
         os.set_blocking(line.fileno(), True)  # not so where gevent's stand in for sockets
         try:
-            threading.Thread(target=self._serve_line, args=(line,), daemon=True).start()
+            _thread.start_new_thread(self._serve_line, (line,))  # a Thread's start waits until it runs: there are some
         except RuntimeError:  # no thread is given: the client finds this closed, knocks as others do, and that is told
             line.close()
 

@@ -8,6 +8,8 @@ import gc
 import importlib
 import os
 
+_server_pid = os.getpid()
+
 
 def _import(*names: str) -> None:
     was_enabled = gc.isenabled()
@@ -22,7 +24,15 @@ def _import(*names: str) -> None:
 
 
 def _import_rest() -> None:
-    _import("ctypes", "workers.worker")  # each worker asks the kernel something that Python has no word for
+    global _server_pid
+    if os.getpid() != _server_pid:  # those that are forked may fork as well, and hold what is not ours
+        return
+    _server_pid = 0  # it has them all
+    _import(
+        "workers.worker",
+        "ctypes",  # each worker asks the kernel something that Python has no word for
+        "typing",  # hardly a processor does without it
+    )
 
 
 _import(

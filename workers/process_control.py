@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # else where it is used: it would take a tenth of a program's
 RUN_MARK = "POQUEUE_RUN_ID"
 PROCESS_MARK = "POQUEUE_RUN_ID_OF_PROCESS"
 PRELOADED = ["workers.preload"]  # it starts no thread
-_BEFORE_US = {"hashlib", "hmac"}  # what it imports, and this process not yet
+_BEFORE_US = {"ctypes", "hashlib", "hmac", "typing"}  # what it imports, and this process not yet
 _MAX_ROUNDS = 50
 
 

@@ -509,9 +509,10 @@ def test_no_more_connections_than_the_limit_are_held(
 
 
 SCARCE_THREADS = """
-import threading
-from tests.faults.scarce import scarce_start
-threading.Thread.start = scarce_start(given=1)
+import _thread, threading
+from tests.faults.scarce import scarce_lines, scarce_start
+_thread.start_new_thread = scarce_lines(given=1)
+threading.Thread.start = scarce_start()
 """
 
 

@@ -455,7 +455,14 @@ def test_signals_are_held_only_in_the_thread_that_starts() -> None:
 
 @pytest.mark.parametrize(
     ("name", "is_shadowed"),
-    [("pickle.py", True), ("hmac.py", True), ("workers/__init__.py", True), ("orders.csv", False), ("json/x", False)],
+    [
+        ("pickle.py", True),
+        ("hmac.py", True),
+        ("typing.py", True),
+        ("workers/__init__.py", True),
+        ("orders.csv", False),
+        ("json/x", False),
+    ],
 )
 def test_the_fork_server_preloads_nothing_where_a_file_has_the_name_of_a_module(
     name: str, is_shadowed: bool, tmp_path: Path
@@ -468,16 +475,43 @@ def test_the_fork_server_preloads_nothing_where_a_file_has_the_name_of_a_module(
     assert not control._is_shadowed(Path(control.__file__).parents[1])
 
 
+def test_nothing_that_the_fork_server_imports_goes_unnoticed_by_that_look() -> None:
+    code = """
+import sys, workers.supervisor
+before = set(sys.modules)
+import workers.preload
+workers.preload._import_rest()
+print(*{name.partition(".")[0] for name in sys.modules.keys() - before})
+"""
+    # without site, which is not ours: an editable install brings typing
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    new = {name for name in done.stdout.split() if not name.startswith("_")}
+
+    assert new == control._BEFORE_US | {"workers"}
+
+
 def test_the_fork_server_imports_what_only_workers_need_after_its_first_fork(tmp_path: Path) -> None:
-    """Which is that of the queue's process: it need not wait for that, and finds the rest."""
+    """Which is that of the queue's process: it need not wait for that, and finds the rest.
+
+    No collector looks at what is imported, neither there nor in those that are forked; it goes on for what comes later, also
+    when these fork in turn.
+    """
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
+            import gc
+            import os
             import multiprocessing
             import sys
 
             def tell(end):
-                end.send([name in sys.modules for name in ("poqueue.events", "workers.worker")])
+                known = [name in sys.modules for name in ("poqueue.events", "workers.worker")]
+                frozen = gc.get_freeze_count()
+                if child := os.fork():
+                    os.waitpid(child, 0)
+                else:
+                    os._exit(0)
+                end.send([*known, frozen > 5000, gc.isenabled(), gc.get_freeze_count() == frozen])
 
             if __name__ == "__main__":
                 from workers.process_control import start_forkserver
@@ -498,7 +532,7 @@ def test_the_fork_server_imports_what_only_workers_need_after_its_first_fork(tmp
         [sys.executable, script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
 
-    assert done.stdout.split() == ["True", "False", "True", "True"], done.stderr
+    assert done.stdout.splitlines() == ["True False True True True", "True True True True True"], done.stderr
 
 
 # ── what a process says of itself ────────────────────────────────────────────────────────────────────────────────────
