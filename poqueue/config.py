@@ -90,6 +90,14 @@ class QueueConfig(Fields):
             check_whole(self.queue_size_limit, "queue size limit (queue_size_limit)", minimum=1)
 
 
+_BESIDES = ("journal", "durability", "journal_must_exist", "journal_any_version", "clock", "wall_clock")
+
+
+def check_queue_settings(settings: dict[str, Any]) -> None:
+    """Keyword arguments of a TaskQueue, before there is one. Errors as in QueueConfig.checked."""
+    QueueConfig.checked(**{key: value for key, value in settings.items() if key not in _BESIDES})
+
+
 def check_timeout(value: Any) -> None:
     """A task timeout in seconds: positive and finite."""
     check_seconds(value, "task timeout (task_timeout)", minimum=0.0, exclusive=True)

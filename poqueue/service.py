@@ -11,19 +11,19 @@ The owner does without what only that process needs (multiprocessing.managers, t
 import contextlib
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from multiprocessing import current_process, get_context, util
+from multiprocessing import get_context, util
 from multiprocessing.connection import Connection
 
 from poqueue import wire
 from poqueue.client import QueueClient, connect
-from poqueue.config import QueueConfig
+from poqueue.config import check_queue_settings
 from poqueue.errors import ConfigError, JournalError, ManagerCannotStartError, ManagerLostError, PoqueueError
 from poqueue.hints import Any, StrPath
 from poqueue.hosting import CANNOT_HOST_EXIT, Hosting, host, reason_path
 from poqueue.parent import UNKNOWN_EXIT, end_untold, gone_folder, join, kill, tell_first
+from poqueue.script_guard import NO_GUARD, NO_GUARD_EXIT, leave_if_imported_again
 from poqueue.wire import check_address, check_private, dial
 
 __all__ = ["QueueClient", "QueueService", "connect"]
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 SOCKET_NAME = "queue.sock"
 MADE_PREFIX = "poqueue-"  # of a folder for nothing but the socket
 CLOSE_TIMEOUT_S = 5.0
+NO_REASON = "the journal cannot be opened, and there is no room on the disk to say why"
 START_LOOKS = (
     300  # of a second each: a large journal takes a minute, and looks in which we were stopped as well count once
 )
@@ -45,30 +46,6 @@ def fits_address(directory: StrPath) -> bool:
     except ValueError:
         return False
     return True
-
-
-NO_GUARD_EXIT = 64
-NO_REASON = "the journal cannot be opened, and there is no room on the disk to say why"
-NO_GUARD = (
-    "each process that is started imports the script again, and so would start a batch of its own; "
-    'put what starts the batch below a line: if __name__ == "__main__":'
-)
-
-
-def leave_if_imported_again(start_method: str = "spawn") -> None:
-    """End this process if it is one of ours that still imports the script: without a guard, the script ends up here.
-
-    Raises:
-        ConfigError: the script cannot be imported at all, since it came through standard input or its file is gone.
-    """
-    if getattr(current_process(), "_inheriting", False):
-        os._exit(NO_GUARD_EXIT)  # the parent, which sees the exit code, tells it once
-    main = sys.modules["__main__"]
-    path = getattr(main, "__file__", None)
-    if start_method != "fork" and path and not getattr(main, "__spec__", None) and not os.path.exists(path):
-        raise ConfigError(
-            f"each process that is started imports the script again, and {path} cannot be imported: save it as a file"
-        )
 
 
 class ManagerProcess:
@@ -145,9 +122,7 @@ class QueueService:
         lines: int = 1,
         **settings: Any,
     ) -> None:
-        QueueConfig.checked(
-            **{key: value for key, value in settings.items() if key not in _NOT_OF_CONFIG}
-        )  # a wrong setting is told here, not by a process that fails to start
+        check_queue_settings(settings)  # a wrong one is told here, not by a process that fails to start
         self._settings = settings
         self._start_method = start_method
         self._log_path = str(log_path) if log_path is not None else None
@@ -343,9 +318,6 @@ class QueueService:
         if self._made_directory is not None:
             remove_made(self._made_directory)
             self._made_directory = None
-
-
-_NOT_OF_CONFIG = ("journal", "durability", "journal_must_exist", "journal_any_version", "clock", "wall_clock")
 
 
 class ServiceNotStarted(PoqueueError):

@@ -23,7 +23,7 @@ from poqueue.config import MAX_RETENTION_S
 from poqueue.errors import ConfigError, JournalError, OrdersError
 from poqueue.journal import JOURNAL_NAME, check_file
 from poqueue.report import iso
-from poqueue.service import NO_GUARD, leave_if_imported_again
+from poqueue.script_guard import NO_GUARD, leave_if_imported_again
 from workers.batch_run import EXIT_NOTHING, SHOWN_ROWS, BatchReport, BatchRun, counted
 from workers.early_start import EarlyStart, early_workers
 from workers.guards import MachineGuard

@@ -8,17 +8,19 @@ Killing goes stop, list, repeat until nobody new appears, kill: a list taken of 
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import active_children, forkserver, resource_tracker
 from weakref import WeakSet
 
 from poqueue.hints import TYPE_CHECKING, Any, NamedTuple, StrPath
-from workers.own_process import HELD_SIGNALS, OOM_SCORE, read_bytes, rss_bytes
+from workers.own_process import HELD_SIGNALS, OOM_SCORE, read_bytes, rss_bytes, usable_cores
 
 if TYPE_CHECKING:  # else where it is used: it would take a tenth of a program's time to its first result
     import psutil
@@ -26,8 +28,9 @@ if TYPE_CHECKING:  # else where it is used: it would take a tenth of a program's
 RUN_MARK = "POQUEUE_RUN_ID"
 PROCESS_MARK = "POQUEUE_RUN_ID_OF_PROCESS"
 PRELOADED = ["workers.preload"]  # it starts no thread
-_BEFORE_US = {"ctypes", "hashlib", "hmac", "typing"}  # what it imports, and this process not yet
 _MAX_ROUNDS = 50
+HELPERS = 2  # multiprocessing's: the fork server, and the resource tracker, which is started first
+HELPERS_START_S = 0.1  # they take .02 s; a tracker that is stopped reads nothing
 
 
 # ---------------------------------------------------------------------- starting
@@ -45,13 +48,15 @@ def quiet_start() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
-def start_forkserver() -> None:
-    """Have multiprocessing's fork server run, with what our processes import already imported; harmless when repeated.
+def start_forkserver() -> bool:
+    """Have multiprocessing's fork server run, with what our processes import already imported; False if it has run before.
 
     What an embedding program has set to be preloaded stays; the script and the processor are left to the processes
     themselves.
     """
-    preloads = getattr(forkserver._forkserver, "_preload_modules", None)
+    server: Any = forkserver._forkserver
+    before = server._forkserver_pid
+    preloads = getattr(server, "_preload_modules", None)
     with quiet_start():
         if preloads == ["__main__"] and not _is_shadowed("."):
             forkserver.set_forkserver_preload(PRELOADED)
@@ -60,6 +65,25 @@ def start_forkserver() -> None:
         except ChildProcessError:  # what runs was started before this process was forked
             _forget_forkserver()
             forkserver.ensure_running()
+    return bool(server._forkserver_pid != before)
+
+
+def leave_cores_to_helpers() -> None:
+    """Wait until the resource tracker reads what it is sent: until then it and the fork server have two cores to themselves.
+
+    Whoever computes meanwhile, with so few, is put on the core of the fork server, for which everybody waits.
+    """
+    if usable_cores() > HELPERS:
+        return
+    deadline = time.monotonic() + HELPERS_START_S
+    with contextlib.suppress(OSError):
+        resource_tracker.ensure_running()  # of one that it has started it makes sure by sending something
+        while _unread_bytes(resource_tracker.getfd()) and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+
+def _unread_bytes(pipe: Any) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _forget_forkserver() -> None:
@@ -69,11 +93,11 @@ def _forget_forkserver() -> None:
 
 
 def _is_shadowed(folder: StrPath) -> bool:
-    """Whether something in the folder goes by the name of a module that is in use here, and is not that module.
+    """Whether something in the folder goes by the name of a module in use here, or of one of Python's, and is not that.
 
     The fork server looks for modules in the current folder first: there may be a secrets.py of the user's.
     """
-    known = sys.modules.keys() | _BEFORE_US
+    known = sys.modules.keys() | sys.stdlib_module_names
     try:
         names = [name for name in os.listdir(folder) if name.partition(".")[0] in known]
     except OSError:  # it is gone, or closed to us

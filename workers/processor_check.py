@@ -11,7 +11,7 @@ from typing import Any
 
 from poqueue.errors import ConfigError, ProcessorError
 from poqueue.parent import gone_folder, has_ended, join
-from poqueue.service import NO_GUARD, NO_GUARD_EXIT
+from poqueue.script_guard import NO_GUARD, NO_GUARD_EXIT
 from workers import process_control as control
 from workers.own_process import Adoption, become_worker
 from workers.processing import ProcessorSpec, check_constructible, check_importable, load_target

@@ -16,7 +16,6 @@ import contextlib
 import faulthandler
 import functools
 import gc
-import logging
 import os
 import shutil
 import signal
@@ -26,36 +25,25 @@ import time
 from collections.abc import Callable, Iterable
 from multiprocessing import get_context, util
 
-from poqueue.client import REPORT_TIMEOUT_S, QueueClient
-from poqueue.config import check_seconds, check_whole
+from poqueue.config import check_queue_settings, check_seconds, check_whole
 from poqueue.errors import ServiceError
 from poqueue.hints import TYPE_CHECKING, Any, NamedTuple, StrPath
-from poqueue.packing import FrozenTask, PackedEvents, unpack_run
-from poqueue.service import QueueService, fits_address, leave_if_imported_again
+from poqueue.script_guard import leave_if_imported_again
 from poqueue.task import Event, ProcessingTask, TaskRecord, TaskStatus
-from poqueue.wire import wait_readable
 from workers import own_process
 from workers import process_control as control
-from workers.feeder import ADD_AT_ONCE, Feeder
-from workers.log import ShieldedLogger, log_each
-from workers.post_mortem import is_whole_stack, signal_name
-from workers.processing import ProcessorSpec, check_importable, load_target
-from workers.queue_keeper import OWN_CLIENTS, QueueKeeper
-from workers.reaper import Reaper
 from workers.signals import SignalInbox
-from workers.staff import Staff
-from workers.time_limits import TEARDOWN_S, TICK_S, TimeLimits, tokens_by_worker
-from workers.worker import WorkerSettings
-from workers.worker_files import Phase, Usage
-from workers.worker_process import EVIDENCE_S, EVIDENCE_STEP_S
 
-if TYPE_CHECKING:  # what only some programs use: the others start the sooner
+if TYPE_CHECKING:
+    from poqueue.client import QueueClient
+    from poqueue.packing import FrozenTask, PackedEvents
+    from workers import run_parts as parts
     from workers.early_start import EarlyStart
     from workers.guards import MachineGuard
     from workers.progress import Snapshot, WorkerView
     from workers.recovery import LeftBehind
-
-logger = ShieldedLogger(__name__)
+    from workers.worker import WorkerSettings
+    from workers.worker_files import Usage
 
 QUEUE_TURN_S = 0.05
 UNHEARD_S = 0.02  # nothing tells when others have acted on their events: looked for so often, at the end
@@ -154,10 +142,10 @@ class Supervisor:
         early: "EarlyStart | None" = None,
         **queue_settings: Any,
     ) -> None:
-        self._spec = processor if isinstance(processor, ProcessorSpec) else ProcessorSpec(processor)
-        if not isinstance(self._spec.target, str):
-            check_importable(self._spec.target, start_method)
-            load_target(self._spec)
+        if not isinstance(processor, str):
+            _check_processor(processor, start_method)
+        self._processor = processor
+        check_queue_settings(queue_settings)
         _check_numbers(jobs, grace, stop_grace, max_tasks_per_worker, max_memory_per_worker)
         paths = (journal, control_dir, work_dir, output_dir, log_path)
         journal, control_dir, work_dir, output_dir, log_path = map(_absolute_or_none, paths)
@@ -173,36 +161,17 @@ class Supervisor:
         self._work_dir = os.path.realpath(work_dir or os.path.join(tempfile.gettempdir(), f"poqueue-run-{self.run_id}"))
         self._output_dir = output_dir or os.path.join(self._work_dir, "output")
         _check_files(durability, log_path, self._work_dir)
-        self._start_method = start_method
+        self._start_method, self._context = start_method, get_context(start_method)
         self._since = control.born(os.getpid())
-        self._service = QueueService(
-            start_method=start_method,
-            directory=self._work_dir if fits_address(self._work_dir) else None,
-            log_path=log_path or os.devnull,
-            on_orphan=functools.partial(
-                control.end_run, self.run_id, self._work_dir, self._since, keeps_files=journal is not None
-            ),
-            early=early.managers if early is not None else None,
-            journal=journal,
-            durability=durability,
-            lines=OWN_CLIENTS + min(jobs, own_process.usable_cores()),
-            **queue_settings,
-        )
-        self._keeper = QueueKeeper(
-            self._service, self._after_replacement, self._after_missing,
-            brings_data=events_bring_data and on_event is not None,
-        )  # fmt: skip
-        self._feeder = Feeder(self._keeper)
-        self._ask = self._keeper.ask
+        self._jobs, self._early = jobs, early
+        self._log_path = log_path or os.devnull
+        self._queue_settings = {"journal": journal, "durability": durability, **queue_settings}
+        self._brings_data = events_bring_data and on_event is not None
         self._adoption = own_process.Adoption()
         self._at_exit: Any = None  # ends what this program, when it ends, has not closed; no fork of it does
         self._signals = signals if signals is not None else SignalInbox()
-        self._staff = Staff(
-            jobs, get_context(start_method), self._work_dir, self.run_id, self._worker_settings,
-            early.workers if early is not None else None, self._service.take_line,
-        )  # fmt: skip
-        self._reaper = Reaper(self._staff, self._keeper)
-        self._limits = TimeLimits(self._staff, self._keeper, grace, max_memory_per_worker)
+        self._to_feed = list[tuple[Iterable[Any], int]]()  # before there is a feeder
+        self._has_queue = self._has_parts = False
         self._on_event, self._on_show = on_event, on_show
         self._journal_inodes = list[int]()
         self._keeps_files = False  # what workers have left must be read by whoever resumes
@@ -218,6 +187,50 @@ class Supervisor:
         self._give_up_at = float("inf")
         self._next_show = 0.0
         self._begun = time.monotonic()
+
+    def _make_queue(self) -> None:
+        """What starts the queue's process, imported beside the start of the fork server if there is one."""
+        from poqueue.service import QueueService, fits_address
+        from workers.queue_keeper import OWN_CLIENTS, QueueKeeper
+
+        self._service = QueueService(
+            start_method=self._start_method,
+            directory=self._work_dir if fits_address(self._work_dir) else None,
+            log_path=self._log_path,
+            on_orphan=functools.partial(
+                control.end_run, self.run_id, self._work_dir, self._since, keeps_files=self._journal is not None
+            ),
+            early=self._early.managers if self._early is not None else None,
+            lines=OWN_CLIENTS + min(self._jobs, own_process.usable_cores()),
+            **self._queue_settings,
+        )
+        self._keeper = QueueKeeper(
+            self._service, self._after_replacement, self._after_missing, brings_data=self._brings_data
+        )
+        self._ask = self._keeper.ask
+        self._has_queue = True
+
+    def _make_parts(self) -> None:
+        """All else that the run is made of, imported beside the start of the queue's process; harmless when repeated."""
+        if self._has_parts:
+            return
+        global parts
+        from workers import run_parts as parts
+
+        self._log = parts.ShieldedLogger(__name__)
+        spec = self._processor
+        self._spec = spec if isinstance(spec, parts.ProcessorSpec) else parts.ProcessorSpec(spec)
+        self._feeder = parts.Feeder(self._keeper)
+        while self._to_feed:
+            self._feeder.begin(*self._to_feed.pop(0))
+        self._staff = parts.Staff(
+            self._jobs, self._context, self._work_dir, self.run_id, self._worker_settings,
+            self._early.workers if self._early is not None else None, self._service.take_line,
+        )  # fmt: skip
+        self._reaper = parts.Reaper(self._staff, self._keeper)
+        self._reaper.begin()
+        self._limits = parts.TimeLimits(self._staff, self._keeper, self._grace_s, self._max_memory)
+        self._has_parts = True
 
     # ------------------------------------------------------------------ life
 
@@ -239,7 +252,7 @@ class Supervisor:
         self.start_queue(prepares_workers=True)
         self.start_workers()
 
-    def feed(self, tasks: Iterable[ProcessingTask | FrozenTask], count: int = 0) -> None:
+    def feed(self, tasks: "Iterable[ProcessingTask | FrozenTask]", count: int = 0) -> None:
         """What run is to add, beside what the queue has; before start_queue, or after it. More of it may follow.
 
         It is added while the first of it is worked on, in this order, each task once whatever is lost on the way; a few
@@ -250,7 +263,10 @@ class Supervisor:
         Args:
             count: how many these are, as far as is known; they are shown as waiting.
         """
-        self._feeder.begin(tasks, count)
+        if self._has_parts:
+            self._feeder.begin(tasks, count)
+        else:
+            self._to_feed.append((tasks, count))
 
     def start_queue(self, *, prepares_workers: bool = False) -> None:
         """Start the manager: the queue can be filled, and looked at, before anybody works on it. Errors as in start.
@@ -267,17 +283,21 @@ class Supervisor:
         self._at_exit = util.Finalize(None, self.close, exitpriority=1)
         try:
             os.makedirs(self._output_dir, 0o700, exist_ok=True)
+            if self._start_method == "forkserver" and control.start_forkserver():
+                control.leave_cores_to_helpers()
             self._adoption.hold()
-            self._reaper.begin()
-            if self._start_method == "forkserver":
-                control.start_forkserver()
+            self._make_queue()
+            if self._start_method == "forkserver":  # which has the queue's process started for us, while we would wait
+                self._make_parts()
 
             def meanwhile() -> None:
+                self._make_parts()
                 if prepares_workers:
                     self._staff.prepare(time.monotonic(), None if self._spare_workers else self._feeder.unsent)
                 self._feeder.make_ahead()
 
             self._keeper.open(meanwhile=meanwhile)
+            self._make_parts()  # if the first manager was lost before that
             self.queue: QueueClient = self._keeper.queue
             if self._journal is not None:
                 self._journal_inodes = _inodes(self._journal)
@@ -321,8 +341,8 @@ class Supervisor:
             JournalError: a lot cannot be written down for now.
             ServiceError: the manager is lost, and could not be replaced.
         """
-        for start in range(0, len(tasks), ADD_AT_ONCE):
-            self._add_lot(tasks[start : start + ADD_AT_ONCE])
+        for start in range(0, len(tasks), parts.ADD_AT_ONCE):
+            self._add_lot(tasks[start : start + parts.ADD_AT_ONCE])
 
     def _add_lot(self, tasks: list[ProcessingTask]) -> None:
         while True:
@@ -339,8 +359,8 @@ class Supervisor:
         return self.queue.find_task(task_id=tasks[0].task_id) is not None
 
     @property
-    def usage(self) -> Usage:
-        """Of the workers that have ended by themselves."""
+    def usage(self) -> "Usage":
+        """Of the workers that have ended by themselves; it comes with the start."""
         return self._reaper.usage
 
     def ask(self, name: str, *args: Any, **words: Any) -> Any:
@@ -353,16 +373,12 @@ class Supervisor:
 
     def close(self) -> None:
         """End every process of the run, whatever state it is in; harmless when repeated, and done at the program's exit."""
-        for worker in self._staff:
-            if not worker.is_dead():
-                worker.kill_now(time.monotonic())
-            worker.join()
-            with contextlib.suppress(Exception):
-                worker.bury()
-            worker.forget(keep_files=self._keeps_files)
-        self._reaper.forget(keep_files=self._keeps_files)
-        self._staff.workers, self._staff.standbys = [], []
-        self._keeper.close()
+        if self._at_exit is None:  # it was never started: what is there is somebody else's
+            return
+        if self._has_parts:
+            self._close_workers()
+        if self._has_queue:
+            self._keeper.close()
         control.kill_run(self.run_id, self._work_dir, control.helper_pids(), self._since)
         if not control.has_parents_of_others():  # of another supervisor in this process, whose orphans these might be
             control.kill_orphans()
@@ -378,8 +394,18 @@ class Supervisor:
 
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._control_dir, CONTROL_NAME))
-        if self._at_exit is not None:
-            self._at_exit.cancel()
+        self._at_exit.cancel()
+
+    def _close_workers(self) -> None:
+        for worker in self._staff:
+            if not worker.is_dead():
+                worker.kill_now(time.monotonic())
+            worker.join()
+            with contextlib.suppress(Exception):
+                worker.bury()
+            worker.forget(keep_files=self._keeps_files)
+        self._reaper.forget(keep_files=self._keeps_files)
+        self._staff.workers, self._staff.standbys = [], []
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
         """Ask for a stop, as the signal would; each further call is one step harder."""
@@ -447,7 +473,7 @@ class Supervisor:
         self._has_unread, self._has_unheard = state == "unread", state == "unheard"
         if state == "drained":
             self._is_over = True
-            self._drain(TEARDOWN_S)
+            self._drain(parts.TEARDOWN_S)
         return False
 
     def _gives_up(self) -> bool:
@@ -483,19 +509,19 @@ class Supervisor:
             return
         self._stop_level += 1
         self._stop_signal = self._stop_signal or number
-        name = signal_name(number)
+        name = parts.signal_name(number)
         if self._stop_level == 1:
             self._drain(self._stop_grace_s)
             self._note = (
                 f"{name}: no new PO starts; running ones have {self._stop_grace_s:g} s; a second one stops them"
             )
-            logger.warning("%s", self._note)
+            self._log.warning("%s", self._note)
         elif self._stop_level == 2:
             self._note = f"{name}: running POs are stopped and given back; a third one kills everything at once"
-            logger.warning("%s", self._note)
+            self._log.warning("%s", self._note)
             self._stop_running(now)
         else:
-            logger.warning("%s: killing everything", name)
+            self._log.warning("%s: killing everything", name)
             for worker in self._staff:
                 worker.kill_now(now)
 
@@ -504,26 +530,26 @@ class Supervisor:
         self._stop_due = float("inf")
         self._give_up_at = min(self._give_up_at, now + self._grace_s + GIVE_UP_S)
         for worker in self._staff:
-            if worker.kill is None and worker.status().phase > Phase.WORKING:
+            if worker.kill is None and worker.status().phase > parts.Phase.WORKING:
                 self._limits.end_overdue(worker, "stop", now)
             elif worker.kill is None:
                 worker.begin_kill("stop", 0, now, wants_evidence=False)
 
     def _dump_stacks(self) -> None:
         """SIGQUIT: where everybody is, and go on."""
-        logger.warning("SIGQUIT: the stacks of the supervisor and of %d workers follow", len(self._staff.workers))
+        self._log.warning("SIGQUIT: the stacks of the supervisor and of %d workers follow", len(self._staff.workers))
         with tempfile.TemporaryFile("w+") as file:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
-            logger.warning("stack of the supervisor:\n%s", file.read())
+            self._log.warning("stack of the supervisor:\n%s", file.read())
         before = [len(worker.files.stack()) for worker in self._staff.workers]
         asked = [control.ask_for_stack(worker.pid) for worker in self._staff.workers]
-        deadline = time.monotonic() + EVIDENCE_S
+        deadline = time.monotonic() + parts.EVIDENCE_S
         for worker, start, is_asked in zip(self._staff.workers, before, asked, strict=True):
-            while is_asked and not is_whole_stack(worker.files.stack()[start:]) and time.monotonic() < deadline:
-                time.sleep(EVIDENCE_STEP_S)
+            while is_asked and not parts.is_whole_stack(worker.files.stack()[start:]) and time.monotonic() < deadline:
+                time.sleep(parts.EVIDENCE_STEP_S)
             text = worker.files.stack()[start:] or "(no answer)"
-            logger.warning("stack of the worker:\n%s", text, extra=worker.ids(worker.status()))
+            self._log.warning("stack of the worker:\n%s", text, extra=worker.ids(worker.status()))
 
     # ------------------------------------------------------------------ events
 
@@ -554,18 +580,20 @@ class Supervisor:
         """The data of what was to be added by run and is not, and now never will be."""
         return self._feeder.give_up()
 
-    def _take_events(self, events: PackedEvents) -> None:
+    def _take_events(self, events: "PackedEvents") -> None:
+        import logging  # it is there by now
+
         self._may_be_done |= self._has_unread and bool(events)  # whoever is told of these may add something first
         on_event = self._on_event
         for run in events:
             is_completed = run[1] == "completed"
-            if is_completed and logger.isEnabledFor(logging.DEBUG):
-                ids = [_ids_of(event.task) for event in unpack_run(run) if event.task]
-                log_each(logger, logging.DEBUG, "completed", ids)
+            if is_completed and self._log.isEnabledFor(logging.DEBUG):
+                ids = [_ids_of(event.task) for event in parts.unpack_run(run) if event.task]
+                parts.log_each(self._log, logging.DEBUG, "completed", ids)
             if is_completed and on_event is None:
                 continue
             with self._limits.callers_code():
-                for event in unpack_run(run):
+                for event in parts.unpack_run(run):
                     if not is_completed:
                         self._act_on(event)
                     if on_event is not None:
@@ -579,7 +607,7 @@ class Supervisor:
         elif event.kind == "halted":
             self._halt_run(event.error)
         elif event.kind == "short":
-            logger.warning("%s", event.error)
+            self._log.warning("%s", event.error)
         elif event.kind == "notice":
             from workers.run_control import read_order
 
@@ -590,11 +618,13 @@ class Supervisor:
         task = event.task
         if task is None or event.kind not in ("failed", "retry"):
             return
+        import logging
+
         latest = task.error_history[-1] if task.error_history else {}
         level = logging.ERROR if event.kind == "failed" else logging.WARNING
         word = "failed for good" if event.kind == "failed" else "failed and will be retried"
         which = f"attempt {task.attempt}" if task.attempt else "before any attempt"
-        logger.log(
+        self._log.log(
             level, "%s %s: %s: %s", which, word, latest.get("error_type", ""), event.error,
             extra={**_ids_of(task), "traceback": latest.get("traceback"), "stack": latest.get("stack")},
         )  # fmt: skip
@@ -604,7 +634,7 @@ class Supervisor:
         if self._halted:
             return
         self._halted = f"halted after {why} (--halt)"
-        logger.warning("%s: no new PO starts", self._halted)
+        self._log.warning("%s: no new PO starts", self._halted)
         self._note = self._halted
         self._drain(0.0 if self._halt.is_now else float("inf"))
         if self._halt.is_now:
@@ -614,14 +644,14 @@ class Supervisor:
         """What another terminal asks for; a stop is as Ctrl-C, a drain ends the run as that does and is no step to a kill."""
         now = time.monotonic()
         if word == "drain" and not self._is_draining:
-            logger.warning("drain: no new PO starts; running ones may end")
+            self._log.warning("drain: no new PO starts; running ones may end")
             self._note = "drain: no new PO starts; running ones may end"
             self._stop_signal = signal.SIGINT
             self._drain(float("inf"))
         elif word == "stop":
             self._escalate(signal.SIGINT, now, up_to=3)
         elif word == "scale" and type(value) is int and not self._is_draining:
-            logger.warning("scale: %d workers from now on", value)
+            self._log.warning("scale: %d workers from now on", value)
             for worker in self._staff.resize(value):
                 worker.is_retiring = True
                 self._ask("retire_worker", worker.worker_id)
@@ -640,7 +670,7 @@ class Supervisor:
             if worker.is_retiring:
                 self.queue.retire_worker(worker.worker_id)
         self._limits.forget_idle()
-        held = tokens_by_worker(self._end_what_was_cleared())
+        held = parts.tokens_by_worker(self._end_what_was_cleared())
         for worker in self._staff.workers:
             if tokens := held.get(worker.worker_id):  # one of a pool from here on, not from its next call
                 self.queue.exchange(worker.worker_id, (), 0, 0.0, 1, tokens)
@@ -673,7 +703,7 @@ class Supervisor:
 
     def tell_finished(self) -> None:
         """Hand on every task that has ended so far, as if it ended now; the receiver may know some of them."""
-        self._tell_finished(functools.partial(self._ask, "get_finished", timeout_s=REPORT_TIMEOUT_S))
+        self._tell_finished(functools.partial(self._ask, "get_finished", timeout_s=parts.REPORT_TIMEOUT_S))
 
     def _tell_finished(self, get_finished: Callable[[int, int], tuple[list[TaskRecord], int]]) -> None:
         if self._on_event is None:
@@ -727,8 +757,8 @@ class Supervisor:
         status = self._ask("get_queue_status")
         return int(status["queue_length"] + status["processing_tasks"] + self._feeder.unsent)
 
-    def _worker_settings(self, folder: str, marks: dict[str, str], mark: str) -> WorkerSettings:
-        return WorkerSettings(
+    def _worker_settings(self, folder: str, marks: dict[str, str], mark: str) -> "WorkerSettings":
+        return parts.WorkerSettings(
             self._service.address, self._service.key, folder, self._output_dir, self._spec, marks, mark, os.getpid(),
             self._max_tasks, self._max_memory, self._lease_ahead, self._outlives_workers(),
         )  # fmt: skip
@@ -753,7 +783,7 @@ class Supervisor:
         if reason != self._holds_because:
             self._holds_because = reason
             self._ask("hold_queue", reason)
-            logger.warning("%s", reason or "there is enough again: new POs start")
+            self._log.warning("%s", reason or "there is enough again: new POs start")
         if self._journal is not None:
             self._watch_journal(self._journal, now)
 
@@ -762,7 +792,9 @@ class Supervisor:
         fault = status["reason"] if status["reason"] != self._holds_because else ""
         if fault != self._fault:
             self._fault = fault
-            logger.error("%s", f"the queue stands still: {fault}") if fault else logger.warning("the queue goes on")
+            self._log.error("%s", f"the queue stands still: {fault}") if fault else self._log.warning(
+                "the queue goes on"
+            )
         if _inodes(journal) == self._journal_inodes:
             self._journal_gone_since = None
             return
@@ -771,7 +803,7 @@ class Supervisor:
             self._halted = self._fault = (
                 f"{journal}, or its -wal file, was deleted or replaced: nothing more can be recorded"
             )
-            logger.error("%s", self._halted)
+            self._log.error("%s", self._halted)
             self._drain(0.0)
             self._stop_running(now)
 
@@ -827,10 +859,10 @@ class Supervisor:
         views = []
         for worker in sorted(self._staff.workers, key=lambda one: one.slot):
             status = worker.status()
-            state = "idle" if status.phase is Phase.WORKING else "starting"
+            state = "idle" if status.phase is parts.Phase.WORKING else "starting"
             if status.token:
                 state = "running"
-            if worker.kill is not None or status.phase > Phase.WORKING:
+            if worker.kill is not None or status.phase > parts.Phase.WORKING:
                 state = "stopping"
             elapsed_s = now - status.started if status.token else 0.0
             views.append(
@@ -859,8 +891,8 @@ class Supervisor:
         waits_for: list[int] = [self._signals.fileno()]
         waits_for += [fd for fd in (self._keeper.fileno, self._feeder.fileno) if fd is not None]
         waits_for += [worker.sentinel for worker in self._staff]
-        until = min([now + TICK_S, *self._moments()])
-        if self._signals.fileno() in wait_readable(waits_for, max(0.0, until - now)):
+        until = min([now + parts.TICK_S, *self._moments()])
+        if self._signals.fileno() in parts.wait_readable(waits_for, max(0.0, until - now)):
             self._signals.quiet()
 
     def _moments(self) -> Iterable[float]:
@@ -875,6 +907,16 @@ class Supervisor:
                 yield step
             elif worker.kill is None and (status := worker.status()).token:
                 yield self._limits.deadline(status)
+
+
+def _check_processor(processor: Any, start_method: str) -> None:
+    """One that is given as it is, or by a ProcessorSpec; a name is looked up by those that run it."""
+    from workers.processing import ProcessorSpec, check_importable, load_target
+
+    spec = processor if isinstance(processor, ProcessorSpec) else ProcessorSpec(processor)
+    if not isinstance(spec.target, str):
+        check_importable(spec.target, start_method)
+        load_target(spec)
 
 
 def _check_numbers(jobs: Any, grace: Any, stop_grace: Any, max_tasks: Any, max_memory: Any) -> None:

@@ -35,7 +35,7 @@ from poqueue.wire import wait_readable
 from tests.conftest import marked
 from tests.integration.console import python, running
 from tests.integration.stage import DEADLINE_S, Play, history, living, on_stage, perform, po, started_pids, wait_until
-from workers import Supervisor
+from workers import Supervisor, run_parts
 from workers import feeder as feeder_module
 from workers import supervisor as supervisor_module
 from workers.feeder import Feeder
@@ -44,6 +44,7 @@ from workers.process_control import helper_pids, marked_processes
 from workers.progress import Snapshot
 from workers.reaper import Reaper
 from workers.recovery import LeftBehind
+from workers.run_control import CONTROL_NAME
 from workers.supervisor import Halt
 from workers.worker_files import Phase
 from workers.worker_process import WorkerProcess
@@ -423,6 +424,7 @@ def test_a_po_that_a_program_has_taken_itself_is_named_once_when_the_run_waits_f
 ) -> None:
     monkeypatch.setattr("workers.time_limits.IDLE_LOOK_S", 0.1)
     supervisor = Supervisor("tests.integration.villains:process", jobs=1)
+    supervisor.start_queue()
     look, looks = supervisor._limits._look_at_idle, list[float]()
 
     def counted(now: float) -> None:
@@ -437,7 +439,6 @@ def test_a_po_that_a_program_has_taken_itself_is_named_once_when_the_run_waits_f
         wait_until(lambda: len(looks) > before + 2, "it is looked at again")
         assert [supervisor.queue.release_worker(name) for name in ("my own", "another")] == [["A"], ["B"]]
 
-    supervisor.start_queue()
     try:
         supervisor.queue.add_tasks([po("A", "quick", tmp_path, task_timeout=0.3), po("B", "quick", tmp_path)])
         for name in ("my own", "another"):
@@ -956,7 +957,7 @@ def test_what_was_held_back_for_a_look_is_added_after_it(
     monkeypatch.setattr(supervisor_module, "QUEUE_TURN_S", 0.001)  # a look after each lot,
     monkeypatch.setattr(feeder_module, "HEAR_S", hear_s)  # which is still on its way then, or has just been taken
     monkeypatch.setattr(feeder_module, "LOTS_AHEAD", 0)  # and no other one is made yet,
-    monkeypatch.setattr(supervisor_module, "TICK_S", 600.0)  # and nothing else wakes the loop
+    monkeypatch.setattr(run_parts, "TICK_S", 600.0)  # and nothing else wakes the loop
 
     with on_stage(tmp_path, on_show=lambda snapshot: None) as (supervisor, play):
         supervisor.queue.pause_queue()
@@ -1867,6 +1868,27 @@ def test_paths_stay_what_they_are_when_the_program_or_its_session_goes_elsewhere
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_one_that_was_never_started_ends_nothing(tmp_path: Path) -> None:
+    """Another run may be in the folder that it was to use."""
+    (tmp_path / CONTROL_NAME).touch()
+    supervisor = Supervisor("tests.integration.villains:process", control_dir=tmp_path)
+
+    supervisor.close()
+
+    assert (tmp_path / CONTROL_NAME).exists()
+
+
+def test_what_it_is_fed_before_its_start_comes_first(tmp_path: Path) -> None:
+    supervisor = Supervisor("tests.integration.villains:process", jobs=1)
+    supervisor.feed([po("A", "quick", tmp_path)], 1)
+    supervisor.feed((po(number, "quick", tmp_path) for number in "BC"), 2)
+    with supervisor:
+        supervisor.feed([po("D", "quick", tmp_path)], 1)
+        supervisor.run()
+
+    assert [line["po"] for line in history(tmp_path) if line["event"] == "start"] == ["A", "B", "C", "D"]
+
+
 def test_a_start_without_a_folder_for_the_output_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     supervisor = Supervisor("tests.integration.villains:process", output_dir=tmp_path / "file" / "output")
@@ -2002,7 +2024,7 @@ def test_a_signal_wakes_the_loop_once(tmp_path: Path, monkeypatch: pytest.Monkey
             supervisor.queue.resume_queue()
 
     told = list[bool]()
-    monkeypatch.setattr(supervisor_module, "wait_readable", wait)
+    monkeypatch.setattr(run_parts, "wait_readable", wait)
     with on_stage(tmp_path, on_show=show) as (supervisor, play):
         supervisor.queue.pause_queue()
         supervisor.queue.add_task(po("A", "good", tmp_path))

@@ -46,7 +46,7 @@ def test_workers_that_cannot_connect_to_the_queue_stop_the_run(tmp_path: Path) -
             import socket
             with open({str(tmp_path / "boots")!r}, "a") as file:
                 file.write("boot\\n")
-            def refuse(*arguments):
+            def refuse(*arguments, **words):
                 raise RuntimeError("there are no sockets here")
             socket.socket = refuse
             def process(po):

@@ -34,6 +34,14 @@ def test_what_every_process_loads_loads_nothing_that_only_some_need(modules: str
     assert set(done.stdout.split()) & LATER == set()
 
 
+def test_what_a_supervisor_is_made_of_comes_when_it_starts() -> None:
+    """A fork server starts meanwhile."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import workers.supervisor; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert "workers.supervisor" in done.stdout
+    assert set(done.stdout.split()) & {"json", "logging", "poqueue.client", "workers.staff", "workers.worker"} == set()
+
+
 class Ours(NamedTuple):
     """A docstring."""
 

@@ -475,19 +475,46 @@ def test_the_fork_server_preloads_nothing_where_a_file_has_the_name_of_a_module(
     assert not control._is_shadowed(Path(control.__file__).parents[1])
 
 
-def test_nothing_that_the_fork_server_imports_goes_unnoticed_by_that_look() -> None:
-    code = """
-import sys, workers.supervisor
-before = set(sys.modules)
-import workers.preload
-workers.preload._import_rest()
-print(*{name.partition(".")[0] for name in sys.modules.keys() - before})
-"""
-    # without site, which is not ours: an editable install brings typing
-    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    new = {name for name in done.stdout.split() if not name.startswith("_")}
+@contextlib.contextmanager
+def late_tracker(monkeypatch: pytest.MonkeyPatch, cores: int) -> Iterator[int]:
+    """A resource tracker that has not read yet what it was sent: the end at which it will."""
+    reads, sends = os.pipe()
+    monkeypatch.setattr(control.resource_tracker, "ensure_running", lambda: os.write(sends, b"PROBE"))
+    monkeypatch.setattr(control.resource_tracker, "getfd", lambda: sends)
+    monkeypatch.setattr(control, "usable_cores", lambda: cores)
+    yield reads
+    os.close(reads)
+    os.close(sends)
 
-    assert new == control._BEFORE_US | {"workers"}
+
+def test_with_two_cores_the_helpers_have_them_until_the_tracker_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "HELPERS_START_S", 60.0)
+    naps = list[float]()
+    with late_tracker(monkeypatch, cores=2) as reads:
+
+        def nap(seconds: float) -> None:
+            naps.append(seconds)
+            if len(naps) == 3:
+                os.read(reads, 100)
+
+        monkeypatch.setattr(control.time, "sleep", nap)
+        control.leave_cores_to_helpers()
+
+    assert len(naps) == 3
+
+
+def test_a_tracker_that_never_reads_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    with late_tracker(monkeypatch, cores=1):
+        begun = time.monotonic()
+        control.leave_cores_to_helpers()
+
+        assert control.HELPERS_START_S <= time.monotonic() - begun < 100 * control.HELPERS_START_S
+
+
+def test_with_more_cores_nobody_waits_for_the_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control.time, "sleep", None)
+    with late_tracker(monkeypatch, cores=3):
+        control.leave_cores_to_helpers()
 
 
 def test_the_fork_server_imports_what_only_workers_need_after_its_first_fork(tmp_path: Path) -> None:
