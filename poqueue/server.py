@@ -117,9 +117,13 @@ class QueueServer(Server):
             line.close()
 
     def _serve_line(self, line: "connection.Connection[Any, Any]") -> None:
-        with line:
+        try:
             self.serve_client(line)
-        self._end_reading()
+        except Exception as error:  # as above
+            logger.debug("connection lost: %r", error)
+        finally:
+            line.close()
+            self._end_reading()
 
     def serve_client(self, conn: Any) -> None:
         """Answer one client's requests until it hangs up."""

@@ -513,6 +513,20 @@ def test_a_first_client_that_has_hung_up_finds_the_manager_like_any_other() -> N
         assert is_well(queue)
 
 
+def test_a_first_client_that_hangs_up_before_its_answer_is_nobodys_trouble(capfd: pytest.CaptureFixture[str]) -> None:
+    with QueueService(lines=2) as service:
+        queue, other = service.client(), service.client()
+        assert is_well(queue) and is_well(other)
+        threads = len(os.listdir(f"/proc/{service.pid}/task"))
+        queue.begin("exchange_packed", "w", (), 1, 0.1, 1, ())
+        queue.close()
+
+        wait_until(lambda: len(os.listdir(f"/proc/{service.pid}/task")) < threads, "its thread ends")
+        assert is_well(other)
+
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_first_client_whose_connection_has_ended_finds_the_next_manager(tmp_path: Path) -> None:
     with QueueService(journal=tmp_path / "journal") as service:
         queue = service.client()
