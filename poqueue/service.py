@@ -9,6 +9,7 @@ The owner does without what only that process needs (multiprocessing.managers, t
 """
 
 import contextlib
+import errno
 import logging
 import os
 import tempfile
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 SOCKET_NAME = "queue.sock"
 MADE_PREFIX = "poqueue-"  # of a folder for nothing but the socket
 CLOSE_TIMEOUT_S = 5.0
+MAX_LINES = 32  # a fork server takes some 250 descriptors at once, and a program may have few
 NO_REASON = "the journal cannot be opened, and there is no room on the disk to say why"
 START_LOOKS = (
     300  # of a second each: a large journal takes a minute, and looks in which we were stopped as well count once
@@ -52,31 +54,43 @@ class ManagerProcess:
     """A manager process; what it is to host may be told later, so that it imports meanwhile.
 
     Args:
-        lines: how many connections to make with it, for clients that then need not find it and prove anything. A forked
-            manager would hold both ends of each: there are none.
+        lines: how many connections to make with it, for clients that then need not find it and prove anything; none where
+            descriptors are short, and none with a forked manager, which would hold both ends of each.
 
     Raises:
         ManagerLostError: it cannot be started; ManagerCannotStartError if it never can.
     """
 
     def __init__(self, start_method: str, hosting: Hosting | None = None, lines: int = 0) -> None:
+        lines = min(lines, MAX_LINES) if start_method != "fork" else 0
+        try:
+            try:
+                self._start(start_method, hosting, lines)
+            except OSError as error:
+                if not lines or error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                self._start(start_method, hosting, 0)
+        except (EOFError, OSError) as error:
+            if gone := gone_folder():
+                raise ManagerCannotStartError(
+                    f"the manager process cannot be started: the current folder is gone: {gone}"
+                ) from None
+            raise ManagerLostError(f"the manager process cannot be started: {error}") from None
+
+    def _start(self, start_method: str, hosting: Hosting | None, lines: int) -> None:
         context: Any = get_context(start_method)
         ours, theirs = list[Any](), list[Any]()
         try:
-            for _ in range(1 if start_method == "fork" else 1 + lines):
+            for _ in range(1 + lines):
                 one, other = context.Pipe()
                 ours.append(one)
                 theirs.append(other)
             self.owner, *self.lines = ours
             self.process = context.Process(target=host, args=(hosting, *theirs), name="poqueue-manager")
             self.process.start()
-        except (EOFError, OSError) as error:
+        except BaseException:
             _close_all(ours)
-            if gone := gone_folder():
-                raise ManagerCannotStartError(
-                    f"the manager process cannot be started: the current folder is gone: {gone}"
-                ) from None
-            raise ManagerLostError(f"the manager process cannot be started: {error}") from None
+            raise
         finally:
             _close_all(theirs)
 

@@ -189,7 +189,12 @@ class Supervisor:
         self._begun = time.monotonic()
 
     def _make_queue(self) -> None:
-        """What starts the queue's process, imported beside the start of the fork server if there is one."""
+        """What starts the queue's process, imported beside the start of the fork server if there is one.
+
+        Harmless when repeated, as is _make_parts.
+        """
+        if self._has_queue:
+            return
         from poqueue.service import QueueService, fits_address
         from workers.queue_keeper import OWN_CLIENTS, QueueKeeper
 
@@ -211,7 +216,7 @@ class Supervisor:
         self._has_queue = True
 
     def _make_parts(self) -> None:
-        """All else that the run is made of, imported beside the start of the queue's process; harmless when repeated."""
+        """All else that the run is made of, imported beside the start of the queue's process."""
         if self._has_parts:
             return
         global parts
@@ -278,17 +283,17 @@ class Supervisor:
         leave_if_imported_again(self._start_method)
         if self._at_exit is not None:
             raise RuntimeError(ONE_RUN)
+        if self._start_method == "forkserver" and control.start_forkserver():
+            control.leave_cores_to_helpers()
+        self._make_queue()
+        if self._start_method == "forkserver":  # whoever asks it for the queue's process has to wait: not yet
+            self._make_parts()
         os.mkdir(self._work_dir, 0o700)
         # before the manager's own, and before multiprocessing waits for the workers
         self._at_exit = util.Finalize(None, self.close, exitpriority=1)
         try:
             os.makedirs(self._output_dir, 0o700, exist_ok=True)
-            if self._start_method == "forkserver" and control.start_forkserver():
-                control.leave_cores_to_helpers()
             self._adoption.hold()
-            self._make_queue()
-            if self._start_method == "forkserver":  # which has the queue's process started for us, while we would wait
-                self._make_parts()
 
             def meanwhile() -> None:
                 self._make_parts()
@@ -306,8 +311,13 @@ class Supervisor:
             self.close()
             raise
 
+    def _check_started(self) -> None:
+        if self._at_exit is None or not self._has_parts:
+            raise RuntimeError("a Supervisor must be started first: by `with`, or by start()")
+
     def start_workers(self) -> None:
         """Start the workers; start_queue comes first. From here on it counts what ends, for the halt."""
+        self._check_started()
         try:
             if self._halt.is_set:
                 self._ended_before = self._count_ended(self._ask("get_queue_status"))
@@ -324,6 +334,7 @@ class Supervisor:
         Returns:
             How many POs were interrupted in the middle.
         """
+        self._check_started()
         self._staff.count_on([*self._ask("get_performance_metrics")["worker_utilization"], *left.worker_ids])
         leases = self._ask("get_leases", brings_data=False)
         for token, report in left.reports.items():
@@ -341,6 +352,7 @@ class Supervisor:
             JournalError: a lot cannot be written down for now.
             ServiceError: the manager is lost, and could not be replaced.
         """
+        self._check_started()
         for start in range(0, len(tasks), parts.ADD_AT_ONCE):
             self._add_lot(tasks[start : start + parts.ADD_AT_ONCE])
 
@@ -360,7 +372,8 @@ class Supervisor:
 
     @property
     def usage(self) -> "Usage":
-        """Of the workers that have ended by themselves; it comes with the start."""
+        """Of the workers that have ended by themselves."""
+        self._check_started()
         return self._reaper.usage
 
     def ask(self, name: str, *args: Any, **words: Any) -> Any:
@@ -369,6 +382,7 @@ class Supervisor:
         Raises:
             ServiceError: the manager is lost, and could not be replaced.
         """
+        self._check_started()
         return self._ask(name, *args, **words)
 
     def close(self) -> None:
@@ -425,8 +439,7 @@ class Supervisor:
             ServiceError: the manager is lost, and could not be replaced.
             RuntimeError: it is not started, runs or has run, or is closed.
         """
-        if self._at_exit is None:
-            raise RuntimeError("a Supervisor must be started before it runs: by `with`, or by start()")
+        self._check_started()
         if self._has_run or not self._at_exit.still_active():
             raise RuntimeError(ONE_RUN)
         self._has_run = True
@@ -572,12 +585,14 @@ class Supervisor:
 
         A second stop ends the adding too: who feeds the run may take long, or never end.
         """
+        self._check_started()
         self._feeder.finish(lambda: self._stop_level > 1 or self._signals.is_waiting)
         while events := self._keeper.take_last_events():
             self._take_events(events)
 
     def give_up_adding(self) -> list[dict[str, Any]]:
         """The data of what was to be added by run and is not, and now never will be."""
+        self._check_started()
         return self._feeder.give_up()
 
     def _take_events(self, events: "PackedEvents") -> None:
@@ -703,6 +718,7 @@ class Supervisor:
 
     def tell_finished(self) -> None:
         """Hand on every task that has ended so far, as if it ended now; the receiver may know some of them."""
+        self._check_started()
         self._tell_finished(functools.partial(self._ask, "get_finished", timeout_s=parts.REPORT_TIMEOUT_S))
 
     def _tell_finished(self, get_finished: Callable[[int, int], tuple[list[TaskRecord], int]]) -> None:

@@ -453,6 +453,7 @@ def _connect_patiently(settings: WorkerSettings, line: "Connection[Any, Any] | N
         try:
             return connect(settings.address, settings.key, line)
         except ServiceError as error:
+            line = None  # that one has ended with its manager, and is closed
             now = monotonic()
             refused = [*refused, now] if isinstance(error, ManagerRefusesError) else []
             is_refused = len(refused) > REFUSALS and now - refused[0] > REFUSED_S

@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver, get_context, util
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 import psutil
 import pytest
 
+import poqueue.client as client_module
 import poqueue.server as server_module
 import poqueue.service as service_module
 from poqueue import ProcessingTask, TaskQueue, TaskResult, TaskStatus
@@ -30,7 +32,7 @@ from tests.faults import mischief
 from tests.faults.batches import Batch
 from tests.faults.scarce import scarce_start
 from tests.integration.console import ROOT, command_line, poqueue, running, write_orders
-from tests.integration.stage import Play, living, on_stage, perform, po, started_pids, wait_until
+from tests.integration.stage import DEADLINE_S, Play, living, on_stage, perform, po, started_pids, wait_until
 from workers import Supervisor, staff, worker
 from workers.staff import WorkersCannotStartError
 
@@ -575,6 +577,25 @@ def test_workers_who_find_no_manager_yet_are_as_patient_as_ever(
     settings: Any = SimpleNamespace(address=str(tmp_path / "queue.sock"), key=b"k" * 32)
 
     assert worker._connect_patiently(settings, None) is client
+
+
+def test_a_worker_whose_first_connection_has_ended_looks_for_a_manager_until_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dial, tries = client_module.dial, list[int]()
+    monkeypatch.setattr(client_module, "dial", lambda *words: tries.append(1) or dial(*words))
+    with QueueService(journal=tmp_path / "journal", lines=1) as service:
+        settings: Any = SimpleNamespace(address=service.address, key=service.key)
+        line = service.take_line()
+        assert line is not None
+        os.kill(service.pid, signal.SIGKILL)
+        assert line.poll(DEADLINE_S), "it has ended"
+
+        with ThreadPoolExecutor(1) as pool:
+            connected = pool.submit(worker._connect_patiently, settings, line)
+            wait_until(lambda: len(tries) > 1, "it has tried in vain, and tries again")
+            service.replace()
+            assert connected.result(DEADLINE_S).has_journal()
 
 
 # ── C26: event handlers ──────────────────────────────────────────────────────────────────────────────────────────────

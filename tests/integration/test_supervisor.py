@@ -1878,6 +1878,34 @@ def test_one_that_was_never_started_ends_nothing(tmp_path: Path) -> None:
     assert (tmp_path / CONTROL_NAME).exists()
 
 
+def test_what_comes_after_the_start_is_refused_before_it(tmp_path: Path) -> None:
+    supervisor = Supervisor("tests.integration.villains:process")
+    supervisor.feed([po("A", "quick", tmp_path)], 1)
+
+    for call in (
+        supervisor.start_workers, supervisor.run, supervisor.take_rest, supervisor.give_up_adding, supervisor.tell_finished,
+        lambda: supervisor.usage, lambda: supervisor.ask("get_queue_status"), lambda: supervisor.add_tasks([]),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match="must be started first"):
+            call()
+
+
+def test_a_work_folder_that_is_there_is_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "work" / "file").mkdir(parents=True)
+    supervisor = Supervisor("tests.integration.villains:process", work_dir=tmp_path / "work")
+    supervisor.feed([po("A", "quick", tmp_path)], 1)
+
+    with pytest.raises(FileExistsError):
+        supervisor.start()
+    supervisor.close()
+    assert (tmp_path / "work" / "file").exists() and not adopts_orphans()
+
+    shutil.rmtree(tmp_path / "work")
+    with supervisor:
+        supervisor.run()
+    assert [line["po"] for line in history(tmp_path)] == ["A", "A"]
+
+
 def test_what_it_is_fed_before_its_start_comes_first(tmp_path: Path) -> None:
     supervisor = Supervisor("tests.integration.villains:process", jobs=1)
     supervisor.feed([po("A", "quick", tmp_path)], 1)

@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import gc
+import itertools
 import os
+import resource
 import signal
 import socket
 import struct
@@ -909,6 +911,27 @@ def test_a_request_pushes_nobody_aside(service: QueueService, queue: QueueClient
 
     assert len(threads) > 2
     assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
+
+
+def test_a_manager_that_has_no_descriptors_for_first_connections_starts_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = set(map(int, os.listdir("/proc/self/fd")))
+    free = itertools.islice((number for number in itertools.count() if number not in taken), 20)
+    softly, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
+    try:
+        with QueueService(lines=30) as service:
+            assert is_well(service.client())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (softly, hard))
+
+    assert len(os.listdir("/proc/self/fd")) <= len(taken) + 1
+
+
+def test_the_fork_server_is_given_no_more_descriptors_than_it_takes() -> None:
+    with QueueService(start_method="forkserver", lines=1000) as service:
+        assert is_well(service.client())
 
 
 @pytest.mark.parametrize("start_method", ["spawn", "fork"])
