@@ -499,9 +499,11 @@ class Supervisor:
         now = time.monotonic()
         self._stop_due = now + within_s
         self._ask("drain_queue")
-        for standby in self._staff.standbys:  # they have nothing in hand, and what they import may never come to an end
-            if standby.kill is None:
-                standby.begin_kill("stop", 0, now, wants_evidence=False)
+        new = [worker for worker in self._staff.workers if worker.status().phase < parts.Phase.SETTING_UP]
+        # these have nothing in hand, and what they import may never come to an end
+        for one in [*self._staff.standbys, *new]:
+            if one.kill is None:
+                one.begin_kill("stop", 0, now, wants_evidence=False)
 
     # ------------------------------------------------------------------ signals
 

@@ -1302,6 +1302,27 @@ def test_a_worker_in_reserve_whose_import_hangs_keeps_no_run_from_its_end(tmp_pa
     assert play.end is not None and play.end.reason == "halted"
 
 
+def test_a_worker_that_still_imports_keeps_no_run_from_its_end(tmp_path: Path) -> None:
+    (tmp_path / "slow_import.py").write_text(
+        textwrap.dedent("""
+            import time
+            from pathlib import Path
+
+            (Path(__file__).parent / "importing").touch()
+            time.sleep(300.0)
+        """)
+    )
+    settings = {"target": "slow_import:process", "app_dir": str(tmp_path), "jobs": 1, "stop_grace": 3600.0}
+    with on_stage(tmp_path, po("A", "", tmp_path), **settings) as (supervisor, _):
+
+        def stop() -> None:
+            wait_until((tmp_path / "importing").exists, "it imports")
+            supervisor.stop(signal.SIGINT)
+
+        meanwhile(supervisor, stop)
+        assert supervisor.queue.get_queue_status()["pending_tasks"] == 1
+
+
 def test_a_supervisor_that_is_stopped_twice_gives_back_what_runs_uncharged(tmp_path: Path) -> None:
     tasks = [po("A", "hang", tmp_path), po("B", "ignore_term", tmp_path), po("C", "quick", tmp_path)]
     with on_stage(tmp_path, *tasks, task_timeout=120.0, grace=0.5, stop_grace=60.0) as (supervisor, play):
