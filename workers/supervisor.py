@@ -499,7 +499,7 @@ class Supervisor:
         now = time.monotonic()
         self._stop_due = now + within_s
         self._ask("drain_queue")
-        new = [worker for worker in self._staff.workers if worker.status().phase < parts.Phase.SETTING_UP]
+        new = [one for one in self._staff.workers if not self._is_over and one.status().phase < parts.Phase.SETTING_UP]
         # these have nothing in hand, and what they import may never come to an end
         for one in [*self._staff.standbys, *new]:
             if one.kill is None:
