@@ -96,7 +96,7 @@ class QueueClient:
         self._listener: threading.Thread | None = None
         self._acts_since: float | None = None  # handlers are called for what was read then
         self._is_closed = False
-        self._lines = [line] if line is not None else []
+        self._lines = [line] if line is not None else []  # whichever thread takes it out has it
         self._as_json = as_json
         self._pid = os.getpid()
 

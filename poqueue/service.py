@@ -121,7 +121,7 @@ class QueueService:
         on_orphan: importable function that the manager calls when its owner has died, before it ends.
         early: holds a process that was started before, by the same method; whoever has started it ends it, until it is taken
             out of here and told what to host.
-        lines: how many clients get a connection that is made with the process, the first ones; one of each thread's else.
+        lines: how many connections to make with the process, one each for the first clients and for whoever calls take_line.
         settings: keyword arguments of TaskQueue.
     """
 

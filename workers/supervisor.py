@@ -810,9 +810,10 @@ class Supervisor:
         fault = status["reason"] if status["reason"] != self._holds_because else ""
         if fault != self._fault:
             self._fault = fault
-            self._log.error("%s", f"the queue stands still: {fault}") if fault else self._log.warning(
-                "the queue goes on"
-            )
+            if fault:
+                self._log.error("the queue stands still: %s", fault)
+            else:
+                self._log.warning("the queue goes on")
         if _inodes(journal) == self._journal_inodes:
             self._journal_gone_since = None
             return

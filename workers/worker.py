@@ -208,9 +208,8 @@ class Worker:
         context = WorkerContext(worker_id, settings.output_dir, dict(settings.spec.options), owner=files.own)
         files.phase(Phase.SETTING_UP)
         with _boot_failure_to(files):
-            client = _connect_patiently(
-                settings, self._line
-            )  # only now: it may have been started before the queue's process
+            # only now: it may have been started before the queue's process
+            client = _connect_patiently(settings, self._line)
             self._processor.setup(context)
         self._streams.restore()
         self._look_round()

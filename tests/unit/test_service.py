@@ -295,6 +295,17 @@ def test_a_client_works_where_something_else_stands_in_for_sockets(
         assert [lease.po_number for lease in client.exchange("w1.1", limit=1, wait_s=0.3).leases] == ["A"]
 
 
+def test_a_first_client_works_where_something_else_stands_in_for_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", Cooperative)
+
+    with QueueService() as service:
+        client = service.client()
+        assert client._lines
+        assert not client.exchange("w1.1", limit=1, wait_s=0.3).leases
+        client.add_task(task("A"))
+        assert [lease.po_number for lease in client.exchange("w1.1", limit=1, wait_s=0.3).leases] == ["A"]
+
+
 def test_a_thread_that_ends_leaves_no_connection(service: QueueService, queue: QueueClient) -> None:
     queue.get_queue_status()
     before = psutil.Process().num_fds()
