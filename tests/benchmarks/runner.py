@@ -1,14 +1,17 @@
 """Runs the measurements: each in a process of its own with a time limit, pool after pool, round after round.
 
 A pool's number is compared with that of another only within a round, where the machine was the same; every other round
-goes through the pools backwards, so that a drift helps nobody. Every process of a measurement carries a mark in its
+goes through the pools backwards, so that a drift helps nobody. Where the machine changes faster than that, the pools of a
+case are open together and take turns (tests.benchmarks.turns). Every process of a measurement carries a mark in its
 environment: whatever is left of it when it is over is ended, by its id.
 """
 
 import contextlib
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -57,76 +60,130 @@ def run_all(
 ) -> Iterator[Measurement]:
     """Every pool on every case, `repeat` times, each as it is measured; an empty list of pools stands for all."""
     hopeless: set[tuple[str, str]] = set()
-    for number, case, pool in _order(cases, pools, repeat):
-        if (case.name, pool) in hopeless:
-            continue
-        measurement = measure_quietly(case, pool, number, max(1, round(case.size * scale)), patience_s)
-        if measurement.reason:
-            hopeless.add((case.name, pool))  # it is missing, or hangs: once is enough
-        tell(measurement)
-        yield measurement
+    for number, case, group in _order(cases, pools, repeat):
+        hopeful = [pool for pool in group if (case.name, pool) not in hopeless]
+        size = max(1, round(case.size * scale))
+        for measurement in measure_quietly(case, hopeful, number, size, patience_s) if hopeful else ():
+            if measurement.reason:
+                hopeless.add((case.name, measurement.pool))  # it is missing, or hangs: once is enough
+            tell(measurement)
+            yield measurement
 
 
-def _order(cases: list[Case], pools: list[str], repeat: int) -> Iterator[tuple[int, Case, str]]:
+def _order(cases: list[Case], pools: list[str], repeat: int) -> Iterator[tuple[int, Case, list[str]]]:
+    """What is measured together: a pool alone, or all that take turns."""
     for number in range(repeat):
         for case in cases:
             if case.is_slow and number:
                 continue
             wanted = [pool for pool in case.pools if not pools or pool in pools]
-            for pool in wanted if number % 2 == 0 else reversed(wanted):
-                yield number, case, pool
+            if number % 2:
+                wanted.reverse()
+            for group in [wanted] if case.in_turn else [[pool] for pool in wanted]:
+                yield number, case, group
 
 
-def measure_quietly(case: Case, pool: str, number: int, size: int, patience_s: float) -> Measurement:
+def measure_quietly(case: Case, pools: list[str], number: int, size: int, patience_s: float) -> list[Measurement]:
     """Measure, and again if others were at work meanwhile; the quietest counts."""
-    best = measure_once(case, pool, number, size, patience_s)
+    best = measure_once(case, pools, number, size, patience_s)
     for _ in range(MORE_TRIES if patience_s else 0):
-        if best.reason or best.noise.is_quiet:
+        if any(one.reason for one in best) or best[0].noise.is_quiet:
             break
-        again = measure_once(case, pool, number, size, patience_s)
-        if not again.reason and again.noise.during < best.noise.during:
+        again = measure_once(case, pools, number, size, patience_s)
+        if not any(one.reason for one in again) and again[0].noise.during < best[0].noise.during:
             best = again
     return best
 
 
-def measure_once(case: Case, pool: str, number: int, size: int, patience_s: float) -> Measurement:
-    """One measurement in a process of its own, and nothing of it left afterwards."""
-    measurement = Measurement(case.name, pool, number, size)
-    mark = uuid.uuid4().hex
+def measure_once(case: Case, pools: list[str], number: int, size: int, patience_s: float) -> list[Measurement]:
+    """One measurement of each pool in a process of its own, and nothing of them left afterwards."""
     with tempfile.TemporaryDirectory(prefix="pqb-", ignore_cleanup_errors=True) as folder:
         watch = Watch(patience_s)
-        started = time.monotonic()
+        left_s = 0.0
+        runs: list[_Run] = []
+        waiting: list[_Run] = []
         try:
-            answer = _run(case, pool, size, mark, folder)
+            for place, pool in enumerate(pools):
+                run = _Run(Measurement(case.name, pool, number, size), case)
+                runs.append(run)
+                run.start(Path(folder, str(place)))
+                if run.wait():
+                    waiting.append(run)
+            while waiting:
+                waiting = [run for run in waiting if run.take_turn()]
         finally:
-            left, left_s = end_marked(mark)
-        measurement.seconds = time.monotonic() - started
-        measurement.noise = watch.stop(left_s)
-    measurement.left_running = left
-    measurement.figures = answer.get("figures", {})
-    measurement.reason = answer.get("reason", "")
-    return measurement
+            for run in runs:
+                left_s += run.end()
+        noise = watch.stop(left_s)
+        return [run.outcome(noise) for run in runs]
 
 
-def _run(case: Case, pool: str, size: int, mark: str, folder: str) -> dict[str, Any]:
-    answer, log = Path(folder, "answer.json"), Path(folder, "log")
-    command = [sys.executable, "-m", "tests.benchmarks.measure", case.name, pool, str(size), str(answer)]
-    environment = {**os.environ, MARK: mark, "TMPDIR": folder}
-    with open(log, "wb") as output, subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-    ) as process:  # fmt: skip
-        try:
-            process.wait(case.limit_s)
-        except subprocess.TimeoutExpired:
-            return {"reason": f"no end within {case.limit_s:g} s"}
-        finally:
-            if process.poll() is None:
-                process.kill()
-    if answer.exists():
-        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-        return found
-    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
-    return {"reason": f"exit code {process.returncode}: {last[0][:200]}"}
+class _Run:
+    """The process that measures one pool, and what comes of it."""
+
+    def __init__(self, measurement: Measurement, case: Case) -> None:
+        self._measurement = measurement
+        self._case = case
+        self._mark = uuid.uuid4().hex
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_late = False
+
+    def start(self, folder: Path) -> None:
+        """Start it with a folder of its own, which it makes."""
+        folder.mkdir()
+        self._started = time.monotonic()
+        self._file, self._log = folder / "answer.json", folder / "log"
+        one, is_told = self._measurement, self._case.in_turn
+        what = [one.case, one.pool, str(one.size), str(self._file)]
+        environment = {**os.environ, MARK: self._mark, "TMPDIR": str(folder)}
+        self._line, line = socket.socketpair()
+        with open(self._log, "wb") as output, line:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.benchmarks.measure", *what], cwd=ROOT, env=environment,
+                stdin=line if is_told else subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+        self._end = os.pidfd_open(self._process.pid)
+        self._awaited = [self._end, self._line] if is_told else [self._end]
+
+    def wait(self) -> bool:
+        """Until it has come to its end or, which it says, waits for its turn; no longer than its limit."""
+        left_s = self._started + self._case.limit_s - time.monotonic()
+        ready, _, _ = select.select(self._awaited, [], [], max(0.0, left_s))
+        self._is_late = not ready
+        return self._line in ready and bool(self._line.recv(1))
+
+    def take_turn(self) -> bool:
+        """Let it go on; whether it waits for another turn."""
+        with contextlib.suppress(OSError):  # it has ended: that is seen
+            self._line.send(b".")
+        return self.wait()
+
+    def end(self) -> float:
+        """End it and what is left of it; CPU seconds that nobody will count any more."""
+        if self._process is not None:
+            self._process.kill()  # unless it has ended
+            self._process.wait()
+        self._measurement.left_running, left_s = end_marked(self._mark)
+        return left_s
+
+    def outcome(self, noise: Noise) -> Measurement:
+        """What came of it, once it has ended."""
+        self._line.close()
+        os.close(self._end)
+        one, answer = self._measurement, self._read()
+        one.seconds, one.noise = time.monotonic() - self._started, noise
+        one.figures, one.reason = answer.get("figures", {}), answer.get("reason", "")
+        return one
+
+    def _read(self) -> dict[str, Any]:
+        if self._is_late:
+            return {"reason": f"no end within {self._case.limit_s:g} s"}
+        if self._file.exists():
+            found: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
+            return found
+        last = self._log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
+        assert self._process is not None
+        return {"reason": f"exit code {self._process.returncode}: {last[0][:200]}"}
 
 
 def end_marked(mark: str) -> tuple[int, float]:

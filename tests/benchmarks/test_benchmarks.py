@@ -1,5 +1,6 @@
 """The benchmarks run, give every figure, and are not fooled. No time is asserted here."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -193,10 +194,33 @@ def test_what_does_not_end_is_ended_and_leaves_nothing_running(monkeypatch: pyte
     monkeypatch.setattr(uuid, "uuid4", lambda: mark)
     case = cases.Case("W4", "too slow", ("poqueue",), 200, cases.CASES["W4"].measure, limit_s=1.0)
 
-    measurement = runner.measure_once(case, "poqueue", 0, 200, patience_s=0.0)
+    [measurement] = runner.measure_once(case, ["poqueue"], 0, 200, patience_s=0.0)
 
     assert measurement.reason == "no end within 1 s"
     assert runner.end_marked(mark.hex) == (0, 0.0)
+
+
+def test_pools_take_turns_and_one_that_fails_keeps_nobody_from_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = list[str]()
+    take_turn = runner._Run.take_turn
+    monkeypatch.setattr(runner._Run, "take_turn", lambda run: turns.append(run._measurement.pool) or take_turn(run))
+
+    measured = runner.measure_once(
+        cases.CASES["W9"], ["ppe", "no-such-pool", "mp-1"], 0, 2 * cases.POS_A_TURN, patience_s=0.0
+    )
+
+    assert turns == ["ppe", "mp-1"] * 2
+    assert [one.pool for one in measured if "lost" in one.figures and not one.figures["lost"]] == ["ppe", "mp-1"]
+    assert measured[1].reason == "exit code 1: KeyError: 'no-such-pool'"
+
+
+def test_what_takes_turns_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = dataclasses.replace(cases.CASES["W9"], limit_s=2.0)
+
+    [measured] = runner.measure_once(case, ["ppe"], 0, 100 * cases.POS_A_TURN, patience_s=0.0)
+
+    assert measured.reason == "no end within 2 s"
+    assert measured.left_running
 
 
 def test_only_marked_processes_are_ended() -> None:
