@@ -56,13 +56,14 @@ ASK_AGAIN_S = 5.0  # how often at least, while they are called: they may take lo
 class _Line:
     """One thread's line to the manager process; in one object, since each look into a `threading.local` takes its time."""
 
-    __slots__ = ("held", "is_answer_due", "number", "pid", "stream")
+    __slots__ = ("held", "is_announced", "is_answer_due", "number", "pid", "stream")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid  # of the process that it belongs to
         self.stream: wire.Stream | None = None
         self.held: ref[wire.Stream] | None = None
         self.number = 0  # of the last call
+        self.is_announced = False  # the next one
         self.is_answer_due = False
 
 
@@ -135,6 +136,7 @@ class QueueClient:
             if timeout_s != CALL_TIMEOUT_S:
                 set_time_limit_of(stream, timeout_s)
             line.is_answer_due = True
+            line.is_announced = False
             stream.send(request)
         except BaseException as error:
             self._drop_connection()
@@ -212,7 +214,7 @@ class QueueClient:
         line = self._own_line()
         stream, line.stream = line.stream, None
         self._connections.discard(line.held)
-        line.is_answer_due = False
+        line.is_announced = line.is_answer_due = False
         if stream is not None:
             stream.close()
 
@@ -222,8 +224,16 @@ class QueueClient:
         return self.add_tasks([task], priority)[0]
 
     def add_tasks(self, tasks: Iterable[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
+        self._announce()
         ids: list[str] = self.call("add_tasks", self.pack_tasks(tasks), priority)
         return ids
+
+    def _announce(self) -> None:
+        """The manager process, and a worker that waits, wake up while tasks are packed (poqueue.hand_off); it may be in vain."""
+        line = self._own_line()
+        if line.stream is not None and not line.is_announced and not line.is_answer_due:
+            line.is_announced = True
+            line.stream.announce_request()
 
     def pack_tasks(self, tasks: Iterable[ProcessingTask | FrozenTask]) -> list[tuple[Any, ...]]:
         """Tasks in the form in which `begin("add_tasks", ...)` sends them, their data as JSON if the queue needs that."""

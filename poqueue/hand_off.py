@@ -3,7 +3,8 @@
 A worker's call waits in the manager, on a thread of its own. Were that thread woken to lease and to answer, a PO would wait
 for two threads in turn. So whoever adds tasks leases them to the first in the line (TaskQueue._hand_out) and answers in
 their place; their own threads wake up after that, and find that there is nothing left to say. To wake a worker that has
-slept for a while takes about as long as to add a PO: it is announced before, so that both is done at the same time.
+slept for a while takes about as long as to add a PO: it is announced before, so that both is done at the same time. Likewise
+a client announces what it is about to add, so that all three wake up while it still packs.
 Everything here is done with the queue's lock held.
 """
 

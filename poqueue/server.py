@@ -127,7 +127,7 @@ class QueueServer(Server):
 
     def serve_client(self, conn: Any) -> None:
         """Answer one client's requests until it hangs up."""
-        stream = wire.Stream(conn)
+        stream = wire.Stream(conn, self._queue._announce)
         try:
             self._serve_stream(stream)
         finally:

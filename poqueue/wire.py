@@ -13,7 +13,7 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing import connection
 from multiprocessing.context import AuthenticationError
 
@@ -125,10 +125,14 @@ class Stream:
 
     One call reads a message that came in one piece, and one writes it. Requests and answers alternate, so that never more
     than one message is on its way, which announcements may precede.
+
+    Args:
+        heed: called when a message is announced, and not yet there.
     """
 
-    def __init__(self, conn: connection.Connection) -> None:
+    def __init__(self, conn: connection.Connection, heed: Callable[[], None] | None = None) -> None:
         self._conn = conn
+        self._heed = heed
         self._plug: socket.socket | None = None
         self.fileno = conn.fileno
         self.close = conn.close
@@ -164,6 +168,11 @@ class Stream:
         """Wake up who waits at the other end, because a message will be ready as soon as they are up; never waits."""
         self._send_now(_ANNOUNCEMENT)
 
+    def announce_request(self) -> None:
+        """The same at the end that asks, where there is always room for one before each request; never fails."""
+        with contextlib.suppress(OSError):  # nobody is there: that is told to who sends the request
+            os.write(self.fileno(), _ANNOUNCEMENT)
+
     def _send_now(self, data: bytes) -> int:
         """How much of it found room."""
         try:
@@ -190,6 +199,8 @@ class Stream:
         while data.startswith(_ANNOUNCEMENT, start):
             start += _LENGTH_BYTES
             if start == len(data):
+                if self._heed is not None:
+                    self._heed()
                 data, start = os.read(self.fileno(), _READ_BYTES), 0
         if start:
             data = data[start:]

@@ -3,6 +3,7 @@
 import os
 import pickle
 import select
+import socket
 import tempfile
 import threading
 import time
@@ -17,6 +18,7 @@ import pytest
 from poqueue import ProcessingTask, TaskQueue, TaskResult, wire
 from poqueue import task_queue as task_queue_module
 from poqueue.client import PendingCall, QueueClient
+from poqueue.errors import ManagerLostError
 from poqueue.hand_off import Taker
 from poqueue.packing import PackedGrant, unpack_grant
 from poqueue.server import QueueServer
@@ -117,6 +119,65 @@ def test_who_waits_wakes_up_while_the_task_is_looked_at(house: House, said: list
 
     assert numbers_of(call) == ["A"]
     assert said == ["announced", "looked at", "told"]
+
+
+class Packed:
+    """Something in a PO, and what happens while it is packed."""
+
+    def __init__(self, happens: Callable[[], None]) -> None:
+        self._happens = happens
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._happens()
+        return str, ("packed",)
+
+
+def test_who_waits_wakes_up_while_a_client_still_packs(house: House) -> None:
+    client = house.client()
+    client.get_queue_status()
+    _, call = house.waits("w")
+
+    def is_heard() -> None:
+        wait_until(call.is_ready, "who waits has heard of it")
+        assert not house.queue.get_queue_status()["total_tasks"]
+
+    client.add_task(ProcessingTask("A", {"po_number": "A", "text": Packed(is_heard)}))
+
+    assert numbers_of(call) == ["A"]
+
+
+def test_what_a_client_cannot_pack_is_announced_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    announced = list[str]()
+    announce = wire.Stream.announce_request
+    monkeypatch.setattr(wire.Stream, "announce_request", lambda stream: announced.append("") or announce(stream))
+    client = house.client()
+    client.add_task(task("A"))
+    assert len(announced) == 0  # there was no connection yet
+    for _ in range(1000):  # more than a connection holds, if nobody read
+        with pytest.raises(ValueError, match="po_number"):
+            client.add_task(ProcessingTask("bad", {}))
+    assert len(announced) == 1
+
+    client.add_task(task("B"))
+    client.add_task(task("C"))
+
+    assert len(announced) == 2
+    assert house.queue.get_queue_status()["pending_tasks"] == 3
+
+
+def test_a_lost_connection_is_told_by_the_call_and_not_by_what_announces_it(house: House) -> None:
+    client = house.client()
+    client.get_queue_status()
+    stream = client._own_line().stream
+    assert stream is not None
+    with socket.socket(fileno=os.dup(stream.fileno())) as plug:
+        plug.shutdown(socket.SHUT_RDWR)
+
+    with pytest.raises(ManagerLostError, match="is gone"):
+        client.add_task(task("A"))
+    client.add_task(task("A"))
+
+    assert house.queue.get_queue_status()["pending_tasks"] == 1
 
 
 def test_what_comes_to_nothing_is_announced_once(house: House, said: list[str]) -> None:

@@ -121,6 +121,25 @@ def test_an_announcement_wakes_who_waits_and_lets_them_wait_on(ends: Ends) -> No
     assert got == [b"what was announced"]
 
 
+def test_an_announcement_is_heeded_until_what_it_announces_is_there(ends: Ends) -> None:
+    heeded = list[str]()
+    here, got = Stream(ends[0]), list[bytes]()
+    there = Stream(ends[1], lambda: heeded.append("heeded"))
+    here.announce_request()
+    here.send(b"there already")
+    assert there.receive() == b"there already" and not heeded
+
+    waits = threading.Thread(target=lambda: got.append(bytes(there.receive())))
+    waits.start()
+    here.announce_request()
+    wait_until(lambda: bool(heeded), "it is heeded")
+    here.send(b"what was announced")
+    waits.join()
+
+    assert heeded == ["heeded"]
+    assert got == [b"what was announced"]
+
+
 def test_to_announce_never_waits_and_never_fails(ends: Ends) -> None:
     here = Stream(ends[0])
     for _ in range(10_000):  # far more than the connection holds
@@ -128,8 +147,10 @@ def test_to_announce_never_waits_and_never_fails(ends: Ends) -> None:
 
     ends[1].close()
     here.announce()
+    here.announce_request()
     here.let_go()
     here.close()
+    here.announce_request()
     Stream(ends[0]).announce()
 
 
