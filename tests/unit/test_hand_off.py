@@ -134,7 +134,7 @@ class Packed:
 
 def test_who_waits_wakes_up_while_a_client_still_packs(house: House) -> None:
     client = house.client()
-    client.get_queue_status()
+    client.pack_tasks([])  # it asks what the queue needs, once
     _, call = house.waits("w")
 
     def is_heard() -> None:
