@@ -108,6 +108,7 @@ def measure_once(case: Case, pools: list[str], number: int, size: int, patience_
                 runs.append(run)
                 run.start(Path(folder, str(place)))
                 if run.wait():
+                    run.signal(signal.SIGSTOP)
                     waiting.append(run)
             while waiting:
                 waiting = [run for run in waiting if run.take_turn()]
@@ -153,10 +154,20 @@ class _Run:
         return self._line in ready and bool(self._line.recv(1))
 
     def take_turn(self) -> bool:
-        """Let it go on; whether it waits for another turn."""
+        """Let it go on, and stand still again if it waits for another turn: whether it does."""
+        self.signal(signal.SIGCONT)
         with contextlib.suppress(OSError):  # it has ended: that is seen
             self._line.send(b".")
-        return self.wait()
+        if not self.wait():
+            return False
+        self.signal(signal.SIGSTOP)  # some pools look round hundreds of times a second while they have nothing to do
+        return True
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all of it."""
+        for pid in marked(self._mark):
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
 
     def end(self) -> float:
         """End it and what is left of it; CPU seconds that nobody will count any more."""
@@ -189,9 +200,8 @@ class _Run:
 def end_marked(mark: str) -> tuple[int, float]:
     """End every process with this mark; how many there were, and the CPU seconds that nobody will count any more."""
     spent: dict[int, float] = {}  # one that takes its time to die is killed again, and counts once
-    sign = f"{MARK}={mark}".encode()
     for _ in range(20):  # one that forks just now is found the next time
-        found = [pid for pid in psutil.pids() if _has(pid, sign)]
+        found = marked(mark)
         if not found:
             break
         for pid in found:
@@ -201,6 +211,12 @@ def end_marked(mark: str) -> tuple[int, float]:
                 spent[pid] = times.user + times.system
         time.sleep(0.05)
     return len(spent), sum(spent.values())
+
+
+def marked(mark: str) -> list[int]:
+    """The ids of all processes with this mark."""
+    sign = f"{MARK}={mark}".encode()
+    return [pid for pid in psutil.pids() if _has(pid, sign)]
 
 
 def _has(pid: int, sign: bytes) -> bool:
