@@ -231,9 +231,10 @@ class QueueClient:
     def _announce(self) -> None:
         """The manager process, and a worker that waits, wake up while tasks are packed (poqueue.hand_off); it may be in vain."""
         line = self._own_line()
-        if line.stream is not None and not line.is_announced and not line.is_answer_due:
+        stream = line.stream  # which a signal handler may take away
+        if stream is not None and not line.is_announced and not line.is_answer_due:
             line.is_announced = True
-            line.stream.announce_request()
+            stream.announce_request()
 
     def pack_tasks(self, tasks: Iterable[ProcessingTask | FrozenTask]) -> list[tuple[Any, ...]]:
         """Tasks in the form in which `begin("add_tasks", ...)` sends them, their data as JSON if the queue needs that."""

@@ -1,8 +1,8 @@
 """The calls that wait for something to lease, and how new work gets to them.
 
 A worker's call waits in the manager, on a thread of its own. Were that thread woken to lease and to answer, a PO would wait
-for two threads in turn. So whoever adds tasks leases them to those who wait (TaskQueue._hand_out) and answers in the place
-of their own threads; these wake up after that, and find that there is nothing left to say. To wake a worker that has
+for two threads in turn. So whoever adds tasks leases them to the first in the line (TaskQueue._hand_out) and answers in
+their place; their own threads wake up after that, and find that there is nothing left to say. To wake a worker that has
 slept for a while takes about as long as to add a PO: it is announced before, so that both is done at the same time. Likewise
 a client announces what it is about to add, so that all three wake up while it still packs.
 Everything here is done with the queue's lock held.
@@ -10,6 +10,7 @@ Everything here is done with the queue's lock held.
 
 import logging
 import threading
+from collections import deque
 
 from poqueue.hints import Any, Protocol
 from poqueue.packing import PackedGrant
@@ -61,14 +62,11 @@ class Taker:
 
 
 class Line:
-    """Those who wait. Who came last is called first: what it needs may still be in the caches, and a PO begins sooner.
-
-    Who is called leaves it, looks for itself, and may come back.
-    """
+    """Those who wait, the longest first; who is called leaves it, looks for itself, and stands behind all others again."""
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
-        self.takers: list[Taker] = []
+        self.takers: deque[Taker] = deque()
 
     def __len__(self) -> int:
         return len(self.takers)
@@ -86,25 +84,25 @@ class Line:
                 taker.is_in_line = False
 
     def announce(self) -> None:
-        """Something will come for the next one."""
+        """Something will come for the first one."""
         try:
-            following = self.takers[-1]
+            first = self.takers[0]
         except IndexError:  # a look before might be out of date: a signal handler adds as well
             return
-        following.announce()
+        first.announce()
 
     def pop(self) -> Taker | None:
-        """Take the next one out, if there is one: a signal handler may have called all since a look before."""
+        """Take the first one out, if there is one: a signal handler may have called all since a look before."""
         try:
-            taker = self.takers.pop()
+            taker = self.takers.popleft()
         except IndexError:
             return None
         taker.is_in_line = False
         return taker
 
     def put_back(self, taker: Taker) -> None:
-        """It waits on, as the next one."""
-        self.takers.append(taker)
+        """It waits on, as the first."""
+        self.takers.appendleft(taker)
         taker.is_in_line = True
 
     def notify(self, count: int = 1) -> None:

@@ -169,7 +169,7 @@ class Stream:
         self._send_now(_ANNOUNCEMENT)
 
     def announce_request(self) -> None:
-        """The same at the end that asks, where there is always room for one before each request; never fails."""
+        """The same at the end that asks: while no answer is due there is room for one before the request; never fails."""
         with contextlib.suppress(OSError):  # nobody is there: that is told to who sends the request
             os.write(self.fileno(), _ANNOUNCEMENT)
 

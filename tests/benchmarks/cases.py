@@ -26,7 +26,7 @@ HANG_TIMEOUT_S = 0.5
 FAULTS_WITHIN_S = 20.0  # far above what any pool needs that ends at all
 PACE_S = 0.01
 POS_A_TURN, SETTLING = 30, 5  # the first ones of each turn find what was idle for longer, and are not counted
-IN_TURN_WITHIN_S = 240.0  # with the turns of all others
+IN_TURN_WITHIN_S = 600.0  # with the turns of all others
 CALLS = 1000
 Figures = dict[str, float]
 
@@ -42,7 +42,7 @@ class Case:
     measure: Callable[[str, int], Figures]
     limit_s: float = 120.0
     is_slow: bool = False  # once is enough: it takes long and hardly varies
-    in_turn: bool = False  # all pools are open together, and go on for a moment each: the machine changes in seconds
+    in_turn: tuple[str, ...] = ()  # open together, and go on for a moment each, as the machine changes within seconds
 
 
 # ---------------------------------------------------------------------- throughput
@@ -117,7 +117,8 @@ def add_to_start(pool_name: str, size: int) -> Figures:
     pool = open_warm(pool_name, JOBS, 60.0, "nothing")
     outcomes = pool.run(_in_turns(orders), IN_TURN_WITHIN_S)
     figures = judge(outcomes, orders)
-    counted = [po["po_number"] for place, po in enumerate(orders) if place % POS_A_TURN >= SETTLING]
+    settling = min(SETTLING, size // 2)
+    counted = [po["po_number"] for place, po in enumerate(orders) if place % POS_A_TURN >= settling]
     waits_ms = [outcomes.results[number]["wait_s"] * 1000.0 for number in counted if number in outcomes.results]
     pool.close()
     return {"p50_ms": median(waits_ms), "p99_ms": quantiles(waits_ms, n=100)[98], **figures}
@@ -354,9 +355,8 @@ def _cases() -> Iterator[Case]:
     million = 1_000_000
     yield Case("W8-1M", "calls with 1,000,000 tasks", ("queue", "manager"), million, queue_latency, 400.0, is_slow=True)
     pacing = (*OURS, "ppe", "mp-1", "pebble", "mpire", "loky")
-    yield Case(
-        "W9", "one PO every 10 ms, add to start", pacing, 1_020, add_to_start, IN_TURN_WITHIN_S + 60.0, in_turn=True
-    )
+    still = tuple(pool for pool in pacing if pool != "mpire")  # which looks round 200 times a second meanwhile
+    yield Case("W9", "one PO every 10 ms, add to start", pacing, 1_020, add_to_start, 60.0, in_turn=still)
     yield Case("in-process-20k", "TaskQueue alone, add, lease, complete: 20,000", IN_PROCESS, 20_000, queue_rate)
     yield Case("in-process-200k", "TaskQueue alone, add, lease, complete: 200,000", IN_PROCESS, 200_000, queue_rate)
     yield Case(

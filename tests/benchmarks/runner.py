@@ -79,7 +79,8 @@ def _order(cases: list[Case], pools: list[str], repeat: int) -> Iterator[tuple[i
             wanted = [pool for pool in case.pools if not pools or pool in pools]
             if number % 2:
                 wanted.reverse()
-            for group in [wanted] if case.in_turn else [[pool] for pool in wanted]:
+            in_turn = [pool for pool in wanted if pool in case.in_turn]
+            for group in [in_turn, *([pool] for pool in wanted if pool not in in_turn)]:
                 yield number, case, group
 
 
@@ -108,13 +109,17 @@ def measure_once(case: Case, pools: list[str], number: int, size: int, patience_
                 runs.append(run)
                 run.start(Path(folder, str(place)))
                 if run.wait():
-                    run.signal(signal.SIGSTOP)
                     waiting.append(run)
+                else:
+                    left_s += run.end()
             while waiting:
-                waiting = [run for run in waiting if run.take_turn()]
+                for run in list(waiting):
+                    if not run.take_turn():
+                        waiting.remove(run)
+                        left_s += run.end()
         finally:
             for run in runs:
-                left_s += run.end()
+                run.end()  # those that an error has cut off
         noise = watch.stop(left_s)
         return [run.outcome(noise) for run in runs]
 
@@ -127,12 +132,11 @@ class _Run:
         self._case = case
         self._mark = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
-        self._is_late = False
+        self._left_s = case.limit_s  # of its own time: others' turns do not count
 
     def start(self, folder: Path) -> None:
         """Start it with a folder of its own, which it makes."""
         folder.mkdir()
-        self._started = time.monotonic()
         self._file, self._log = folder / "answer.json", folder / "log"
         one, is_told = self._measurement, self._case.in_turn
         what = [one.case, one.pool, str(one.size), str(self._file)]
@@ -148,33 +152,27 @@ class _Run:
 
     def wait(self) -> bool:
         """Until it has come to its end or, which it says, waits for its turn; no longer than its limit."""
-        left_s = self._started + self._case.limit_s - time.monotonic()
-        ready, _, _ = select.select(self._awaited, [], [], max(0.0, left_s))
-        self._is_late = not ready
-        return self._line in ready and bool(self._line.recv(1))
+        begun = time.monotonic()
+        ready, _, _ = select.select(self._awaited, [], [], max(0.0, self._left_s))
+        self._measurement.seconds += time.monotonic() - begun
+        self._left_s -= time.monotonic() - begun
+        with contextlib.suppress(OSError):  # it has died with a word unread
+            return self._line in ready and bool(self._line.recv(1))
+        return False
 
     def take_turn(self) -> bool:
-        """Let it go on, and stand still again if it waits for another turn: whether it does."""
-        self.signal(signal.SIGCONT)
+        """Let it go on; whether it waits for another turn."""
         with contextlib.suppress(OSError):  # it has ended: that is seen
             self._line.send(b".")
-        if not self.wait():
-            return False
-        self.signal(signal.SIGSTOP)  # some pools look round hundreds of times a second while they have nothing to do
-        return True
-
-    def signal(self, number: int) -> None:
-        """Send a signal to all of it."""
-        for pid in marked(self._mark):
-            with contextlib.suppress(OSError):
-                os.kill(pid, number)
+        return self.wait()
 
     def end(self) -> float:
         """End it and what is left of it; CPU seconds that nobody will count any more."""
         if self._process is not None:
             self._process.kill()  # unless it has ended
             self._process.wait()
-        self._measurement.left_running, left_s = end_marked(self._mark)
+        count, left_s = end_marked(self._mark)
+        self._measurement.left_running += count
         return left_s
 
     def outcome(self, noise: Noise) -> Measurement:
@@ -182,12 +180,12 @@ class _Run:
         self._line.close()
         os.close(self._end)
         one, answer = self._measurement, self._read()
-        one.seconds, one.noise = time.monotonic() - self._started, noise
+        one.noise = noise
         one.figures, one.reason = answer.get("figures", {}), answer.get("reason", "")
         return one
 
     def _read(self) -> dict[str, Any]:
-        if self._is_late:
+        if self._left_s <= 0.0:
             return {"reason": f"no end within {self._case.limit_s:g} s"}
         if self._file.exists():
             found: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
@@ -200,8 +198,9 @@ class _Run:
 def end_marked(mark: str) -> tuple[int, float]:
     """End every process with this mark; how many there were, and the CPU seconds that nobody will count any more."""
     spent: dict[int, float] = {}  # one that takes its time to die is killed again, and counts once
+    sign = f"{MARK}={mark}".encode()
     for _ in range(20):  # one that forks just now is found the next time
-        found = marked(mark)
+        found = [pid for pid in psutil.pids() if _has(pid, sign)]
         if not found:
             break
         for pid in found:
@@ -211,12 +210,6 @@ def end_marked(mark: str) -> tuple[int, float]:
                 spent[pid] = times.user + times.system
         time.sleep(0.05)
     return len(spent), sum(spent.values())
-
-
-def marked(mark: str) -> list[int]:
-    """The ids of all processes with this mark."""
-    sign = f"{MARK}={mark}".encode()
-    return [pid for pid in psutil.pids() if _has(pid, sign)]
 
 
 def _has(pid: int, sign: bytes) -> bool:

@@ -1,7 +1,7 @@
-"""Measurements that take turns: a pool is open, and its processes stand still until the runner lets them go on for a moment.
+"""Measurements that take turns: a pool waits, open and idle, until the runner lets it go on for a moment.
 
-What is compared is then measured within the same second or two, and each has the machine to itself. The word goes over
-standard input, a socket there; a measurement that is started by hand has none, and goes on at once.
+What is compared is then measured within the same second or two. The word goes over standard input, a socket there; a
+measurement that is started by hand has none, and goes on at once.
 """
 
 import os

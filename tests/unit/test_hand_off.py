@@ -7,6 +7,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from poqueue.errors import ManagerLostError
 from poqueue.hand_off import Taker
 from poqueue.packing import PackedGrant, unpack_grant
 from poqueue.server import QueueServer
+from poqueue.task import Report
 from poqueue.task_queue import HAND_OUT_AT_ONCE
 from tests.contract.scene import wait_until
 
@@ -164,6 +166,34 @@ def test_what_a_client_cannot_pack_is_announced_once(house: House, monkeypatch: 
     assert house.queue.get_queue_status()["pending_tasks"] == 3
 
 
+def test_a_signal_handler_that_hangs_up_is_no_error_of_the_announcement(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = house.client()
+    client.pack_tasks([])
+
+    class Line:
+        """This thread's, which is taken away while it is looked at."""
+
+        def __init__(self) -> None:
+            self._line = client._own_line()
+
+        def __getattr__(self, name: str) -> Any:
+            found = getattr(self._line, name)
+            if name == "stream":
+                client.hang_up()
+            return found
+
+        is_announced = False
+
+    own_line, lines = client._own_line, [Line()]
+    monkeypatch.setattr(client, "_own_line", lambda: lines.pop() if lines else own_line())
+
+    client._announce()
+
+    assert client.add_task(task("A")) == "A"
+
+
 def test_a_lost_connection_is_told_by_the_call_and_not_by_what_announces_it(house: House) -> None:
     client = house.client()
     client.get_queue_status()
@@ -204,19 +234,19 @@ def test_nothing_is_announced_while_nothing_may_start(house: House, said: list[s
     assert numbers_of(call) == ["A"]
 
 
-def test_each_gets_what_it_asked_for_and_who_came_last_the_first_of_it(house: House) -> None:
-    calls = [house.waits(f"w{number}", limit)[1] for number, limit in enumerate((1, 1, 2))]
+def test_each_gets_what_it_asked_for_and_who_waits_longest_the_first_of_it(house: House) -> None:
+    calls = [house.waits(f"w{number}", limit)[1] for number, limit in enumerate((2, 1, 1))]
 
     house.queue.add_tasks([task("late", priority=9), task("A"), task("B"), task("first", priority=1)])
 
-    assert [numbers_of(call) for call in calls] == [["late"], ["B"], ["first", "A"]]
+    assert [numbers_of(call) for call in calls] == [["first", "A"], ["B"], ["late"]]
     assert house.queue.get_queue_status()["processing_tasks"] == 4
 
 
 def test_one_that_has_nothing_goes_on_waiting(house: House) -> None:
     calls = [house.waits(f"w{number}")[1] for number in range(3)]
 
-    for number, call in zip("ABC", reversed(calls), strict=True):
+    for number, call in zip("ABC", calls, strict=True):
         house.queue.add_task(task(number))
         assert numbers_of(call) == [number]
 
@@ -344,8 +374,8 @@ def test_each_that_is_told_hears_of_its_next_question_though_more_was_there_than
 
     house.queue.add_task(task("new"))
 
-    assert [numbers_of(call) for _, call in waiting[1:]] == [["new"], ["retried"]]
-    for number, (client, _) in enumerate(waiting[1:], start=1):
+    assert [numbers_of(call) for _, call in waiting[:2]] == [["retried"], ["new"]]
+    for number, (client, _) in enumerate(waiting[:2]):
         assert client.exchange(f"w{number}", limit=0, turn=2).leases == []
 
 
@@ -373,9 +403,9 @@ def test_who_waits_in_another_way_has_its_turn_as_well(house: House) -> None:
     client, told = house.waits("w")
 
     house.queue.add_task(task("A"))
-    assert numbers_of(told) == ["A"]
+    assert [lease.po_number for lease in call.result().leases] == ["A"]
     house.queue.add_task(task("B"))
-    assert [lease.po_number for lease in call.result().leases] == ["B"]
+    assert numbers_of(told) == ["B"]
     assert client.exchange("w", limit=0, turn=2).leases == []
 
 
@@ -401,12 +431,12 @@ def test_a_signal_handler_that_calls_all_who_wait_breaks_no_change_off(
     queue.add_task(task("first"))
     _, call = house.waits("w1")
 
-    class Takers(list[Taker]):
-        def pop(self, *place: Any) -> Taker:
+    class Takers(deque[Taker]):
+        def popleft(self) -> Taker:
             if signals:
                 signals.clear()
                 queue.drain_queue()
-            return super().pop(*place)
+            return super().popleft()
 
     queue._work.takers = Takers(queue._work.takers)
     queue._is_paused = False
@@ -452,6 +482,37 @@ def test_no_more_than_a_few_are_told_by_who_adds_and_the_others_see_for_themselv
     assert len(told) == HAND_OUT_AT_ONCE
 
 
+@pytest.mark.parametrize("waits_as_well", [False, True])
+def test_who_knows_when_a_retry_is_due_still_waits_then(open_house: Callable[..., House], waits_as_well: bool) -> None:
+    """Who was called when it was reported is not given what is added meanwhile; all others wait for as long as may be."""
+    house = open_house(retry_delay=0.5)
+    worker = house.client()
+    house.queue.add_task(task("R"))
+    (lease,) = worker.exchange("w", turn=1).leases
+    calls = [house.waits(f"w{number}")[1] for number in range(2)]
+    failed = Report(lease.task_id, lease.token, 0.1, None, {"error": "x"})
+    worker.exchange("w", [failed], limit=0, turn=2)
+    wait_until(lambda: len(house.queue._work) == 2, "who was called waits again")
+    if waits_as_well:
+        calls.append(house.waits("w", turn=3, client=worker)[1])
+
+    for number in range(1, len(calls)):
+        house.queue.add_task(task(f"A{number}"))
+
+    assert {number for call in calls for number in numbers_of(call)} == {"R", "A1", *(["A2"] if waits_as_well else [])}
+
+
+def test_who_knows_when_the_next_may_start_still_waits_then(open_house: Callable[..., House]) -> None:
+    house = open_house(start_delay=0.3)
+    calls = [house.waits(f"w{number}")[1] for number in range(3)]
+
+    for number in "ABC":
+        house.queue.add_task(task(number))
+        wait_until(lambda: len(house.queue._work) == 2, "who was called waits again")
+
+    assert sorted(number for call in calls for number in numbers_of(call)) == ["A", "B", "C"]
+
+
 def test_between_two_starts_the_delay_passes(open_house: Callable[..., House]) -> None:
     house = open_house(start_delay=0.3)
     calls = [house.waits(f"w{number}")[1] for number in range(2)]
@@ -459,7 +520,7 @@ def test_between_two_starts_the_delay_passes(open_house: Callable[..., House]) -
 
     house.queue.add_tasks([task("A"), task("B")])
 
-    assert [numbers_of(call) for call in calls] == [["B"], ["A"]]
+    assert [numbers_of(call) for call in calls] == [["A"], ["B"]]
     assert time.monotonic() - begun >= 0.3
 
 
