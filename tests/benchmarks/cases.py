@@ -128,7 +128,7 @@ def _in_turns(orders: list[Po]) -> Iterator[Po]:
     for start in range(0, len(orders), POS_A_TURN):
         await_turn()
         yield from work.paced(orders[start : start + POS_A_TURN], PACE_S)
-        time.sleep(PACE_S)  # the last one has begun, and ended
+        time.sleep(PACE_S)  # as after any other PO: its start and end are no other pool's noise
 
 
 def first_result(pool_name: str, size: int, method: str) -> Figures:

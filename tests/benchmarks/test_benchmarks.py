@@ -214,6 +214,24 @@ def test_pools_take_turns_and_one_that_fails_keeps_nobody_from_theirs(monkeypatc
     assert measured[1].reason == "exit code 1: KeyError: 'no-such-pool'"
 
 
+def test_what_others_take_for_their_turns_is_no_time_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed_s, take_turn = [0.0], runner._Run.take_turn
+
+    def take_turn_later(run: runner._Run) -> bool:
+        passed_s[0] += 1000.0  # above the limit, and between two turns
+        return take_turn(run)
+
+    monkeypatch.setattr(runner._Run, "take_turn", take_turn_later)
+    real, clock = time.monotonic, type("Clock", (), {"sleep": staticmethod(time.sleep)})
+    clock.monotonic = staticmethod(lambda: real() + passed_s[0])  # type: ignore[attr-defined]
+    monkeypatch.setattr(runner, "time", clock)
+
+    measured = runner.measure_once(cases.CASES["W9"], ["ppe", "mp-1"], 0, 2 * cases.POS_A_TURN, patience_s=0.0)
+
+    assert [one.reason for one in measured] == ["", ""]
+    assert all(one.seconds < 1000.0 for one in measured)
+
+
 def test_what_takes_turns_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     case = dataclasses.replace(cases.CASES["W9"], limit_s=2.0)
 

@@ -161,9 +161,13 @@ def test_what_a_client_cannot_pack_is_announced_once(house: House, monkeypatch: 
 
     client.add_task(task("B"))
     client.add_task(task("C"))
+    assert len(announced) == 2
+
+    client.begin("get_queue_status")  # nobody takes its answer: the next call begins with another connection
+    client.add_task(task("D"))
 
     assert len(announced) == 2
-    assert house.queue.get_queue_status()["pending_tasks"] == 3
+    assert house.queue.get_queue_status()["pending_tasks"] == 4
 
 
 def test_a_signal_handler_that_hangs_up_is_no_error_of_the_announcement(
