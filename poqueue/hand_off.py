@@ -2,9 +2,10 @@
 
 A worker's call waits in the manager, on a thread of its own. Were that thread woken to lease and to answer, a PO would wait
 for two threads in turn. So whoever adds tasks leases them to the first in the line (TaskQueue._hand_out) and answers in
-their place; their own threads wake up after that, and find that there is nothing left to say. To wake a worker that has
-slept for a while takes about as long as to add a PO: it is announced before, so that both is done at the same time. Likewise
-a client announces what it is about to add, so that all three wake up while it still packs.
+their place; their own threads wake up after that, and find that there is nothing left to say: once who adds has its answer
+too (Line.call_back), so that they do not take the worker's core for a moment. To wake a worker that has slept for a while
+takes about as long as to add a PO: it is announced before, so that both is done at the same time. Likewise a client announces
+what it is about to add, so that all three wake up while it still packs.
 Everything here is done with the queue's lock held.
 """
 
@@ -46,13 +47,12 @@ class Taker:
         self.is_told = False  # and whether its worker knows; else its own thread is to say so
 
     def tell(self, grant: PackedGrant) -> None:
-        """Give it this, which is leased to its worker already."""
+        """Give it this, which is leased to its worker already; its own thread is still to be called."""
         self.grant = grant
         try:
             self.is_told = self.offer is not None and self.offer.tell(grant)
         except Exception as error:  # whatever is wrong with its connection, its own thread will meet it
             logger.debug("a worker cannot be told by another thread: %r", error)
-        self.bell.notify()
 
     def announce(self) -> None:
         """Have its worker wake up; once, since it may be in vain."""
@@ -67,6 +67,7 @@ class Line:
     def __init__(self, lock: Any) -> None:
         self._lock = lock
         self.takers: deque[Taker] = deque()
+        self.told: list[Taker] = []  # out of the line, their threads not called yet
 
     def __len__(self) -> int:
         return len(self.takers)
@@ -82,6 +83,19 @@ class Line:
             if taker.is_in_line:
                 self.takers.remove(taker)
                 taker.is_in_line = False
+
+    def tell(self, taker: Taker, grant: PackedGrant) -> None:
+        """Give one that was taken out what is leased to its worker; its thread is called if it has to say so."""
+        taker.tell(grant)
+        if taker.is_told:
+            self.told.append(taker)
+        else:
+            taker.bell.notify()
+
+    def call_back(self) -> None:
+        """Call the threads of those who were told: each reads its worker's next request."""
+        while self.told:
+            self.told.pop().bell.notify()
 
     def announce(self) -> None:
         """Something will come for the first one."""

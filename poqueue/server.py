@@ -143,8 +143,13 @@ class QueueServer(Server):
             answer = _answer(queue, request, stream)
             if answer is None:
                 continue
-            failpoint.hit("service.before_answer")
-            stream.send(answer)
+            if len(answer) > wire.AT_ONCE_BYTES:  # it may wait for room, and workers are not to wait with it
+                queue._call_back()
+            try:
+                failpoint.hit("service.before_answer")
+                stream.send(answer)
+            finally:
+                queue._call_back()
 
     def _end_reading(self) -> None:
         """Nobody reads the events any more that this client has read, unless it goes on over another connection."""
@@ -170,11 +175,13 @@ def _answer(queue: TaskQueue, request: bytes | memoryview, stream: wire.Stream) 
         unpack, pack = UNPACK_REQUEST.get(name), PACK_ANSWER.get(name)
         if unpack is not None and args:
             args = unpack(*args)
-        if name == "exchange_packed":
-            kwargs = {**kwargs, "offer": _Offer(stream, number)}
-        value = getattr(queue, name)(*args, **kwargs)
         if name == "add_tasks":
+            value: Any = queue._add_tasks(*args, **kwargs, calls_back=False)
             gc.freeze()  # tasks come and stay by the thousand, and hold no cycles: nobody is to look for any
+        elif name == "exchange_packed":
+            value = queue.exchange_packed(*args, **kwargs, offer=_Offer(stream, number))
+        else:
+            value = getattr(queue, name)(*args, **kwargs)
         if value is TOLD:
             return None
         return pickle.dumps((number, True, value if pack is None else pack(value)), 5)

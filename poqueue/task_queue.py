@@ -211,16 +211,22 @@ class TaskQueue:
 
     def add_tasks(self, tasks: Sequence[ProcessingTask], priority: int = DEFAULT_PRIORITY) -> list[str]:
         """Add many tasks in one step, all or none; arguments and errors as in add_task."""
+        return self._add_tasks(tasks, priority)
+
+    def _add_tasks(
+        self, tasks: Sequence[ProcessingTask], priority: int = DEFAULT_PRIORITY, *, calls_back: bool = True
+    ) -> list[str]:
+        """The same; without `calls_back` the caller is to do that, once it has answered."""
         if self._work.takers:
             self._announce()
         config, needs_json = self._config, self._journal is not None
         admitted = [admit(task, priority, config, needs_json) for task in tasks]
         ids = [one[0] for one in admitted]
         if ids:
-            self._add(admitted, ids)
+            self._add(admitted, ids, calls_back=calls_back)
         return ids
 
-    def _add(self, admitted: Sequence[NewTask], ids: Sequence[str]) -> None:
+    def _add(self, admitted: Sequence[NewTask], ids: Sequence[str], *, calls_back: bool = True) -> None:
         try:
             with self._lock:
                 change = self._change
@@ -245,6 +251,8 @@ class TaskQueue:
                 if self._work.takers:
                     self._hand_out(len(ids))
         finally:
+            if calls_back:
+                self._call_back()
             if self._delivery.lines or self._delivery.waiting:
                 self._delivery.deliver()
 
@@ -862,8 +870,9 @@ class TaskQueue:
         was too slow and some were dropped.
 
         Args:
-            gather_s: ends of attempts may wait so long for more of them, seconds: a reader that is woken for each of
-                thousands keeps everybody from working. Any other event is told at once, with those before it.
+            gather_s: ends of attempts are told together so many seconds after the call, and at once from then on: a reader
+                that is woken for each of thousands keeps everybody from working. Any other event is told at once, with
+                those before it.
 
         Raises:
             QueueError: the reader is closed, as a client's is some seconds after its connection has gone: events may have
@@ -875,22 +884,27 @@ class TaskQueue:
         self, reader: int, after: int, limit: int = 1000, wait_s: float = 0.0, gather_s: float = 0.0
     ) -> PackedEvents:
         """The same as plain tuples: what crosses to other processes."""
-        feed, deadline = self._feed, time.monotonic() + min(wait_s, MAX_WAIT_S)
+        feed, begun = self._feed, time.monotonic()
+        until = begun + min(wait_s, MAX_WAIT_S)
+        together_until = min(begun + gather_s, until)
         with self._lock:
             feed.release(reader, after, self._clock())
-            while feed.count(after) <= 0 and (remaining_s := deadline - time.monotonic()) > 0:
-                feed.waiting += 1
-                try:
+            while feed.count(after) < limit and feed.last_urgent <= after:
+                if (remaining_s := together_until - time.monotonic()) > 0:
+                    feed.full_at = min(feed.full_at, after + limit)
                     self._news.wait(remaining_s)
-                finally:
-                    feed.waiting -= 1
-            deadline = time.monotonic() + min(gather_s, MAX_WAIT_S)
-            while 0 < feed.count(after) < limit and feed.last_urgent <= after:
-                if (remaining_s := deadline - time.monotonic()) <= 0:
+                elif feed.count(after) > 0 or (remaining_s := until - time.monotonic()) <= 0:
                     break
-                feed.full_at = min(feed.full_at, after + limit)
-                self._news.wait(remaining_s)
+                else:
+                    self._wait_for_any_news(remaining_s)
             return feed.read(reader, after, limit)
+
+    def _wait_for_any_news(self, at_most_s: float) -> None:
+        self._feed.waiting += 1
+        try:
+            self._news.wait(at_most_s)
+        finally:
+            self._feed.waiting -= 1
 
     def close_events(self, reader: int) -> None:
         """End reading."""
@@ -1322,12 +1336,18 @@ class TaskQueue:
             if leases is None:
                 taker.bell.notify()
             elif leases:
-                taker.tell((leases, False, self._left_for_each()))
+                line.tell(taker, (leases, False, self._left_for_each()))
             else:
                 line.put_back(taker)
                 break
         if self._ledger.pending:
             line.notify(count)
+
+    def _call_back(self) -> None:
+        """Have the calls return whose workers were told; after whatever may have told one."""
+        if self._work.told:
+            with self._lock:
+                self._work.call_back()
 
     def _leases_for(self, taker: Taker) -> list[tuple[Any, ...]] | None:
         """What a waiting call gets now; None if it is to look for itself."""

@@ -127,7 +127,7 @@ class Stream:
     than one message is on its way, which announcements may precede.
 
     Args:
-        heed: called when a message is announced, and not yet there.
+        heed: called when a message is announced, before it is read.
     """
 
     def __init__(self, conn: connection.Connection, heed: Callable[[], None] | None = None) -> None:
@@ -197,10 +197,10 @@ class Stream:
         if len(data) > _LENGTH_BYTES and _LENGTH.unpack_from(data)[0] == len(data) - _LENGTH_BYTES <= limit:
             return memoryview(data)[_LENGTH_BYTES:]  # nearly always
         while data.startswith(_ANNOUNCEMENT, start):
+            if self._heed is not None and start == 0:
+                self._heed()
             start += _LENGTH_BYTES
             if start == len(data):
-                if self._heed is not None:
-                    self._heed()
                 data, start = os.read(self.fileno(), _READ_BYTES), 0
         if start:
             data = data[start:]

@@ -102,7 +102,7 @@ class Supervisor:
             left out.
         output_dir: folder for what processors write, made by start if it is not there; one in work_dir when left out.
         log_path: file for the manager's own log lines.
-        on_event: called with every event of the queue, in order.
+        on_event: called with every event of the queue, in order; ends of attempts come together, up to 0.2 s late.
         events_bring_data: False leaves the PO's data out of the events of completed POs, for a receiver that knows its POs.
         on_show: called with a Snapshot about four times a second, twice while nobody works.
         signals: where signals are noted, if the caller wants them noted before and after the run as well.

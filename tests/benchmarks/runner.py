@@ -2,8 +2,8 @@
 
 A pool's number is compared with that of another only within a round, where the machine was the same; every other round
 goes through the pools backwards, so that a drift helps nobody. Where the machine changes faster than that, the pools of a
-case are open together and take turns (tests.benchmarks.turns). Every process of a measurement carries a mark in its
-environment: whatever is left of it when it is over is ended, by its id.
+case are open together and take turns, in an order that is drawn anew each time (tests.benchmarks.turns). Every process of a
+measurement carries a mark in its environment: whatever is left of it when it is over is ended, by its id.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psutil
@@ -99,7 +100,7 @@ def measure_quietly(case: Case, pools: list[str], number: int, size: int, patien
 def measure_once(case: Case, pools: list[str], number: int, size: int, patience_s: float) -> list[Measurement]:
     """One measurement of each pool in a process of its own, and nothing of them left afterwards."""
     with tempfile.TemporaryDirectory(prefix="pqb-", ignore_cleanup_errors=True) as folder:
-        watch = Watch(patience_s)
+        watch, draw = Watch(patience_s), Random(number)
         left_s = 0.0
         runs: list[_Run] = []
         waiting: list[_Run] = []
@@ -113,7 +114,7 @@ def measure_once(case: Case, pools: list[str], number: int, size: int, patience_
                 else:
                     left_s += run.end()
             while waiting:
-                for run in list(waiting):
+                for run in draw.sample(waiting, len(waiting)):
                     if not run.take_turn():
                         waiting.remove(run)
                         left_s += run.end()

@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Iterator
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from poqueue import ProcessingTask, QueueError, TaskQueue, TaskResult
+from poqueue import task_queue as task_queue_module
 from poqueue.events import MANY, SILENCE_S
 from poqueue.hints import Any
 from poqueue.packing import last_number, unpack_events
@@ -70,10 +72,9 @@ def test_a_reader_that_gathers_is_woken_when_its_bunch_is_full_and_no_other_with
     begun = time.monotonic()
     of_small, small_calls = read_beside(queue, small, after, 2, wait_s=LONG_S, gather_s=LONG_S)
     of_large, large_calls = read_beside(queue, large, after, 4, wait_s=LONG_S, gather_s=LONG_S)
-    wait_until(lambda: queue._feed.waiting == 2)
+    wait_until(lambda: len(queue._news._waiters) == 2)  # type: ignore[attr-defined]
 
     queue.complete_task("t0", "w", OK)
-    wait_until(lambda: queue._feed.waiting == 0)
     queue.retry_task("t1", {"error": "no"})
     of_small.join()
     queue.complete_task("t2", "w", OK)
@@ -92,6 +93,21 @@ def test_a_bunch_is_told_when_its_time_is_over() -> None:
 
     assert [event.kind for event in queue.read_events(reader, after, wait_s=LONG_S, gather_s=0.01)] == ["completed"]
     assert queue.read_events(reader, after + 1, wait_s=0.01, gather_s=LONG_S) == []
+
+
+def test_after_a_silence_an_end_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(task_queue_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    queue, reader, after = filled(1)
+    thread, calls = read_beside(queue, reader, after, wait_s=LONG_S, gather_s=0.01)
+    wait_until(lambda: bool(queue._news._waiters))  # type: ignore[attr-defined]
+    now[0] += 0.02
+    wait_until(lambda: queue._feed.waiting == 1)  # the time of a bunch is over, and there was none
+
+    queue.complete_task("t0", "w", OK)  # from here on no time passes
+    thread.join(LONG_S)
+
+    assert [[event.kind for event in events] for events in calls] == [["completed"]]
 
 
 def test_a_reader_that_does_not_gather_hears_at_once_beside_one_that_does() -> None:

@@ -255,16 +255,79 @@ def test_one_that_has_nothing_goes_on_waiting(house: House) -> None:
         assert numbers_of(call) == [number]
 
 
-def test_the_next_question_is_heard_after_an_answer_of_another_thread(house: House) -> None:
+@pytest.mark.parametrize("is_served", [False, True])
+def test_the_next_question_is_heard_after_an_answer_of_another_thread(house: House, is_served: bool) -> None:
     client, call = house.waits("w")
+    adds: TaskQueue | QueueClient = house.client() if is_served else house.queue
     for turn in range(2, 30):
-        house.queue.add_task(task(f"P{turn}"))
+        adds.add_tasks([task(f"P{turn}")])
         (lease,) = unpack_grant(call.result()).leases
         assert lease.po_number == f"P{turn}"
         done = (lease.task_id, lease.token, 0.1, b"[true]")
         _, call = house.waits("w", turn=turn, client=client, reports=[done])
 
     assert house.queue.get_queue_status()["completed_tasks"] == 28
+
+
+@pytest.fixture
+def uncalled_at_answers(monkeypatch: pytest.MonkeyPatch, house: House) -> list[int]:
+    """How many who were told had not been called yet when each answer was sent."""
+    counts, send, work = list[int](), wire.Stream.send, house.queue._work
+
+    def note(stream: wire.Stream, message: bytes) -> None:
+        if stream._heed is not None:  # the queue's end
+            counts.append(len(work.told))
+        send(stream, message)
+
+    monkeypatch.setattr(wire.Stream, "send", note)
+    return counts
+
+
+def test_the_thread_of_who_was_told_is_called_once_who_adds_has_its_answer(
+    house: House, uncalled_at_answers: list[int]
+) -> None:
+    """It would take the worker's core for a moment, or the manager's."""
+    client = house.client()
+    told = [house.waits(f"w{number}") for number in range(2)]
+
+    client.add_tasks([task("A"), task("B")])
+
+    assert uncalled_at_answers[-1] == 2
+    assert [numbers_of(call) for _, call in told] == [["A"], ["B"]]
+    for number, (worker, _) in enumerate(told):
+        assert worker.exchange(f"w{number}", limit=0, turn=2).leases == []
+
+
+def test_who_does_not_take_its_answer_keeps_no_worker_waiting(house: House) -> None:
+    client = house.client()
+    worker, call = house.waits("w")
+    many = [task(f"{number:0100}") for number in range(10_000)]  # whose ids no connection holds
+
+    client.begin("add_tasks", client.pack_tasks(many))
+
+    assert numbers_of(call) == [many[0].task_id]
+    assert worker.exchange("w", limit=0, turn=2).leases == []
+
+
+def test_who_hangs_up_instead_of_taking_its_answer_keeps_no_worker_waiting(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = house.client()
+    worker, call = house.waits("w")
+    send = wire.Stream.send
+
+    def hang_up(stream: wire.Stream, message: bytes) -> None:
+        if stream._heed is not None and house.queue._work.told:
+            raise BrokenPipeError
+        send(stream, message)
+
+    monkeypatch.setattr(wire.Stream, "send", hang_up)
+
+    with pytest.raises(ManagerLostError):
+        client.add_tasks([task("A")])
+
+    assert numbers_of(call) == ["A"]
+    assert worker.exchange("w", limit=0, turn=2).leases == []
 
 
 @pytest.mark.parametrize("size", [wire.AT_ONCE_BYTES - 300, wire.AT_ONCE_BYTES, 1_000_000])

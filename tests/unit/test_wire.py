@@ -121,13 +121,16 @@ def test_an_announcement_wakes_who_waits_and_lets_them_wait_on(ends: Ends) -> No
     assert got == [b"what was announced"]
 
 
-def test_an_announcement_is_heeded_until_what_it_announces_is_there(ends: Ends) -> None:
+def test_an_announcement_is_heeded_whether_what_it_announces_is_there_or_not(ends: Ends) -> None:
     heeded = list[str]()
     here, got = Stream(ends[0]), list[bytes]()
     there = Stream(ends[1], lambda: heeded.append("heeded"))
     here.announce_request()
     here.send(b"there already")
-    assert there.receive() == b"there already" and not heeded
+    assert there.receive() == b"there already" and heeded == ["heeded"]
+    here.send(b"not announced")
+    assert there.receive() == b"not announced" and heeded == ["heeded"]
+    heeded.clear()
 
     waits = threading.Thread(target=lambda: got.append(bytes(there.receive())))
     waits.start()
