@@ -222,7 +222,7 @@ class EventFeed:
         Raises:
             QueueError: the reader is closed; for what has happened since, there may be nothing that shows a gap.
         """
-        self._guard_open(reader)
+        self.guard_open(reader)
         brings_data = reader not in self._without_data
         events = self._events
         first = self.last - len(events) + 1
@@ -242,7 +242,7 @@ class EventFeed:
 
     def release(self, reader: int, up_to: int, now: float) -> None:
         """This reader has seen events up to a number; what all have seen is let go. Errors as in read."""
-        self._guard_open(reader)
+        self.guard_open(reader)
         self._note_read(reader, up_to, now)
         self._let_go()
 
@@ -257,7 +257,8 @@ class EventFeed:
         """The readers that this thread was the last to read for, or to open."""
         return [reader for reader, last in self._read_by.items() if last == thread]
 
-    def _guard_open(self, reader: int) -> None:
+    def guard_open(self, reader: int) -> None:
+        """Errors as in read."""
         if reader not in self._read_to:
             raise QueueError(f"reader {reader} is closed")
 

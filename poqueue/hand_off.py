@@ -9,6 +9,7 @@ what it is about to add, so that all three wake up while it still packs.
 Everything here is done with the queue's lock held.
 """
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -94,8 +95,9 @@ class Line:
 
     def call_back(self) -> None:
         """Call the threads of those who were told: each reads its worker's next request."""
-        while self.told:
-            self.told.pop().bell.notify()
+        with contextlib.suppress(IndexError):  # a signal handler, which adds as well, has called the rest
+            while self.told:
+                self.told.pop().bell.notify()
 
     def announce(self) -> None:
         """Something will come for the first one."""

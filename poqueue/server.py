@@ -140,12 +140,12 @@ class QueueServer(Server):
                 request = stream.receive(wire.MAX_REQUEST_BYTES)
             except (EOFError, OSError):
                 return
-            answer = _answer(queue, request, stream)
-            if answer is None:
-                continue
-            if len(answer) > wire.AT_ONCE_BYTES:  # it may wait for room, and workers are not to wait with it
-                queue._call_back()
             try:
+                answer = _answer(queue, request, stream)
+                if answer is None:
+                    continue
+                if len(answer) > wire.AT_ONCE_BYTES:  # it may wait for room, and workers are not to wait with it
+                    queue._call_back()
                 failpoint.hit("service.before_answer")
                 stream.send(answer)
             finally:

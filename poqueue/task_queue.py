@@ -870,9 +870,9 @@ class TaskQueue:
         was too slow and some were dropped.
 
         Args:
-            gather_s: ends of attempts are told together so many seconds after the call, and at once from then on: a reader
-                that is woken for each of thousands keeps everybody from working. Any other event is told at once, with
-                those before it.
+            gather_s: ends of attempts are told together so many seconds after the call (at most 5), and at once from then
+                on: a reader that is woken for each of thousands keeps everybody from working. Any other event is told at
+                once, with those before it.
 
         Raises:
             QueueError: the reader is closed, as a client's is some seconds after its connection has gone: events may have
@@ -885,18 +885,19 @@ class TaskQueue:
     ) -> PackedEvents:
         """The same as plain tuples: what crosses to other processes."""
         feed, begun = self._feed, time.monotonic()
-        until = begun + min(wait_s, MAX_WAIT_S)
-        together_until = min(begun + gather_s, until)
+        until, together_until = begun + min(wait_s, MAX_WAIT_S), begun + min(gather_s, MAX_WAIT_S)
         with self._lock:
             feed.release(reader, after, self._clock())
-            while feed.count(after) < limit and feed.last_urgent <= after:
-                if (remaining_s := together_until - time.monotonic()) > 0:
-                    feed.full_at = min(feed.full_at, after + limit)
-                    self._news.wait(remaining_s)
-                elif feed.count(after) > 0 or (remaining_s := until - time.monotonic()) <= 0:
+            while (count := feed.count(after)) <= 0 or (count < limit and feed.last_urgent <= after):
+                now, ends = time.monotonic(), until if count <= 0 else together_until
+                if not now < ends:  # one of them may be no number
                     break
+                if now < together_until:
+                    feed.full_at = min(feed.full_at, after + limit)
+                    self._news.wait(min(ends, together_until) - now)
                 else:
-                    self._wait_for_any_news(remaining_s)
+                    self._wait_for_any_news(ends - now)
+                feed.guard_open(reader)
             return feed.read(reader, after, limit)
 
     def _wait_for_any_news(self, at_most_s: float) -> None:
@@ -907,9 +908,10 @@ class TaskQueue:
             self._feed.waiting -= 1
 
     def close_events(self, reader: int) -> None:
-        """End reading."""
+        """End reading; who reads just now is told so."""
         with self._lock:
             self._feed.close(reader)
+            self._news.notify_all()
 
     def post_notice(self, text: str) -> None:
         """Tell every reader of the events something; it means nothing to the queue."""

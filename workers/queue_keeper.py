@@ -33,7 +33,9 @@ logger = ShieldedLogger(__name__)
 OWN_CLIENTS = 3  # one calls, one reads events, and the feeder has one
 EVENTS_AT_ONCE = 250  # a message that fits the caches of the processors on its way
 EVENTS_WAIT_S = 5.0
-EVENTS_GATHER_S = 0.2  # ends of attempts are told so long after the last ones: after a longer silence at once
+EVENTS_GATHER_S = 0.05  # ends of attempts are told so long after the last ones, after a longer silence at once;
+EVENTS_DENSE_S = 0.2  # when they come densely, nobody waits for a single one:
+EVENTS_DENSE = 50  # as many within EVENTS_GATHER_S
 MAX_TIMEOUTS = 2  # calls in a row without an answer, each of CALL_TIMEOUT_S
 MAX_REPLACEMENTS = 5
 REPLACEMENT_SPAN_S = 60.0
@@ -71,6 +73,7 @@ class QueueKeeper:
         self._no_room_since: float | None = None
         self._reader = 0
         self._last_event = 0
+        self._gather_s = EVENTS_GATHER_S
 
     def open(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Start the manager, and another one if it is lost on the way. Arguments and errors as in QueueService.start."""
@@ -158,20 +161,21 @@ class QueueKeeper:
                 self._tell_missed()
                 return []
             pending, self._pending = self._pending, None
-            events = self._noted(pending.result())
+            before, events = self._last_event, self._noted(pending.result())
         except QueueError as error:
             self._listen_again(error)
             return []
         except ServiceError as error:
             self.replace(error)
             return []
+        self._gather_s = EVENTS_DENSE_S if self._last_event - before >= EVENTS_DENSE else EVENTS_GATHER_S
         with contextlib.suppress(ServiceError):  # these are not lost with it: the next call sees to that
             self._pending = self._begin_reading()
         return events
 
     def _begin_reading(self) -> PendingCall:
         return self._events_client.begin(
-            "read_events_packed", self._reader, self._last_event, EVENTS_AT_ONCE, EVENTS_WAIT_S, EVENTS_GATHER_S
+            "read_events_packed", self._reader, self._last_event, EVENTS_AT_ONCE, EVENTS_WAIT_S, self._gather_s
         )
 
     def take_last_events(self) -> PackedEvents:

@@ -1,5 +1,6 @@
 """Events for readers in other processes: the ends of many attempts come in bunches, anything else at once."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -108,6 +109,67 @@ def test_after_a_silence_an_end_is_told_at_once(monkeypatch: pytest.MonkeyPatch)
     thread.join(LONG_S)
 
     assert [[event.kind for event in events] for events in calls] == [["completed"]]
+
+
+@pytest.mark.parametrize(("gather_s", "count"), [(LONG_S, 1), (LONG_S, 0), (0.0, 0)])
+def test_a_reader_that_is_closed_while_it_reads_is_told_so(gather_s: float, count: int) -> None:
+    queue, reader, after = filled(count)
+    errors = list[QueueError]()
+
+    def read() -> None:
+        try:
+            queue.read_events(reader, after, wait_s=LONG_S, gather_s=gather_s)
+        except QueueError as error:
+            errors.append(error)
+
+    for number in range(count):
+        queue.complete_task(f"t{number}", "w", OK)
+    thread = threading.Thread(target=read)
+    begun = time.monotonic()
+    thread.start()
+    wait_until(lambda: bool(queue._news._waiters))  # type: ignore[attr-defined]
+    queue.close_events(reader)
+    thread.join()
+
+    assert len(errors) == 1
+    assert time.monotonic() - begun < LONG_S
+
+
+def test_a_bunch_may_take_longer_than_a_reader_waits_for_its_first_event() -> None:
+    queue, reader, after = filled(2)
+    queue.complete_task("t0", "w", OK)
+    begun = time.monotonic()
+    thread, calls = read_beside(queue, reader, after, wait_s=0.0, gather_s=LONG_S)
+    wait_until(lambda: bool(queue._news._waiters))  # type: ignore[attr-defined]
+
+    queue.complete_task("t1", "w", OK)
+    queue.post_notice("hurry")
+    thread.join()
+
+    assert [len(events) for events in calls] == [3]
+    assert time.monotonic() - begun < LONG_S
+
+
+@pytest.mark.parametrize(
+    "words", [{"wait_s": math.nan}, {"wait_s": math.nan, "gather_s": math.nan}, {"gather_s": math.nan}]
+)
+def test_what_is_no_number_is_no_time(words: dict[str, float]) -> None:
+    queue, reader, after = filled(1)
+    assert queue.read_events(reader, after, **words) == []  # type: ignore[arg-type]
+
+
+def test_what_was_urgent_before_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, reader, after = filled(0)
+    queue.post_notice("hurry")
+    queue.read_events(reader, after + 1)  # it is let go
+    waits = list[float]()
+    wait = queue._news.wait
+    monkeypatch.setattr(queue._news, "wait", lambda timeout: waits.append(timeout) or wait(timeout))
+
+    assert queue.read_events(reader, after, wait_s=0.01) == []
+    assert queue.read_events(reader, after, wait_s=0.01, limit=0) == []
+
+    assert len(waits) >= 2
 
 
 def test_a_reader_that_does_not_gather_hears_at_once_beside_one_that_does() -> None:

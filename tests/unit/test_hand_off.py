@@ -330,6 +330,39 @@ def test_who_hangs_up_instead_of_taking_its_answer_keeps_no_worker_waiting(
     assert worker.exchange("w", limit=0, turn=2).leases == []
 
 
+def test_whose_answer_cannot_even_be_made_keeps_no_worker_waiting(house: House) -> None:
+    liar = house.client()
+    packed = liar.pack_tasks([task("A")])
+    worker, call = house.waits("w")
+    stream: Any = liar._local.line.stream
+    stream.send(pickle.dumps((_Unpicklable(), "add_tasks", (packed,), {})))
+
+    assert numbers_of(call) == ["A"]
+    with pytest.raises(EOFError):
+        stream.receive()
+    assert worker.exchange("w", limit=0, turn=2).leases == []
+
+
+def test_a_signal_handler_may_call_those_who_are_just_being_called(house: House) -> None:
+    queue = house.queue
+    told = [house.waits(f"w{number}") for number in range(2)]
+
+    class Told(list[Taker]):
+        def pop(self, *place: Any) -> Taker:
+            if len(self) == 2:  # the first is being called, and the handler does the rest
+                taker = super().pop()
+                queue._work.call_back()
+                taker.bell.notify()
+            return super().pop()
+
+    queue._work.told = Told()
+    queue.add_tasks([task("A"), task("B")])
+
+    assert [numbers_of(call) for _, call in told] == [["A"], ["B"]]
+    for number, (worker, _) in enumerate(told):
+        assert worker.exchange(f"w{number}", limit=0, turn=2).leases == []
+
+
 @pytest.mark.parametrize("size", [wire.AT_ONCE_BYTES - 300, wire.AT_ONCE_BYTES, 1_000_000])
 def test_a_large_answer_is_left_to_the_thread_of_its_own(house: House, size: int) -> None:
     _, call = house.waits("w")
