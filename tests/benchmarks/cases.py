@@ -356,7 +356,7 @@ def _cases() -> Iterator[Case]:
     yield Case("W8-1M", "calls with 1,000,000 tasks", ("queue", "manager"), million, queue_latency, 400.0, is_slow=True)
     pacing = (*OURS, "ppe", "mp-1", "pebble", "mpire", "loky")
     still = tuple(pool for pool in pacing if pool != "mpire")  # which looks round 200 times a second meanwhile
-    yield Case("W9", "one PO every 10 ms, add to start", pacing, 1_020, add_to_start, 60.0, in_turn=still)
+    yield Case("W9", "one PO every 10 ms, add to start", pacing, 2_040, add_to_start, 60.0, in_turn=still)
     yield Case("in-process-20k", "TaskQueue alone, add, lease, complete: 20,000", IN_PROCESS, 20_000, queue_rate)
     yield Case("in-process-200k", "TaskQueue alone, add, lease, complete: 200,000", IN_PROCESS, 200_000, queue_rate)
     yield Case(
