@@ -550,6 +550,23 @@ def test_what_a_receiver_of_events_adds_is_done_before_the_run_is_over(tmp_path:
     assert play.status["completed_tasks"] == play.status["total_tasks"] == 21
 
 
+def test_a_receiver_of_events_hears_of_an_end_while_others_run_on(tmp_path: Path) -> None:
+    """Ends are told together, but soon: a chain of them, each added by a receiver, passes while one PO waits for its end."""
+    numbers = iter([f"F{number}" for number in range(12)])
+
+    def follow(event: Event) -> None:
+        if event.kind == "completed" and (number := next(numbers, None)) is not None:
+            supervisor.queue.add_task(po(number, "quick", tmp_path))
+        elif event.kind == "completed":
+            (tmp_path / "go").touch()
+
+    waiting = po("W", "wait_for_go", tmp_path, task_timeout=20.0)
+    with on_stage(tmp_path, waiting, po("P", "quick", tmp_path), on_event=follow) as (supervisor, play):
+        supervisor.run()
+
+    assert play.status["completed_tasks"] == play.status["total_tasks"] == 14
+
+
 def at_each_look(supervisor: Supervisor, tell: Callable[[str], None]) -> None:
     """Have it told each time what came of the look whether that is the end."""
     look = supervisor._keeper.drain_when_done
